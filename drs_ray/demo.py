@@ -1,0 +1,80 @@
+"""`drs-ray demo`: RS and DRS side by side on real digits, with nothing but what ships with the `demo` extra.
+
+The configs are written next to the results, so that the demo's runs can be continued, changed and run by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from drs_ray.config import RunConfig, load_config
+from drs_ray.console import ConsoleObserver, train_with_progress
+from drs_ray.engine.certify import certify_run, open_session
+from drs_ray.results.reduce import RunResult
+from drs_ray.results.report import write_report
+from drs_ray.results.store import open_store
+
+TOTAL_SIGMA = 1.0
+"""Noise of RS, pixel units. DRS gets sigma / sqrt(2) on each half: the same radius from the same vote probabilities."""
+
+
+@dataclass(frozen=True)
+class _Method:
+    """One column of the demo's table."""
+
+    name: str
+    partition: str
+    sigmas: tuple[float, ...]
+
+
+_METHODS = (
+    _Method("rs", "none", (TOTAL_SIGMA,)),
+    _Method("drs", "checkerboard", (TOTAL_SIGMA / 2**0.5, TOTAL_SIGMA / 2**0.5)),
+)
+
+
+def run_demo(
+    directory: Path, images: int, samples: int, address: str, console: Console, quiet: bool
+) -> tuple[list[RunResult], str]:
+    """Train what is not there yet, certify both methods, write the report.
+
+    Returns:
+        The results (RS, DRS) and where the report is.
+    """
+    configs = [_write_config(method, directory, images, samples, address) for method in _METHODS]
+    results = []
+    with open_session(configs[0].engine) as session:
+        for method, config in zip(_METHODS, configs, strict=True):
+            if not all(Path(str(classifier.checkpoint)).exists() for classifier in config.classifiers):
+                train_with_progress(config, console, quiet)
+            with ConsoleObserver(console, f"certify {method.name}", quiet) as observer:
+                results.append(certify_run(config, observer, session))
+    target = open_store(str(directory))
+    write_report(results, target)
+    return results, f"{target.uri}/report.html"
+
+
+def _write_config(method: _Method, directory: Path, images: int, samples: int, address: str) -> RunConfig:
+    content = {
+        "dataset": {"name": "mnist5k", "images": {"stop": images}},
+        "partition": {"name": method.partition},
+        "classifiers": [
+            {
+                "architecture": "digits-cnn",
+                "checkpoint": str(directory / "classifiers" / f"{method.name}-{index}.safetensors"),
+                "sigma": sigma,
+            }
+            for index, sigma in enumerate(method.sigmas)
+        ],
+        "budget": {"estimation": samples},
+        "engine": {"address": address},
+        "output": str(directory / method.name),
+    }
+    file = directory / f"{method.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return load_config(file)

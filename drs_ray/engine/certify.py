@@ -1,0 +1,199 @@
+"""A certification run from config to certificates: describe, join or start, plan, carry out, verify, reduce."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from importlib import metadata
+
+from drs_ray.config import EngineConfig, RunConfig
+from drs_ray.engine.observer import Observer
+from drs_ray.engine.plan import Unit, missing_units, plan_units
+from drs_ray.errors import EngineError, UnitsSetAsideError
+from drs_ray.results.reduce import RunResult, reduce_run
+from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join, identity, run_id
+from drs_ray.results.sessions import write_session
+from drs_ray.results.store import Store, open_store
+
+DEFAULT_BATCH = {"cpu": 125, "cuda": 1000}
+"""Forward batch by device: a divisor of the default noise block near the measured optimum (docs/architecture.md)."""
+
+_SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarrow", "boto3")
+
+
+def certify_run(config: RunConfig, observer: Observer | None = None, session: Session | None = None) -> RunResult:
+    """Certify the images of a config; resumes by itself where a part of the same run is stored already.
+
+    Args:
+        config: the run.
+        observer: told of progress and events.
+        session: an open session to use, for several runs on one Ray; None: one of its own.
+
+    Raises:
+        ConfigError, DataError, ClassifierError, StoreError: before anything is computed; nothing is written then.
+        UnitsSetAsideError: some units cannot be computed; all others are stored.
+        EngineError: the engine could not go on; what is stored is kept and a later call resumes.
+    """
+    observer = observer or Observer()
+    store = open_store(config.output.uri, config.output.endpoint_url)
+    store.check_writable()
+    with nullcontext(session) if session is not None else open_session(config.engine) as session:
+        config = resolve(config, session)
+        record, joined = create_or_join(store, describe_run(config, observer))
+        units = plan_units(record)
+        todo = missing_units(units, store)
+        if joined:
+            observer.event(f"resuming run {record.run_id}: {len(units) - len(todo)} of {len(units)} units are stored")
+        observer.planned(units, todo)
+        set_aside = _carry_out(todo, record, store, session, observer) if todo else {}
+    _verify(units, set_aside, store)
+    observer.step("reducing")
+    return reduce_run(store, record, config.certificate)
+
+
+def _carry_out(
+    todo: list[Unit], record: RunRecord, store: Store, session: Session, observer: Observer
+) -> dict[Unit, str]:
+    started = datetime.now(UTC)
+    set_aside = session.run(todo, record, store, observer)
+    samples = sum(unit.samples for unit in todo if unit not in set_aside)
+    write_session(store, started, samples)
+    return set_aside
+
+
+def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
+    """Load and check everything that the config names, and make the run's record. Nothing is written.
+
+    Raises:
+        ConfigError, DataError, ClassifierError: one clear line each.
+    """
+    observer.step("loading data set and classifiers")
+    from drs_ray.data.datasets import load_dataset, select_image_ids
+    from drs_ray.engine.worker import classifier_of
+    from drs_ray.smoothing.partition import make_partition
+
+    chosen = config.dataset
+    dataset = load_dataset(chosen.name, chosen.root, chosen.split, chosen.download, chosen.image_size)
+    images = chosen.images
+    image_ids = select_image_ids(len(dataset), images.start, images.stop, images.skip, images.ids)
+    shape = dataset.image_shape
+    partition = make_partition(config.partition.name, shape[1], shape[2], config.partition.layout)
+    digests = []
+    for sub_image in range(len(partition)):
+        classifier = classifier_of(config, partition, sub_image, shape, dataset.num_classes)
+        digests.append(classifier.digest)
+        for warning in classifier.warnings:
+            observer.event(f"warning: {warning}")
+    described = DatasetRecord(digest=dataset.digest, num_classes=dataset.num_classes, image_shape=shape)
+    return RunRecord(
+        run_id=run_id(identity(config, described, image_ids, tuple(digests))),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=config,
+        dataset=described,
+        image_ids=image_ids,
+        classifier_digests=tuple(digests),
+        software={"python": platform.python_version()} | {name: metadata.version(name) for name in _SOFTWARE},
+        hardware=_hardware(config.engine.device),
+    )
+
+
+def resolve(config: RunConfig, session: Session) -> RunConfig:
+    """The config with device and batch filled in: both belong to the run's identity."""
+    device = config.engine.device
+    if device == "auto":
+        device = "cuda" if session.has_gpus() else "cpu"
+    batch = config.engine.batch or min(DEFAULT_BATCH[device], config.noise.block)
+    return config.updated("engine", device=device, batch=batch)
+
+
+class Session:
+    """Where units are carried out. Ray is not touched before it is needed; a Ray that runs already is used."""
+
+    def __init__(self, engine: EngineConfig) -> None:
+        self._engine = engine
+        self._connected = False
+        self._ours = False
+
+    def has_gpus(self) -> bool:
+        """Whether workers will find a GPU."""
+        if self._engine.address in ("inline", "local"):
+            import torch
+
+            return bool(torch.cuda.is_available())
+        self._connect()
+        from drs_ray.engine import driver
+
+        return driver.cluster_gpus() > 0
+
+    def room(self, engine: EngineConfig) -> int:
+        """How many workers would find room now."""
+        if self._engine.address == "inline":
+            return 1
+        self._connect()
+        from drs_ray.engine import driver
+
+        return max(1, driver.room(engine))
+
+    def run(self, units: list[Unit], record: RunRecord, store: Store, observer: Observer) -> dict[Unit, str]:
+        """Do the units; returns those set aside, with the reason."""
+        if self._engine.address == "inline":
+            from drs_ray.engine.inline import run_inline
+
+            return run_inline(units, record, store, observer)
+        observer.step("starting Ray workers")
+        self._connect()
+        from drs_ray.engine import driver
+
+        return driver.run_on_ray(units, record, store.uri, observer)
+
+    def close(self) -> None:
+        """Leave the Ray that this session started or attached to."""
+        if self._ours:
+            import ray
+
+            ray.shutdown()
+
+    def _connect(self) -> None:
+        if not self._connected:
+            from drs_ray.engine import driver
+
+            self._ours = driver.connect(self._engine)
+            self._connected = True
+
+
+@contextmanager
+def open_session(engine: EngineConfig) -> Iterator[Session]:
+    """A session that is closed on the way out."""
+    session = Session(engine)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def _verify(units: list[Unit], set_aside: dict[Unit, str], store: Store) -> None:
+    if set_aside:
+        first, reason = next(iter(set_aside.items()))
+        raise UnitsSetAsideError(
+            f"{len(set_aside)} of {len(units)} units were set aside, first {first.key}: {reason}; all others are "
+            f"stored in {store.uri}; mend the cause, then run the same command to resume"
+        )
+    missing = missing_units(units, store)
+    if missing:
+        raise EngineError(
+            f"{store.uri}: {len(missing)} of {len(units)} parts are not there although they were written, first "
+            f"{missing[0].key}; was the place changed meanwhile? Run the same command to resume"
+        )
+
+
+def _hardware(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+        return "cuda (of the workers)"
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"

@@ -1,0 +1,70 @@
+"""Where a run stands, read from its store alone: no driver is asked, none need be alive."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from drs_ray.engine.plan import plan_units
+from drs_ray.results.run_record import RunRecord, read_record
+from drs_ray.results.schema import CERTIFICATES_KEY, COUNTS_PREFIX
+from drs_ray.results.store import Store
+
+RATE_WINDOW_SECONDS = 600.0
+"""The rate is that of the parts written in the last ten minutes; without any, no driver is at work."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Units and noise samples planned and stored.
+
+    samples_per_second: over the last minutes, None where nothing was written in them. seconds_left: at that rate.
+    unknown_parts: keys among the counts that no planned unit has.
+    """
+
+    record: RunRecord
+    units: int
+    units_done: int
+    samples: int
+    samples_done: int
+    samples_per_second: float | None
+    reduced: bool
+    unknown_parts: tuple[str, ...]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds to the end at the present rate; 0 when finished, None when nobody is at work."""
+        left = self.samples - self.samples_done
+        if left == 0:
+            return 0.0
+        return left / self.samples_per_second if self.samples_per_second else None
+
+
+def run_status(store: Store) -> RunStatus:
+    """Compare what is planned with what is stored.
+
+    Raises:
+        CountsError: no run is there. StoreError: the place cannot be read.
+    """
+    record = read_record(store)
+    units = {unit.key: unit for unit in plan_units(record)}
+    there = {item.key: item.modified for item in store.list(COUNTS_PREFIX)}
+    done = {key: unit for key, unit in units.items() if key in there}
+    return RunStatus(
+        record=record,
+        units=len(units),
+        units_done=len(done),
+        samples=sum(unit.samples for unit in units.values()),
+        samples_done=sum(unit.samples for unit in done.values()),
+        samples_per_second=_rate([(there[key], unit.samples) for key, unit in done.items()], time.time()),
+        reduced=any(item.key == CERTIFICATES_KEY for item in store.list(CERTIFICATES_KEY)),
+        unknown_parts=tuple(sorted(there.keys() - units.keys())),
+    )
+
+
+def _rate(written: list[tuple[float, int]], now: float) -> float | None:
+    """Samples per second between the first and the last part of the window; the first part only starts the clock."""
+    recent = sorted(item for item in written if now - item[0] <= RATE_WINDOW_SECONDS)
+    if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+        return None
+    return sum(samples for _, samples in recent[1:]) / (recent[-1][0] - recent[0][0])

@@ -1,0 +1,126 @@
+"""Doing units: the few lines between a unit and `count_votes`. Runs in a Ray actor or in the driver's own process."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier
+
+from drs_ray.config import RunConfig
+from drs_ray.data.datasets import load_dataset
+from drs_ray.engine.plan import Unit
+from drs_ray.errors import ClassifierError
+from drs_ray.results.counts import CountsRow, encode_part
+from drs_ray.results.run_record import RunRecord
+from drs_ray.results.store import Store, open_store
+from drs_ray.smoothing.keys import NoiseKey
+from drs_ray.smoothing.partition import Partition, make_partition
+from drs_ray.smoothing.voting import Sampler, count_votes
+
+
+def threads_of(cpus_per_worker: float) -> int:
+    """Torch threads of a worker: its whole CPUs, at least one."""
+    return max(1, math.floor(cpus_per_worker))
+
+
+class UnitRunner:
+    """Holds one sub-image's base classifier on one device, and does that sub-image's units."""
+
+    def __init__(self, record: RunRecord, sub_image: int) -> None:
+        """Load the data set and the classifier of `sub_image`.
+
+        Raises:
+            DataError, ClassifierError: what the run's config names is not here, or not what the driver saw.
+        """
+        config = record.config
+        self._record = record
+        self._dataset = load_dataset(
+            config.dataset.name, config.dataset.root, config.dataset.split, False, config.dataset.image_size
+        )
+        _, height, width = record.dataset.image_shape
+        partition = make_partition(config.partition.name, height, width, config.partition.layout)
+        classifier = classifier_of(record.config, partition, sub_image, record.dataset.image_shape, self._classes)
+        if classifier.digest != record.classifier_digests[sub_image]:
+            raise ClassifierError(
+                f"sub-image {sub_image}: this worker loaded weights {classifier.digest[:12]}, the run has "
+                f"{record.classifier_digests[sub_image][:12]}; give every node the same checkpoint"
+            )
+        self._device = torch.device(config.engine.device)
+        self._module = classifier.module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self._device.type != "cpu":  # on the CPU, loading has just checked it
+            shape = partition.layout_shape(sub_image, record.dataset.image_shape[0])
+            check_classifier(self._module, shape, self._classes, sub_image, self._device)
+        assert config.engine.batch is not None  # resolved before the record was made
+        self._sampler = Sampler(
+            partition, sub_image, config.sigmas[sub_image], config.noise.block, config.engine.batch, self._device
+        )
+
+    @property
+    def _classes(self) -> int:
+        return self._record.dataset.num_classes
+
+    def count(self, unit: Unit) -> Iterator[CountsRow]:
+        """The unit's rows: a function of the run's identity and the unit, of nothing else."""
+        for image_id in self._record.image_ids[unit.first : unit.first + unit.images]:
+            image = torch.from_numpy(self._dataset.image(image_id))
+            label = self._dataset.label(image_id)
+            for draw in unit.draws:
+                key = NoiseKey(self._record.config.noise.seed, image_id, unit.sub_image, draw.phase)
+                votes = count_votes(
+                    self._module, image, self._sampler, key, draw.first_sample, draw.samples, self._classes
+                )
+                yield CountsRow(
+                    image_id, label, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes
+                )
+
+    def run(self, unit: Unit, store: Store) -> None:
+        """Do the unit and store its part, whole or not at all."""
+        store.put(unit.key, encode_part(self.count(unit), self._record.run_id, unit.key))
+
+
+def classifier_of(
+    config: RunConfig, partition: Partition, sub_image: int, image_shape: tuple[int, int, int], num_classes: int
+) -> BaseClassifier:
+    """Load and check the base classifier of one sub-image, on the CPU."""
+    chosen = config.classifiers[sub_image]
+    return load_classifier(
+        architecture=chosen.architecture,
+        arguments=chosen.arguments,
+        checkpoint=chosen.checkpoint,
+        sub_image=sub_image,
+        partition=config.partition.name,
+        layout=config.partition.layout,
+        sigma=chosen.sigma,
+        image_shape=partition.layout_shape(sub_image, image_shape[0]),
+        num_classes=num_classes,
+    )
+
+
+class RemoteWorker:
+    """The Ray actor around a `UnitRunner`. Starting is a call of its own, so that its errors arrive as they are."""
+
+    def start(self, record_json: bytes, sub_image: int, uri: str, directory: str) -> None:
+        """Load everything. Relative paths mean what they mean to the driver, where its directory exists here too."""
+        if Path(directory).is_dir():
+            os.chdir(directory)
+        record = RunRecord.model_validate_json(record_json)
+        torch.set_num_threads(threads_of(record.config.engine.cpus_per_worker))
+        if record.config.engine.device == "cuda":
+            make_cuda_reproducible()
+        self._store = open_store(uri, record.config.output.endpoint_url)
+        self._runner = UnitRunner(record, sub_image)
+
+    def run(self, unit: Unit) -> None:
+        """Do one unit and store its part."""
+        self._runner.run(unit, self._store)
+
+
+def make_cuda_reproducible() -> None:
+    """Fixed kernels: the same votes from the same kind of GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

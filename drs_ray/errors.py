@@ -1,0 +1,56 @@
+"""What can go wrong, as one tree of exceptions: the command line prints their message as one line, without a traceback.
+
+A message says what was given, the rule, the value and the remedy. Anything that is not a `DrsError` is a bug.
+"""
+
+from __future__ import annotations
+
+
+class DrsError(Exception):
+    """Base of all errors that drs-ray raises on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(DrsError):
+    """A config key, an override or a command-line argument that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(DrsError):
+    """A data set or an image that is missing, broken or of the wrong size."""
+
+
+class ClassifierError(DrsError):
+    """A base classifier that cannot be built, loaded or trusted (wrong checkpoint, NaN logits)."""
+
+
+class StoreError(DrsError):
+    """A place (directory or bucket) that cannot be read or written."""
+
+
+class MissingObjectError(StoreError):
+    """The store works, but holds no object under the key that was asked for."""
+
+
+class CountsError(DrsError):
+    """Vote counts that are truncated, foreign, duplicated, missing or do not add up."""
+
+
+class EngineError(DrsError):
+    """A run that the engine could not carry through."""
+
+
+class UnitsSetAsideError(EngineError):
+    """The run ended, but some units could not be computed; all the others are stored."""
+
+    exit_code = 3
+
+
+class InterruptedRunError(EngineError):
+    """The user or the scheduler asked the run to stop (exit code 128 + signal, as shells expect)."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

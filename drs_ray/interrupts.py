@@ -1,0 +1,36 @@
+"""SIGINT and SIGTERM as an exception in the main thread, so that a run ends its workers and says how to go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from drs_ray.errors import InterruptedRunError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible(how_to_go_on: str) -> Iterator[None]:
+    """Within the block the first SIGINT or SIGTERM raises `InterruptedRunError`; a second one kills as usual.
+
+    Parts are whole objects, so whatever is interrupted, at most the units in flight are lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        raise InterruptedRunError(f"interrupted by {signal.Signals(number).name}; {how_to_go_on}", number)
+
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

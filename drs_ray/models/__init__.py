@@ -1,0 +1,1 @@
+"""Base classifiers: architectures, checkpoints, and the factory that joins and checks them."""

@@ -1,0 +1,183 @@
+"""Built-in base classifiers: a small CNN for digits, ResNet-20/110 for 32x32 images, torchvision's ResNet-50.
+
+All average over the last feature map, so they take sub-images of any layout. Inputs are pixels in [0, 1] (plus noise);
+normalisation is part of the classifier: arguments `mean` and `std`, one number per channel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+from torch.nn import functional
+
+from drs_ray.errors import ClassifierError
+
+
+def build_architecture(
+    name: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    arguments: Mapping[str, JsonValue] | None = None,
+) -> nn.Module:
+    """A new, untrained network: float32 [N, C, h, w] -> logits float32 [N, num_classes].
+
+    Args:
+        name: one of `ARCHITECTURES`.
+        image_shape: (C, h, w) of a sub-image as laid out for the classifier, for example (1, 28, 14).
+        num_classes: number of logits.
+        arguments: `mean` and `std` (a list with one number per channel), and the architecture's own; see `ARCHITECTURES`.
+
+    Raises:
+        ClassifierError: for an unknown name, an unknown or impossible argument.
+    """
+    if name not in ARCHITECTURES:
+        raise ClassifierError(
+            f"classifier architecture must be one of {', '.join(ARCHITECTURES)}, or your own factory as "
+            f"module:function, got {name!r}"
+        )
+    own = dict(arguments or {})
+    mean, std = own.pop("mean", None), own.pop("std", None)
+    build, defaults = ARCHITECTURES[name]
+    for key, value in own.items():
+        if key not in defaults:
+            allowed = ", ".join(["mean", "std", *defaults])
+            raise ClassifierError(f"classifier {name}: unknown argument {key!r}; allowed: {allowed}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ClassifierError(f"classifier {name}: argument {key} must be an integer >= 1, got {value!r}")
+    network = build(image_shape, num_classes, {**defaults, **{key: int(str(value)) for key, value in own.items()}})
+    if mean is None and std is None:
+        return network
+    channels = image_shape[0]
+    normalize = Normalize(
+        _per_channel("mean", [0.0] * channels if mean is None else mean, channels, -math.inf),
+        _per_channel("std", [1.0] * channels if std is None else std, channels, 0.0),
+    )
+    return nn.Sequential(OrderedDict([("normalize", normalize), ("network", network)]))
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel. Its constants come from the config, not from a checkpoint."""
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> [N, C, h, w]."""
+        return (x - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+class DigitsCNN(nn.Module):
+    """Three 3x3 convolutions, two of them with stride 2, and a global average: about 1 million multiplications."""
+
+    def __init__(self, channels: int, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
+        self.fc = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> logits [N, num_classes]."""
+        x = functional.relu(self.conv1(x))
+        x = functional.relu(self.conv2(x))
+        x = functional.relu(self.conv3(x))
+        logits: Tensor = self.fc(x.mean(dim=(2, 3)))
+        return logits
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut (He et al., CVPR 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, h, w] -> [N, outputs, h / stride, w / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        x = self.relu(x + shortcut)
+        return x
+
+
+class CifarResNet(nn.Module):
+    """The 16-32-64 ResNet for 32x32 images, depth = 6n + 2.
+
+    Parameter names are those of bearpaw/pytorch-classification, which Cohen et al. and the authors of DRS trained:
+    their checkpoints load as they are.
+    """
+
+    def __init__(self, depth: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(16, 16, blocks, stride=1)
+        self.layer2 = _stage(16, 32, blocks, stride=2)
+        self.layer3 = _stage(32, 64, blocks, stride=2)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> logits [N, num_classes]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(x.mean(dim=(2, 3)))
+        return logits
+
+
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(inputs, outputs, stride)
+    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+def _resnet50(image_shape: tuple[int, int, int], num_classes: int, _: Mapping[str, int]) -> nn.Module:
+    if image_shape[0] != 3:
+        raise ClassifierError(
+            f"classifier resnet50 takes images with 3 channels, the data set has {image_shape[0]}; "
+            "choose another architecture"
+        )
+    from torchvision import models  # a second to import: only for those who use it
+
+    network: nn.Module = models.resnet50(weights=None, num_classes=num_classes)
+    return network
+
+
+def _per_channel(key: str, value: JsonValue, channels: int, above: float) -> list[float]:
+    numbers = value if isinstance(value, list) else []
+    result = [float(v) for v in numbers if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(result) != channels or len(numbers) != channels or not all(above < v < math.inf for v in result):
+        rule = "finite numbers" if above < 0 else "numbers > 0"
+        raise ClassifierError(f"classifier argument {key} must be a list of {channels} {rule}, got {value!r}")
+    return result
+
+
+_Builder = Callable[[tuple[int, int, int], int, Mapping[str, int]], nn.Module]
+
+ARCHITECTURES: Mapping[str, tuple[_Builder, Mapping[str, int]]] = {
+    "digits-cnn": (lambda shape, classes, own: DigitsCNN(shape[0], classes, own["width"]), {"width": 16}),
+    "resnet20": (lambda shape, classes, _: CifarResNet(20, shape[0], classes), {}),
+    "resnet110": (lambda shape, classes, _: CifarResNet(110, shape[0], classes), {}),
+    "resnet50": (_resnet50, {}),
+}
+"""Name -> how it is built, and its own integer arguments with their defaults."""

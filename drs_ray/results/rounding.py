@@ -1,0 +1,42 @@
+"""Numbers as text, rounded to the safe side: what is displayed never claims more than what was computed."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+
+_LONGEST = 400  # digits: the largest float64 has 309 before the point
+
+
+def format_down(value: float, digits: int) -> str:
+    """The largest number with so many decimals that is <= the float's exact binary value: 0.4996 -> "0.49".
+
+    0.3 is 0.2999... in binary and gives "0.29"; shares of images are exact ratios: see `format_ratio_down`.
+    """
+    return _fixed(value, digits, ROUND_FLOOR)
+
+
+def format_up(value: float, digits: int) -> str:
+    """The smallest number with so many decimals that is >= the float's exact binary value (upper ends of intervals)."""
+    return _fixed(value, digits, ROUND_CEILING)
+
+
+def format_ratio_down(part: int, whole: int, digits: int) -> str:
+    """part / whole rounded down without passing through a float: 57 of 100 is "0.570", 2 of 3 is "0.666"."""
+    return _shifted(part * 10**digits // whole, digits)
+
+
+def format_ratio_up(part: int, whole: int, digits: int) -> str:
+    """part / whole rounded up without passing through a float: 1 of 3 is "0.334"."""
+    return _shifted(-(-part * 10**digits // whole), digits)
+
+
+def _fixed(value: float, digits: int, rounding: str) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    rounded = Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding, Context(_LONGEST + digits))
+    return format(rounded.copy_abs() if rounded.is_zero() else rounded, "f")  # no "-0.00"
+
+
+def _shifted(scaled: int, digits: int) -> str:
+    return format(Decimal(scaled).scaleb(-digits, Context(_LONGEST + digits)), "f")

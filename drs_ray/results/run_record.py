@@ -1,0 +1,165 @@
+"""run.json: what a run is. Its identity is a hash of all that changes a vote; the rest is provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from drs_ray.config import RunConfig, Section
+from drs_ray.errors import ConfigError, CountsError, MissingObjectError
+from drs_ray.results.schema import RUN_KEY, SCHEMA_VERSION
+from drs_ray.results.store import Store
+
+
+class DatasetRecord(Section):
+    """What was loaded under the data set's name; image_shape is (C, H, W)."""
+
+    digest: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+
+class RunRecord(Section):
+    """The content of run.json: the resolved config, digests, and what software and device the first start had.
+
+    `config` has device and batch filled in. `image_ids` are in the order in which units cut them.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    created: str
+    config: RunConfig
+    dataset: DatasetRecord
+    image_ids: tuple[int, ...]
+    classifier_digests: tuple[str, ...]
+    software: dict[str, str]
+    hardware: str
+
+    @property
+    def sub_images(self) -> int:
+        """Number of sub-images K."""
+        return self.config.partition.sub_images
+
+
+def identity(
+    config: RunConfig, dataset: DatasetRecord, image_ids: tuple[int, ...], classifier_digests: tuple[str, ...]
+) -> dict[str, Any]:
+    """Everything that changes a vote, as plain JSON data. Budgets, alpha and the engine's sizes are not in it."""
+    return {
+        "dataset": {
+            "name": config.dataset.name,
+            "split": config.dataset.split,
+            "image_size": config.dataset.image_size,
+            "digest": dataset.digest,
+            "image_ids": list(image_ids),
+        },
+        "partition": config.partition.model_dump(mode="json"),
+        "classifiers": [
+            {
+                "architecture": classifier.architecture,
+                "arguments": classifier.arguments,
+                "sigma": classifier.sigma,
+                "weights_digest": digest,
+            }
+            for classifier, digest in zip(config.classifiers, classifier_digests, strict=True)
+        ],
+        "noise": config.noise.model_dump(mode="json") | {"generator": _generator(config)},
+        "batch": config.engine.batch,
+    }
+
+
+def run_id(run_identity: Mapping[str, Any]) -> str:
+    """16 hex digits of the identity's SHA-256."""
+    text = json.dumps(run_identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
+    """Write run.json unless it is there; if it is there and is the same run, join it.
+
+    Returns:
+        The record in force, and whether it was there before (a resume). On a resume the sizes of units are the stored
+        ones, for they name the parts; paths, workers and the certificate section are the caller's.
+
+    Raises:
+        ConfigError: the place holds another run, or the same with another budget; the differing keys are named.
+    """
+    data = record.model_dump_json(indent=1).encode()
+    stored = store.create(RUN_KEY, data)
+    if stored == data:
+        return record, False
+    there = parse_record(stored, store.uri)
+    ours, theirs = _comparable(record), _comparable(there)
+    if ours != theirs:
+        differences = "; ".join(_differences(theirs, ours))
+        raise ConfigError(
+            f"output.uri: {store.uri} holds run {there.run_id}, which is not this one ({differences}); "
+            "choose another output or restore the config"
+        )
+    sizes = there.config.engine.model_dump(include={"images_per_unit", "samples_per_unit"})
+    config = record.config.updated("engine", **sizes)
+    return there.model_copy(update={"config": config}), True
+
+
+def read_record(store: Store) -> RunRecord:
+    """The record of the run that is stored there.
+
+    Raises:
+        CountsError: no run is there, or its run.json cannot be read.
+    """
+    try:
+        data = store.get(RUN_KEY)
+    except MissingObjectError as error:
+        raise CountsError(
+            f"{store.uri}: no drs-ray run here ({RUN_KEY} is missing); give the output.uri of a run"
+        ) from error
+    return parse_record(data, store.uri)
+
+
+def parse_record(data: bytes, uri: str) -> RunRecord:
+    """run.json's bytes -> record.
+
+    Raises:
+        CountsError: not a record, or one of a newer version.
+    """
+    try:
+        content = json.loads(data)
+        version = content["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise CountsError(
+                f"{uri}/{RUN_KEY}: schema version {version}, this drs-ray reads {SCHEMA_VERSION}; use the other version"
+            )
+        return RunRecord.model_validate(content)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise CountsError(f"{uri}/{RUN_KEY}: not a drs-ray run record; choose another place or remove it") from error
+
+
+def _generator(config: RunConfig) -> str:
+    return "torch-philox" if config.engine.device == "cuda" else "numpy-philox"
+
+
+def _comparable(record: RunRecord) -> dict[str, Any]:
+    same = identity(record.config, record.dataset, record.image_ids, record.classifier_digests)
+    return same | {"budget": record.config.budget.model_dump(mode="json")}
+
+
+def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            yield from _differences(there.get(key), here.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here) and len(there) <= 16:
+        for index, (old, new) in enumerate(zip(there, here, strict=True)):
+            yield from _differences(old, new, f"{path}.{index}")
+    elif there != here:
+        yield f"{path}: {_brief(there)} there, {_brief(here)} here"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "..."

@@ -1,0 +1,84 @@
+"""The tables that drs-ray stores: Arrow schemas with units, and the metadata that ties a file to its run."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Version of the tables and of run.json; a reader refuses what it does not know."""
+
+RUN_KEY = "run.json"
+COUNTS_PREFIX = "counts/"
+CERTIFICATES_KEY = "certificates.parquet"
+CURVE_KEY = "curve.parquet"
+
+PHASES = ("selection", "estimation")
+"""Selection samples choose the class; estimation samples, independent of them, bound its probability."""
+
+
+def _field(name: str, kind: pa.DataType, unit: str) -> pa.Field:
+    return pa.field(name, kind, nullable=False, metadata={"unit": unit})
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("item", kind, nullable=False))
+
+
+COUNTS = pa.schema(
+    [
+        _field("image_id", pa.int64(), "index in the split"),
+        _field("label", pa.int32(), "class"),
+        _field("sub_image", pa.int8(), "index in the partition"),
+        _field("phase", pa.string(), "selection or estimation"),
+        _field("stage", pa.int8(), "index in the budget"),
+        _field("first_sample", pa.int64(), "sample number within the phase"),
+        _field("samples", pa.int64(), "noise samples"),
+        _field("votes", pa.map_(pa.int32(), pa.int64()), "class -> noise samples given it"),
+    ]
+)
+"""One row per (image, sub-image, phase, stage, range of samples); votes of a row sum to its samples."""
+
+CERTIFICATES = pa.schema(
+    [
+        _field("image_id", pa.int64(), "index in the split"),
+        _field("label", pa.int32(), "class"),
+        _field("prediction", pa.int32(), "class, -1 where the smoothed classifier abstains"),
+        _field("correct", pa.bool_(), "prediction equals label"),
+        _field("radius", pa.float64(), "l2, pixel units; 0 where abstaining"),
+        _field("selected_class", pa.int32(), "class chosen by the selection samples"),
+        _field("runner_up", pa.int32(), "the other class with the most estimation votes, -1 where there is none"),
+        _field("samples", pa.int64(), "noise samples of all sub-images and phases"),
+        _field("estimation_samples", _list(pa.int64()), "noise samples, per sub-image"),
+        _field("class_votes", _list(pa.int64()), "estimation votes for selected_class, per sub-image"),
+        _field("runner_up_votes", _list(pa.int64()), "estimation votes for runner_up, per sub-image"),
+        _field("p_lower", _list(pa.float64()), "lower bound of the selected class's probability, per sub-image"),
+        _field("rival_upper", _list(pa.float64()), "upper bound used for every rival's probability, per sub-image"),
+        _field("margin", _list(pa.float64()), "l2, pixel units, signed, per sub-image"),
+        _field("rule", pa.string(), "vote, bounds and confidence rule"),
+        _field("alpha", pa.float64(), "failure probability of the image's certificate"),
+    ]
+)
+"""One row per image: what is certified, and every number that it was derived from."""
+
+CURVE = pa.schema(
+    [
+        _field("radius", pa.float64(), "l2, pixel units"),
+        _field("certified_accuracy", pa.float64(), "share of all images"),
+        _field("ci_low", pa.float64(), "95 % Clopper-Pearson over images, pointwise"),
+        _field("ci_high", pa.float64(), "95 % Clopper-Pearson over images, pointwise"),
+        _field("guaranteed_low", pa.float64(), "share of this test set, wrong certificates allowed for"),
+    ]
+)
+"""One row per radius of the grid."""
+
+
+def with_metadata(schema: pa.Schema, run_id: str, **extra: str) -> pa.Schema:
+    """The schema with the version, the run it belongs to, and further keys in its metadata."""
+    values = {"schema_version": str(SCHEMA_VERSION), "run_id": run_id, **extra}
+    return schema.with_metadata({f"drs_ray.{name}": value for name, value in values.items()})
+
+
+def metadata(schema: pa.Schema) -> dict[str, str]:
+    """What `with_metadata` wrote, without the prefix; empty for a foreign file."""
+    items = (schema.metadata or {}).items()
+    return {k.decode().removeprefix("drs_ray."): v.decode() for k, v in items if k.startswith(b"drs_ray.")}

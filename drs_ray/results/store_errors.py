@@ -1,0 +1,135 @@
+"""What a disk or a bucket that fails is said to have done: one line with the place, the reason and the remedy.
+
+The libraries' own texts are left out: they may hold the output of a credential helper or a URL with a password.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drs_ray.errors import StoreError
+
+if TYPE_CHECKING:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+CREDENTIALS_REMEDY = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+_ACCESS_DENIED = (
+    "access denied",
+    "allow s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject there, or use other credentials",
+)
+_NO_BUCKET = ("no such bucket", "create it or correct output.uri")
+_BAD_NAME = ("S3 does not allow this name of a bucket", "correct output.uri")
+_REJECTED = ("the credentials were rejected", CREDENTIALS_REMEDY + "; keys that expire must be renewed")
+_WRONG_REGION = ("the bucket is in another region", "set AWS_DEFAULT_REGION to its region")
+_BUSY = ("the server is overloaded or failing", "try again later: a run goes on where it stopped")
+_S3_REASONS = {
+    "AccessDenied": _ACCESS_DENIED,
+    "403": _ACCESS_DENIED,
+    "NoSuchBucket": _NO_BUCKET,
+    "404": _NO_BUCKET,
+    "ExpiredToken": _REJECTED,
+    "InvalidAccessKeyId": _REJECTED,
+    "InvalidToken": _REJECTED,
+    "SignatureDoesNotMatch": _REJECTED,
+    "RequestTimeTooSkewed": ("the clock of this machine is wrong", "set it: requests are signed with the time"),
+    "InvalidBucketName": _BAD_NAME,
+    "AuthorizationHeaderMalformed": _WRONG_REGION,
+    "PermanentRedirect": _WRONG_REGION,
+    "NotImplemented": ("the server lacks an operation", "use one with conditional writes (If-None-Match)"),
+    "InternalError": _BUSY,
+    "ServiceUnavailable": _BUSY,
+    "SlowDown": _BUSY,
+}
+
+_ELSEWHERE = "choose another output.uri"
+_OWN_PLACE = "choose a directory that you may write to"
+_NOT_A_DIRECTORY = ("a part of this path is a file", _ELSEWHERE)
+_NO_LINKS = ("not permitted by the file system (hard links are needed)", _ELSEWHERE)
+_OS_REASONS = {
+    errno.EACCES: ("permission denied", _OWN_PLACE),
+    errno.EDQUOT: ("the disk quota is used up", f"free some space or {_ELSEWHERE}"),
+    errno.EEXIST: _NOT_A_DIRECTORY,
+    errno.ENOENT: ("the directory cannot be made", _ELSEWHERE),
+    errno.ENOSPC: ("no space left on the disk", f"free some space or {_ELSEWHERE}"),
+    errno.ENOTDIR: _NOT_A_DIRECTORY,
+    errno.ENOTSUP: _NO_LINKS,
+    errno.EPERM: _NO_LINKS,
+    errno.EROFS: ("the file system is read-only", _OWN_PLACE),
+}
+
+
+@contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """Turns an `OSError` inside into a `StoreError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: {_os_reason(error)}") from error
+
+
+@contextmanager
+def s3_errors(endpoint: str, place: str) -> Iterator[None]:
+    """Turns what boto3 raises inside into a `StoreError` about `place`; `endpoint` is "" for AWS itself."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise StoreError(f"{place}: {_client_reason(error)}") from error
+    except BotoCoreError as error:
+        server = without_userinfo(endpoint) if endpoint else "AWS S3"
+        raise StoreError(f"{place}: {_botocore_reason(error, server)}") from error
+    except OSError as error:  # a certificate bundle or a config file that cannot be read
+        raise StoreError(f"{place}: {_os_reason(error)}") from error
+
+
+def _os_reason(error: OSError) -> str:
+    reason, remedy = _OS_REASONS.get(error.errno or 0, (error.strerror or str(error), "check the path and the disk"))
+    return f"{reason}; {remedy}"
+
+
+def s3_code(error: ClientError) -> str:
+    """The error's code as the server names it, like NoSuchKey; the HTTP status where it names none."""
+    return error.response.get("Error", {}).get("Code", "")
+
+
+def _client_reason(error: ClientError) -> str:
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    code = s3_code(error)
+    reason, remedy = _S3_REASONS.get(
+        code, _BUSY if status >= 500 else ("the server refused", "check output.uri, the endpoint and the permissions")
+    )
+    return f"{reason} ({code}, HTTP {status}); {remedy}"
+
+
+def _botocore_reason(error: BotoCoreError, server: str) -> str:
+    # Not the errors' own text: it may hold the output of a credential helper or a URL with a password.
+    from botocore import exceptions
+
+    if isinstance(error, exceptions.ProfileNotFound):
+        return f"the AWS profile {os.getenv('AWS_PROFILE', 'default')!r} does not exist; correct AWS_PROFILE"
+    if isinstance(
+        error,
+        exceptions.NoCredentialsError
+        | exceptions.PartialCredentialsError
+        | exceptions.CredentialRetrievalError
+        | exceptions.TokenRetrievalError
+        | exceptions.SSOError,
+    ):
+        return f"no usable AWS credentials ({type(error).__name__}); {CREDENTIALS_REMEDY}"
+    if isinstance(error, exceptions.ParamValidationError):
+        return "; ".join(_BAD_NAME)  # the bucket is the only parameter that is the user's own
+    if isinstance(error, exceptions.SSLError):
+        return f"the certificate of {server} cannot be verified; set AWS_CA_BUNDLE"
+    return f"no proper answer from {server} ({type(error).__name__}); check the network and output.endpoint_url"
+
+
+def without_userinfo(uri: str) -> str:
+    """`uri` without `user:password@`, even where the password contains a slash."""
+    return re.sub(r"//.*@", "//", uri)

@@ -1,0 +1,314 @@
+"""Reduced runs as plain data, side by side: the numbers that the terminal table and the HTML report both show."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from drs_ray.certificates.curve import certified_accuracy_curve, failed_certificates
+from drs_ray.config import DatasetConfig
+from drs_ray.errors import ConfigError
+from drs_ray.results.reduce import ABSTAIN, RunResult
+from drs_ray.results.rounding import format_down, format_ratio_down, format_ratio_up, format_up
+from drs_ray.results.run_record import RunRecord
+
+SHARE_DIGITS = 3
+"""Decimals of displayed shares of images and of radii."""
+
+
+@dataclass(frozen=True)
+class AtRadius:
+    """Certified accuracy at one radius (pixel units), as numbers of images: shares of them are exact only as ratios.
+
+    ci_low, ci_high: pointwise 95 % Clopper-Pearson. guaranteed: images left when the certificates that may have failed
+    are taken off (see `certificates.curve`).
+    """
+
+    radius: float
+    images: int
+    certified: int
+    guaranteed: int
+    ci_low: float
+    ci_high: float
+
+    @property
+    def accuracy_text(self) -> str:
+        """Certified accuracy, rounded down."""
+        return format_ratio_down(self.certified, self.images, SHARE_DIGITS)
+
+    @property
+    def guaranteed_text(self) -> str:
+        """Guaranteed certified accuracy on these images, rounded down."""
+        return format_ratio_down(self.guaranteed, self.images, SHARE_DIGITS)
+
+    @property
+    def interval_text(self) -> str:
+        """The 95 % interval, both ends rounded outwards."""
+        return f"[{format_down(self.ci_low, SHARE_DIGITS)}, {format_up(self.ci_high, SHARE_DIGITS)}]"
+
+    @property
+    def radius_text(self) -> str:
+        """The radius in full."""
+        return exact_text(self.radius)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What is said about one run. sigmas, radii and acr are in pixel units; selection, estimation: samples of the
+    budget, per image and sub-image; samples: noise samples of the whole run; seconds: None where nobody measured.
+    """
+
+    name: str
+    uri: str
+    run_id: str
+    method: str
+    dataset: str
+    split: str
+    images: int
+    sub_images: int
+    sigmas: tuple[float, ...]
+    selection: int
+    estimation: int
+    alpha: float
+    rule: str
+    noise_law: str
+    correct: int
+    abstained: int
+    acr: float
+    samples: int
+    seconds: float | None
+    at_radii: tuple[AtRadius, ...]
+    provenance: tuple[tuple[str, str], ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images predicted correctly."""
+        return self.correct / self.images
+
+    @property
+    def abstention_rate(self) -> float:
+        """Share of images on which the smoothed classifier abstains."""
+        return self.abstained / self.images
+
+    @property
+    def accuracy_text(self) -> str:
+        """Accuracy, rounded down."""
+        return format_ratio_down(self.correct, self.images, SHARE_DIGITS)
+
+    @property
+    def abstention_text(self) -> str:
+        """Abstention rate, rounded up: abstaining is a cost."""
+        return format_ratio_up(self.abstained, self.images, SHARE_DIGITS)
+
+    @property
+    def acr_text(self) -> str:
+        """ACR, rounded down."""
+        return format_down(self.acr, SHARE_DIGITS)
+
+    @property
+    def sigma_text(self) -> str:
+        """Noise levels, one for each sub-image unless all are the same."""
+        return ", ".join(f"{sigma:.4g}" for sigma in dict.fromkeys(self.sigmas))
+
+    @property
+    def budget_text(self) -> str:
+        """Samples per image and sub-image: selection + estimation."""
+        return f"{self.selection:,} + {self.estimation:,}"
+
+    @property
+    def time_text(self) -> str:
+        """Duration for people."""
+        return "not recorded" if self.seconds is None else duration_text(self.seconds)
+
+    @property
+    def failures_allowed(self) -> int:
+        """m*: certificates that `AtRadius.guaranteed` allows to have failed."""
+        return failed_certificates(self.images, self.alpha)
+
+
+def summarise(
+    result: RunResult, name: str, *, radii: Sequence[float] | None = None, seconds: float | None = None
+) -> RunSummary:
+    """One run as plain data.
+
+    Args:
+        result: a reduced run.
+        name: what to call it.
+        radii: increasing, pixel units; None: those of the run's own curve table. Radius 0, where certified accuracy
+            is the accuracy, is put in front if it is missing.
+        seconds: how long the votes took to count, if known.
+    """
+    record, config = result.record, result.record.config
+    return RunSummary(
+        name=name,
+        uri=result.uri,
+        run_id=record.run_id,
+        method=f"{'RS' if record.sub_images == 1 else 'DRS'} (K = {record.sub_images})",
+        dataset=config.dataset.name,
+        split=config.dataset.split,
+        images=result.images,
+        sub_images=record.sub_images,
+        sigmas=config.sigmas,
+        selection=config.budget.selection,
+        estimation=config.budget.estimation,
+        alpha=result.alpha,
+        rule=result.rule,
+        noise_law=config.noise.law,
+        correct=int(result.correct.sum()),
+        abstained=int((result.certificates["prediction"].to_numpy() == ABSTAIN).sum()),
+        acr=result.average_certified_radius,
+        samples=result.samples,
+        seconds=seconds,
+        at_radii=_at_radii(result, radius_grid([result]) if radii is None else radii),
+        provenance=tuple(_provenance(record)),
+    )
+
+
+def summarise_side_by_side(
+    results: Sequence[RunResult], seconds: Sequence[float | None] | None = None
+) -> list[RunSummary]:
+    """Runs over one test set as plain data, under unique names and with one grid of radii for all.
+
+    Args:
+        results: at least one run.
+        seconds: how long each run took, where known.
+
+    Raises:
+        ConfigError: no runs, or runs over different test sets.
+    """
+    check_same_test_set(results)
+    radii = radius_grid(results)
+    times = [None] * len(results) if seconds is None else seconds
+    return [
+        summarise(result, name, radii=radii, seconds=time)
+        for result, name, time in zip(results, run_names(results), times, strict=True)
+    ]
+
+
+def check_same_test_set(results: Sequence[RunResult]) -> None:
+    """Refuse to compare what was not certified on the same images.
+
+    Raises:
+        ConfigError: no runs, or runs that differ in data set, split, preprocessing, content or image ids.
+    """
+    if not results:
+        raise ConfigError("no runs to show: name at least one run (a directory or s3:// URI)")
+    first = results[0]
+    for other in results[1:]:
+        for what, get in _TEST_SET.items():
+            ours, theirs = get(first.record), get(other.record)
+            if ours != theirs:
+                detail = "" if what == "image ids" else f": {_brief(ours)} there, {_brief(theirs)} here"
+                raise ConfigError(
+                    f"{first.uri} and {other.uri}: certified on different test sets ({what} differ{detail}), so they "
+                    "cannot be put side by side; report each on its own"
+                )
+
+
+def run_names(results: Sequence[RunResult]) -> list[str]:
+    """Names for runs: the last component of each uri, with the components before it where two would be the same."""
+    paths = {}
+    for uri in (result.uri for result in results):
+        parts = [part for part in uri.rpartition("://")[2].split("/") if part]
+        paths[uri] = parts or [uri]
+    depths = dict.fromkeys(paths, 1)
+    while True:
+        names = {uri: "/".join(path[-depths[uri] :]) for uri, path in paths.items()}
+        taken = Counter(names.values())
+        deeper = {uri: min(depths[uri] + (taken[names[uri]] > 1), len(path)) for uri, path in paths.items()}
+        if deeper == depths:
+            break
+        depths = deeper
+    seen: Counter[str] = Counter()
+    unique = []
+    for result in results:
+        name = names[result.uri]
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")  # one place twice: at two alphas, say
+    return unique
+
+
+def radius_grid(results: Iterable[RunResult]) -> list[float]:
+    """The union of the runs' radii and 0, increasing."""
+    grids = (result.curve["radius"].to_pylist() for result in results)
+    return sorted({0.0, *itertools.chain.from_iterable(grids)})
+
+
+def exact_text(value: float) -> str:
+    """The shortest decimal number that reads back as this float: "0.25", "1", "0.7071067811865476"."""
+    return str(np.format_float_positional(value, trim="-"))
+
+
+def duration_text(seconds: float) -> str:
+    """ "8.4 s", "2 min 05 s", "3 h 07 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _at_radii(result: RunResult, radii: Sequence[float]) -> tuple[AtRadius, ...]:
+    grid = radii if radii and radii[0] == 0 else [0.0, *radii]
+    curve = certified_accuracy_curve(grid, result.radius, result.correct, result.alpha)
+    images = result.images
+    return tuple(
+        AtRadius(float(radius), images, round(accuracy * images), round(guaranteed * images), float(low), float(high))
+        for radius, accuracy, low, high, guaranteed in zip(
+            curve.radii, curve.certified_accuracy, curve.ci_low, curve.ci_high, curve.guaranteed_low, strict=True
+        )
+    )
+
+
+_TEST_SET: dict[str, Callable[[RunRecord], object]] = {
+    "data set names": lambda record: record.config.dataset.name,
+    "splits": lambda record: record.config.dataset.split,
+    "image sizes": lambda record: record.config.dataset.image_size,
+    "digests of the data": lambda record: record.dataset.digest,
+    "image ids": lambda record: sorted(record.image_ids),
+}
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "..."
+
+
+def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
+    config = record.config
+    yield "run id", record.run_id
+    yield "created", record.created
+    yield "data set", _dataset_text(config.dataset)
+    yield "data digest", record.dataset.digest
+    yield "images", _ids_text(record.image_ids)
+    shape = " x ".join(str(size) for size in record.dataset.image_shape)
+    yield "image shape", f"{shape} (channels x height x width), {record.dataset.num_classes} classes"
+    partition = config.partition
+    yield "partition", partition.name if partition.sub_images == 1 else f"{partition.name}, layout {partition.layout}"
+    for index, (classifier, digest) in enumerate(zip(config.classifiers, record.classifier_digests, strict=True)):
+        which = "classifier" if record.sub_images == 1 else f"classifier of sub-image {index}"
+        checkpoint = "" if classifier.checkpoint is None else f", {classifier.checkpoint}"
+        yield which, f"{classifier.architecture}, sigma {exact_text(classifier.sigma)}{checkpoint}"
+        yield "weights digest", digest
+    noise = config.noise
+    yield "noise", f"{noise.law}, seed {noise.seed}, keyed in blocks of {noise.block:,} samples"
+    yield "forward batch", "chosen by device" if config.engine.batch is None else f"{config.engine.batch:,}"
+    yield "device", config.engine.device
+    yield "hardware", record.hardware
+    yield "software", ", ".join(f"{name} {version}" for name, version in sorted(record.software.items()))
+
+
+def _dataset_text(dataset: DatasetConfig) -> str:
+    size = "" if dataset.image_size is None else f", resized to {dataset.image_size}"
+    root = "" if dataset.root is None else f", from {dataset.root}"
+    return f"{dataset.name}, split {dataset.split}{size}{root}"
+
+
+def _ids_text(ids: Sequence[int]) -> str:
+    shown = ", ".join(str(index) for index in ids) if len(ids) <= 6 else f"{ids[0]}, {ids[1]}, {ids[2]}, ..., {ids[-1]}"
+    return f"{len(ids):,} (ids {shown})"

@@ -1,0 +1,24 @@
+"""What a block of noise is keyed by. No torch here, so that planning and reducing need none."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["selection", "estimation"]
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """What a stream of noise belongs to; sample numbers count from 0 within it."""
+
+    seed: int
+    image_id: int
+    sub_image: int
+    phase: Phase
+
+    def block_digest(self, block_number: int) -> bytes:
+        """128 bits that key one block."""
+        text = f"drs-ray noise 1|{self.seed}|{self.image_id}|{self.sub_image}|{self.phase}|{block_number}"
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()

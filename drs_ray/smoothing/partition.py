@@ -1,0 +1,147 @@
+"""Splitting an image into pixel-disjoint sub-images, and laying a sub-image out for its classifier.
+
+A partition is one map, pixel -> owner; everything else follows from it. The own pixels of a sub-image, in row-major
+order, are its **values** [..., C, d_k]: noise is added to values, so a layout can neither see nor move another
+sub-image's pixels, and the noise of an image is the same in every layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drs_ray.errors import ConfigError
+
+Owner = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class SubImage:
+    """Where the pixels of one sub-image are: in the image, and in the layout that its classifier sees.
+
+    pixels: int64 [d_k], flat positions in the image, increasing. cells: int64 [d_k], flat positions in the layout of
+    height x width. Cells that hold no pixel are always exactly 0.
+    """
+
+    pixels: Tensor
+    cells: Tensor
+    height: int
+    width: int
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the layout is nothing but the values in order, so that laying out is a view."""
+        return len(self.cells) == self.height * self.width
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """K disjoint sub-images that together cover an H x W image; all channels of a pixel belong to one sub-image."""
+
+    name: str
+    layout: str
+    height: int
+    width: int
+    parts: tuple[SubImage, ...]
+
+    def __len__(self) -> int:
+        """Number of sub-images K."""
+        return len(self.parts)
+
+    def pixels(self, sub_image: int) -> Tensor:
+        """Flat positions of the sub-image's pixels: int64 [d_k], increasing."""
+        return self.parts[sub_image].pixels
+
+    def layout_shape(self, sub_image: int, channels: int) -> tuple[int, int, int]:
+        """Shape (C, h, w) of what the sub-image's classifier sees."""
+        part = self.parts[sub_image]
+        return channels, part.height, part.width
+
+    def extract(self, images: Tensor, sub_image: int) -> Tensor:
+        """Images [..., C, H, W] -> values of one sub-image [..., C, d_k].
+
+        Raises:
+            ConfigError: when the images are not H x W.
+        """
+        if tuple(images.shape[-2:]) != (self.height, self.width):
+            raise ConfigError(
+                f"partition {self.name} is for {self.height}x{self.width} images, got {tuple(images.shape[-2:])}"
+            )
+        return images.flatten(-2)[..., self.parts[sub_image].pixels.to(images.device)]
+
+    def merge(self, values: list[Tensor]) -> Tensor:
+        """Values of all K sub-images -> images [..., C, H, W]: the exact inverse of `extract`."""
+        flat = values[0].new_empty((*values[0].shape[:-1], self.height * self.width))
+        for part, own in zip(self.parts, values, strict=True):
+            flat[..., part.pixels.to(flat.device)] = own
+        return flat.unflatten(-1, (self.height, self.width))
+
+    def arrange(self, values: Tensor, sub_image: int) -> Tensor:
+        """Values [..., C, d_k] -> the classifier's input [..., C, h, w]; a view where the layout has no empty cell."""
+        part = self.parts[sub_image]
+        if part.is_dense:
+            return values.unflatten(-1, (part.height, part.width))
+        flat = values.new_zeros((*values.shape[:-1], part.height * part.width))
+        flat[..., part.cells.to(values.device)] = values
+        return flat.unflatten(-1, (part.height, part.width))
+
+    def collect(self, arranged: Tensor, sub_image: int) -> Tensor:
+        """The classifier's input [..., C, h, w] -> values [..., C, d_k]: the exact inverse of `arrange`."""
+        return arranged.flatten(-2)[..., self.parts[sub_image].cells.to(arranged.device)]
+
+
+def make_partition(name: str, height: int, width: int, layout: str) -> Partition:
+    """The partition `name` of height x width images, with `layout` "packed" or "masked".
+
+    Odd sizes: a packed row that owns one pixel less than the others ends in one cell that is always 0.
+
+    Raises:
+        ConfigError: unknown name or layout, or an image too small for every sub-image to own a pixel.
+    """
+    if name not in _OWNERS:
+        raise ConfigError(f"partition.name must be one of {', '.join(_OWNERS)}, got '{name}'")
+    if layout not in _LAYOUTS:
+        raise ConfigError(f"partition.layout must be one of {', '.join(_LAYOUTS)}, got '{layout}'")
+    owner = _OWNERS[name](height, width)
+    count = _SUB_IMAGES[name]
+    present = len(np.unique(owner))
+    if present != count:
+        raise ConfigError(
+            f"partition.name: {name} has {count} sub-images but a {height}x{width} image gives pixels to only {present}"
+        )
+    parts = tuple(_LAYOUTS[layout](owner == index) for index in range(count))
+    return Partition(name, layout, height, width, parts)
+
+
+def _whole(height: int, width: int) -> Owner:
+    return np.zeros((height, width), np.int64)
+
+
+def _checkerboard(height: int, width: int) -> Owner:
+    rows, columns = np.indices((height, width))
+    return np.asarray((rows + columns) % 2, np.int64)
+
+
+def _packed(mine: NDArray[np.bool_]) -> SubImage:
+    """Own pixels of each row pushed together to the left; rows without own pixels are left out."""
+    per_row = mine.sum(axis=1)
+    rows = np.flatnonzero(per_row)
+    width = int(per_row.max())
+    cells = np.concatenate([at * width + np.arange(per_row[row]) for at, row in enumerate(rows)])
+    return SubImage(torch.from_numpy(np.flatnonzero(mine)), torch.from_numpy(cells.astype(np.int64)), len(rows), width)
+
+
+def _masked(mine: NDArray[np.bool_]) -> SubImage:
+    """Full size, own pixels where they were, all others 0."""
+    pixels = torch.from_numpy(np.flatnonzero(mine))
+    return SubImage(pixels, pixels, mine.shape[0], mine.shape[1])
+
+
+_OWNERS: Mapping[str, Callable[[int, int], Owner]] = {"none": _whole, "checkerboard": _checkerboard}
+_SUB_IMAGES: Mapping[str, int] = {"none": 1, "checkerboard": 2}
+_LAYOUTS: Mapping[str, Callable[[NDArray[np.bool_]], SubImage]] = {"packed": _packed, "masked": _masked}

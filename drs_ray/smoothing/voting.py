@@ -1,0 +1,92 @@
+"""Counting votes: one image's sub-image, noise and base classifier in, an integer per class out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from drs_ray.errors import ClassifierError
+from drs_ray.smoothing.keys import NoiseKey
+from drs_ray.smoothing.noise import gaussian_batches
+from drs_ray.smoothing.partition import Partition
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How one sub-image is smoothed: its place in the partition, its noise, and how forward passes are cut.
+
+    sigma is in pixel units; batch and block belong to the run's identity (they fix the slices, see `gaussian_batches`).
+    """
+
+    partition: Partition
+    sub_image: int
+    sigma: float
+    block: int
+    batch: int
+    device: torch.device
+
+
+@torch.inference_mode()
+def count_votes(
+    classifier: torch.nn.Module,
+    image: Tensor,
+    sampler: Sampler,
+    key: NoiseKey,
+    first_sample: int,
+    samples: int,
+    num_classes: int,
+) -> NDArray[np.int64]:
+    """How often the base classifier gives each class to noisy copies of one sub-image.
+
+    A pure function of its arguments: any cut of [first_sample, first_sample + samples) at multiples of
+    `sampler.block` sums to the same votes. Memory is that of one batch (CUDA: one block of noise), never n images.
+
+    Args:
+        classifier: maps float32 [b, C, h, w] to logits [b, num_classes]; in eval mode, on `sampler.device`.
+        image: float32 [C, H, W] in [0, 1], the whole image.
+        sampler: how the sub-image is smoothed.
+        key: whose noise; its sub_image is the sampler's.
+        first_sample: first sample number.
+        samples: number of noisy copies n.
+        num_classes: number of classes.
+
+    Returns:
+        int64 [num_classes], summing to `samples`.
+
+    Raises:
+        ClassifierError: logits of another shape, NaN or infinite: that is a fault, never a vote.
+    """
+    values = sampler.partition.extract(image, sampler.sub_image).to(sampler.device)
+    votes = torch.zeros(num_classes, dtype=torch.int64, device=sampler.device)
+    finite = torch.ones((), dtype=torch.bool, device=sampler.device)
+    one = torch.ones((), dtype=torch.int64, device=sampler.device)
+    for noise in gaussian_batches(
+        key,
+        first_sample,
+        samples,
+        values_shape=(values.shape[0], values.shape[1]),
+        block=sampler.block,
+        batch=sampler.batch,
+        device=sampler.device,
+    ):
+        noisy = sampler.partition.arrange(torch.add(values, noise, alpha=sampler.sigma), sampler.sub_image)
+        logits = classifier(noisy.contiguous(memory_format=torch.channels_last))
+        if logits.shape != (len(noisy), num_classes):  # a class beyond the end would break CUDA for good
+            raise ClassifierError(
+                f"sub-image {key.sub_image}: logits must be [{len(noisy)}, {num_classes}] (batch, classes), "
+                f"got {list(logits.shape)}; check the classifier's number of classes"
+            )
+        finite &= torch.isfinite(logits).all()
+        winners = logits.argmax(dim=1)
+        votes.scatter_add_(0, winners, one.expand_as(winners))
+    if not bool(finite):  # one synchronisation per image, not per batch
+        raise ClassifierError(
+            f"sub-image {key.sub_image}: NaN or infinite logits for image {key.image_id} "
+            f"(samples {first_sample}..{first_sample + samples - 1}, {key.phase}); "
+            "the classifier overflows under noise: check the checkpoint and its normalisation"
+        )
+    return votes.cpu().numpy()

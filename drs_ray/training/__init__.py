@@ -1,0 +1,1 @@
+"""Training sub-image classifiers under noise."""

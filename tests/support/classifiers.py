@@ -1,0 +1,96 @@
+"""User factories for the engine's tests: cheap, deterministic, and faulty on demand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class Prototypes(nn.Module):
+    """Nearest of ten fixed prototypes: cheap, deterministic, and uncertain enough that votes spread."""
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        weights = torch.randn(num_classes, *image_shape, generator=torch.Generator().manual_seed(7))
+        self.weight = nn.Parameter(weights.flatten(1) / weights.flatten(1).norm(dim=1, keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+def prototypes(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A classifier without a checkpoint."""
+    return Prototypes(image_shape, num_classes)
+
+
+class _Faulty(Prototypes):
+    """Misbehaves on forward passes of a whole batch of `trigger` samples (loading checks with fewer)."""
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, trigger: int) -> None:
+        super().__init__(image_shape, num_classes)
+        self._trigger = trigger
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) >= self._trigger:
+            return self.misbehave(super().forward(x))
+        return super().forward(x)
+
+    def misbehave(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _DiesWhileMarked(_Faulty):
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool) -> None:
+        super().__init__(image_shape, num_classes, trigger)
+        self._marker, self._once = Path(marker), once
+
+    def misbehave(self, logits: Tensor) -> Tensor:
+        if self._marker.exists():
+            if self._once:
+                self._marker.unlink(missing_ok=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logits
+
+
+def dies(
+    image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool = True
+) -> nn.Module:
+    """Kills its own process with SIGKILL while the marker file exists; `once` removes the marker first."""
+    return _DiesWhileMarked(image_shape, num_classes, trigger, marker, once)
+
+
+class _Overflows(_Faulty):
+    def misbehave(self, logits: Tensor) -> Tensor:
+        return logits / 0.0
+
+
+def overflows(image_shape: tuple[int, int, int], num_classes: int, trigger: int) -> nn.Module:
+    """Gives infinite logits, but not while it is checked on loading."""
+    return _Overflows(image_shape, num_classes, trigger)
+
+
+class _Slow(_Faulty):
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, seconds: float) -> None:
+        super().__init__(image_shape, num_classes, trigger)
+        self._seconds = seconds
+
+    def misbehave(self, logits: Tensor) -> Tensor:
+        time.sleep(self._seconds)
+        return logits
+
+
+def slow(image_shape: tuple[int, int, int], num_classes: int, trigger: int, seconds: float) -> nn.Module:
+    """Takes its time for every full batch, so that a run can be interrupted in the middle."""
+    return _Slow(image_shape, num_classes, trigger, seconds)
+
+
+def only_in(image_shape: tuple[int, int, int], num_classes: int, process: int) -> nn.Module:
+    """Loads in one process (the driver's) and fails in all others, like a checkpoint that only one node has."""
+    if os.getpid() != process:
+        raise FileNotFoundError("weights.safetensors is not on this node")
+    return Prototypes(image_shape, num_classes)

@@ -1,0 +1,69 @@
+"""Small certification runs for the engine's tests, and the digest that two equal runs share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drs_ray.config import RunConfig, parse_config
+from drs_ray.results.counts import decode_part
+from drs_ray.results.run_record import read_record
+from drs_ray.results.schema import COUNTS_PREFIX
+from drs_ray.results.store import Store, open_store
+
+BATCH = 50
+FACTORY = "tests.support.classifiers"
+
+
+def run_data(output: Path | str, *, address: str = "inline", images: int = 12, factory: str = "prototypes", **arguments: Any) -> dict[str, Any]:
+    """A DRS run of a cheap classifier on real digits, as plain data: seconds, also with Ray."""
+    classifier = {"architecture": f"{FACTORY}:{factory}", "arguments": arguments, "sigma": 0.5}
+    return {
+        "dataset": {"name": "mnist5k", "images": {"stop": images}},
+        "partition": {"name": "checkerboard"},
+        "classifiers": [classifier, classifier | {"sigma": 0.25}],
+        "noise": {"block": 100},
+        "budget": {"selection": 50, "estimation": 400},
+        "engine": {"address": address, "batch": BATCH, "images_per_unit": 3, "cpus_per_worker": 0.5},
+        "output": str(output),
+    }
+
+
+def run_config(output: Path | str, **options: Any) -> RunConfig:
+    """`run_data`, validated."""
+    return parse_config(run_data(output, **options))
+
+
+def write_config(file: Path, data: dict[str, Any]) -> Path:
+    """Write a config as YAML."""
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return file
+
+
+def counts_digest(store: Store | Path | str) -> str:
+    """SHA-256 over all decoded counts, in an order that does not depend on how the work was cut."""
+    if not hasattr(store, "list"):
+        store = open_store(str(store))
+    record = read_record(store)
+    rows: list[str] = []
+    for item in store.list(COUNTS_PREFIX):
+        table = decode_part(store.get(item.key), item.key, record.run_id, record.dataset.num_classes)
+        rows += [json.dumps({**row, "votes": sorted(row["votes"])}, sort_keys=True) for row in table.to_pylist()]
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+
+
+def drs_ray(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process of its own."""
+    return subprocess.run(command(arguments), capture_output=True, text=True, timeout=300, **options)
+
+
+def command(arguments: Sequence[str]) -> list[str]:
+    """The command line of `drs-ray` in this interpreter."""
+    return [sys.executable, "-c", "from drs_ray.cli import main; main()", *arguments]
