@@ -1,4 +1,4 @@
-"""The `drs-ray` command: parse, call one function, print. torch and Ray are imported only by commands that need them."""
+"""The `drs-ray` command: parse, call one function, print. torch and Ray are imported by commands that need them."""
 
 from __future__ import annotations
 

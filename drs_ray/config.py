@@ -219,6 +219,7 @@ class TrainingConfig(Section):
     batch: int = Field(128, ge=1)
     learning_rate: float = Field(0.01, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
     shift: int = Field(0, ge=0, description="Augmentation: random shifts of up to so many pixels.")
     flip: bool = Field(False, description="Augmentation: random horizontal flips.")
     seed: int = Field(0, ge=0, lt=2**63)

@@ -123,7 +123,7 @@ def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> lis
             if epoch == epochs and not quiet:
                 console.print(f"train: sub-image {sub_image}, {epochs} epochs: {note}", highlight=False)
 
-        return train_run(config, on_epoch=on_epoch)
+        return train_run(config, on_progress=on_epoch)
 
 
 def render_facts(facts: Mapping[str, str]) -> Table:

@@ -34,7 +34,7 @@ class Rule:
     @property
     def name(self) -> str:
         """For example `probit p_A bonferroni`."""
-        weights = "" if self.weights is None else f" w={','.join(f'{w:g}' for w in self.weights)}"
+        weights = "" if self.weights is None else f" w={','.join(map(repr, self.weights))}"
         return f"{self.vote} p_A {self.confidence}{weights}"
 
 

@@ -53,7 +53,7 @@ def probit_radius(margin: Floats, weights: Sequence[float] | None = None) -> Flo
     sub_images = margin.shape[-1]
     w = np.ones(sub_images) if weights is None else _one_each("weights", weights, sub_images)
     w = w / w.max()  # the radius depends on their direction alone; squares of tiny weights would vanish in the norm
-    return (margin * w).sum(axis=-1) / np.linalg.norm(w)
+    return np.asarray((margin * w).sum(axis=-1) / np.linalg.norm(w), np.float64)
 
 
 def mean_radius(a_lower: Floats, sigmas: Sequence[float]) -> Floats:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier
 
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import load_dataset
 from drs_ray.engine.plan import Unit
 from drs_ray.errors import ClassifierError
+from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier
 from drs_ray.results.counts import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.store import Store, open_store
@@ -50,7 +50,7 @@ class UnitRunner:
                 f"{record.classifier_digests[sub_image][:12]}; give every node the same checkpoint"
             )
         self._device = torch.device(config.engine.device)
-        self._module = classifier.module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._module = classifier.module.to(self._device).to(memory_format=torch.channels_last)
         if self._device.type != "cpu":  # on the CPU, loading has just checked it
             shape = partition.layout_shape(sub_image, record.dataset.image_shape[0])
             check_classifier(self._module, shape, self._classes, sub_image, self._device)

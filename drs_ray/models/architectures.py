@@ -30,7 +30,7 @@ def build_architecture(
         name: one of `ARCHITECTURES`.
         image_shape: (C, h, w) of a sub-image as laid out for the classifier, for example (1, 28, 14).
         num_classes: number of logits.
-        arguments: `mean` and `std` (a list with one number per channel), and the architecture's own; see `ARCHITECTURES`.
+        arguments: `mean` and `std` (a list with one number per channel), and the architecture's own (`ARCHITECTURES`).
 
     Raises:
         ClassifierError: for an unknown name, an unknown or impossible argument.
@@ -112,9 +112,8 @@ class BasicBlock(nn.Module):
         """[N, inputs, h, w] -> [N, outputs, h / stride, w / stride]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
-        x = self.relu(x + shortcut)
-        return x
+        x = self.bn2(self.conv2(x)) + shortcut
+        return functional.relu(x, inplace=True)
 
 
 class CifarResNet(nn.Module):

@@ -53,7 +53,7 @@ def certified_accuracy_figure(results: Sequence[RunResult], *, legend: bool = Tr
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("figures need matplotlib: install drs-ray[report]") from error
-    figure = Figure(figsize=(7.2, 4.6) if legend else (8.4, 4.4), layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(7.2, 4.6) if legend else (8.4, 4.7), layout="constrained", facecolor=PAPER)
     axes = figure.add_subplot()
     stop = _right_end(results)
     handles = [
@@ -127,7 +127,9 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> Any:
     axes.step(
         curve.radii, curve.guaranteed_low, where="pre", color=colour, linewidth=1.1, linestyle=(0, (4, 2)), alpha=0.9
     )
-    (line,) = axes.step(curve.radii, curve.certified_accuracy, where="pre", color=colour, linewidth=1.8, solid_joinstyle="miter")
+    (line,) = axes.step(
+        curve.radii, curve.certified_accuracy, where="pre", color=colour, linewidth=1.8, solid_joinstyle="miter"
+    )
     return line
 
 

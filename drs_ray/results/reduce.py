@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from drs_ray.results.sessions import total_seconds
 from drs_ray.results.store import Store
 
 ABSTAIN = -1
+
+_REMEDY = "write it again with `drs-ray reduce`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +94,7 @@ def reduce_run(store: Store, record: RunRecord, certificate: CertificateConfig) 
         CountsError: counts that are missing or cannot be trusted; nothing is written then.
         StoreError: the place cannot be read or written.
     """
-    rule = Rule(certificate.vote, certificate.confidence, certificate.weights)
-    certificates = certify_counts(read_counts(store, record), record, rule, certificate.alpha)
+    certificates = certify_counts(read_counts(store, record), record, _rule(certificate), certificate.alpha)
     curve = _curve_table(certificates, record.run_id, certificate)
     store.put(CERTIFICATES_KEY, _parquet(certificates))
     store.put(CURVE_KEY, _parquet(curve))
@@ -106,13 +108,19 @@ def read_result(store: Store) -> RunResult:
         CountsError: no run, not reduced yet, or tables of another run.
     """
     record = read_record(store)
-    return RunResult(
+    result = RunResult(
         store.uri,
         record,
         _read_table(store, CERTIFICATES_KEY, CERTIFICATES, record.run_id),
         _read_table(store, CURVE_KEY, CURVE, record.run_id),
         total_seconds(store),
     )
+    if result.certificates["image_id"].to_pylist() != list(record.image_ids):
+        raise CountsError(f"{store.uri}/{CERTIFICATES_KEY}: not the images of this run; {_REMEDY}")
+    made_from = metadata(result.curve.schema)
+    if (made_from.get("alpha"), made_from.get("rule")) != (repr(result.alpha), result.rule):
+        raise CountsError(f"{store.uri}/{CURVE_KEY}: of another alpha or rule than the certificates; {_REMEDY}")
+    return result
 
 
 def certify_counts(counts: Counts, record: RunRecord, rule: Rule, alpha: float) -> pa.Table:
@@ -144,7 +152,15 @@ def certify_counts(counts: Counts, record: RunRecord, rule: Rule, alpha: float) 
 
 
 def _bounds(radii: CertifiedRadii) -> dict[str, NDArray[np.float64]]:
-    return {"p_lower": ndtr(radii.a_lower), "rival_upper": ndtr(radii.b_upper), "margin": radii.margin}
+    return {
+        "p_lower": np.nextafter(ndtr(radii.a_lower), 0.0),  # ndtr rounds to nearest: step to the safe side
+        "rival_upper": np.nextafter(ndtr(radii.b_upper), 1.0),
+        "margin": radii.margin,
+    }
+
+
+def _rule(certificate: CertificateConfig) -> Rule:
+    return Rule(certificate.vote, certificate.confidence, certificate.weights)
 
 
 def _curve_table(certificates: pa.Table, run_id: str, certificate: CertificateConfig) -> pa.Table:
@@ -158,7 +174,8 @@ def _curve_table(certificates: pa.Table, run_id: str, certificate: CertificateCo
         "ci_high": curve.ci_high,
         "guaranteed_low": curve.guaranteed_low,
     }
-    return _table(columns, with_metadata(CURVE, run_id, table="curve"))
+    made_from = {"alpha": repr(certificate.alpha), "rule": _rule(certificate).name}
+    return _table(columns, with_metadata(CURVE, run_id, table="curve", **made_from))
 
 
 def _total(votes: tuple[csr_array, ...]) -> csr_array:
@@ -194,7 +211,7 @@ def _votes_of(votes: tuple[csr_array, ...], classes: NDArray[np.int64]) -> NDArr
     return np.where((classes >= 0)[:, None], np.stack(picked, axis=1), 0).astype(np.int64)
 
 
-def _table(columns: dict[str, object], schema: pa.Schema) -> pa.Table:
+def _table(columns: Mapping[str, object], schema: pa.Schema) -> pa.Table:
     def array(field: pa.Field) -> pa.Array:
         values = columns[field.name]
         if pa.types.is_list(field.type):
@@ -221,7 +238,7 @@ def _read_table(store: Store, key: str, schema: pa.Schema, run_id: str) -> pa.Ta
             f"{where}: not there; finish the run with `drs-ray certify`, then `drs-ray reduce`"
         ) from error
     except (pa.ArrowException, OSError) as error:
-        raise CountsError(f"{where}: truncated or not Parquet; write it again with `drs-ray reduce`") from error
+        raise CountsError(f"{where}: truncated or not Parquet; {_REMEDY}") from error
     if metadata(table.schema).get("run_id") != run_id or not table.schema.equals(schema) or not len(table):
-        raise CountsError(f"{where}: not a table of run {run_id}; write it again with `drs-ray reduce`")
+        raise CountsError(f"{where}: not a table of run {run_id}; {_REMEDY}")
     return table

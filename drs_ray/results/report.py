@@ -46,33 +46,30 @@ class ImageRow:
     votes: tuple[str, ...]
 
 
-def write_report(
-    results: Sequence[RunResult], target: Store, seconds: Sequence[float | None] | None = None
-) -> list[str]:
+def write_report(results: Sequence[RunResult], target: Store) -> list[str]:
     """Write report.html, certified_accuracy.svg and certified_accuracy.png to the store; returns their keys.
 
     Args:
         results: at least one run.
         target: where to write.
-        seconds: how long each run took, where known.
 
     Raises:
         ConfigError: no runs, runs over different test sets, or jinja2 or matplotlib is missing.
         StoreError: the place cannot be written.
     """
-    page = render_report(results, seconds)
+    page = render_report(results)
     figures = save_figures(results, target)
     target.put(REPORT_KEY, page.encode())
     return [REPORT_KEY, *figures]
 
 
-def render_report(results: Sequence[RunResult], seconds: Sequence[float | None] | None = None) -> str:
+def render_report(results: Sequence[RunResult]) -> str:
     """The HTML page: it opens offline, fetches nothing and runs no script. The same runs give the same page.
 
     Raises:
         ConfigError: no runs, runs over different test sets, or jinja2 or matplotlib is missing.
     """
-    runs = summarise_side_by_side(results, seconds)
+    runs = summarise_side_by_side(results)
     try:
         import jinja2
     except ImportError as error:
@@ -143,7 +140,7 @@ def _inline_svg(results: Sequence[RunResult], runs: Sequence[RunSummary]) -> Mar
     description.text = "Falling step curves, one per run. " + " ".join(_in_words(run) for run in runs)
     svg.insert(0, title)
     svg.insert(1, description)
-    return Markup(ET.tostring(svg, encoding="unicode"))  # noqa: S704: ElementTree has escaped every text
+    return Markup(ET.tostring(svg, encoding="unicode"))  # ElementTree has escaped every text
 
 
 def _in_words(run: RunSummary) -> str:

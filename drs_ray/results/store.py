@@ -313,7 +313,7 @@ class S3Store:
 
 def _check_key(key: str, uri: str) -> str:
     names = key.split("/")
-    hidden = any(name.startswith(".") for name in names) and not key.startswith(_PROBE)
+    hidden = any(name.startswith(".") for name in names) and not re.fullmatch(re.escape(_PROBE) + "[0-9a-f]+", key)
     if hidden or "" in names or "\\" in key or any(ord(character) < 32 for character in key):
         raise StoreError(
             f"{uri}: key {key!r} must be relative, with forward slashes and without names that are empty "
@@ -355,7 +355,7 @@ def _missing_directories(directory: Path) -> list[Path]:
 
 def _temporary_file(directory: Path) -> tuple[int, Path]:
     path = directory / f".{secrets.token_hex(8)}.tmp"
-    for _ in range(3):
+    for _ in range(10):
         with suppress(FileNotFoundError):  # another process's check_writable has just removed a directory
             for missing in reversed(_missing_directories(directory)):
                 missing.mkdir(exist_ok=True)

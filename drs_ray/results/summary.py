@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -130,9 +129,7 @@ class RunSummary:
         return failed_certificates(self.images, self.alpha)
 
 
-def summarise(
-    result: RunResult, name: str, *, radii: Sequence[float] | None = None, seconds: float | None = None
-) -> RunSummary:
+def summarise(result: RunResult, name: str, *, radii: Sequence[float] | None = None) -> RunSummary:
     """One run as plain data.
 
     Args:
@@ -140,7 +137,6 @@ def summarise(
         name: what to call it.
         radii: increasing, pixel units; None: those of the run's own curve table. Radius 0, where certified accuracy
             is the accuracy, is put in front if it is missing.
-        seconds: how long the votes took to count, if known.
     """
     record, config = result.record, result.record.config
     return RunSummary(
@@ -162,31 +158,25 @@ def summarise(
         abstained=int((result.certificates["prediction"].to_numpy() == ABSTAIN).sum()),
         acr=result.average_certified_radius,
         samples=result.samples,
-        seconds=seconds,
+        seconds=result.seconds,
         at_radii=_at_radii(result, radius_grid([result]) if radii is None else radii),
         provenance=tuple(_provenance(record)),
     )
 
 
-def summarise_side_by_side(
-    results: Sequence[RunResult], seconds: Sequence[float | None] | None = None
-) -> list[RunSummary]:
+def summarise_side_by_side(results: Sequence[RunResult]) -> list[RunSummary]:
     """Runs over one test set as plain data, under unique names and with one grid of radii for all.
 
     Args:
         results: at least one run.
-        seconds: how long each run took, where known.
 
     Raises:
         ConfigError: no runs, or runs over different test sets.
     """
     check_same_test_set(results)
     radii = radius_grid(results)
-    times = [None] * len(results) if seconds is None else seconds
-    return [
-        summarise(result, name, radii=radii, seconds=time)
-        for result, name, time in zip(results, run_names(results), times, strict=True)
-    ]
+    names = run_names(results)
+    return [summarise(result, name, radii=radii) for result, name in zip(results, names, strict=True)]
 
 
 def check_same_test_set(results: Sequence[RunResult]) -> None:
@@ -234,8 +224,7 @@ def run_names(results: Sequence[RunResult]) -> list[str]:
 
 def radius_grid(results: Iterable[RunResult]) -> list[float]:
     """The union of the runs' radii and 0, increasing."""
-    grids = (result.curve["radius"].to_pylist() for result in results)
-    return sorted({0.0, *itertools.chain.from_iterable(grids)})
+    return sorted({0.0, *(float(radius) for result in results for radius in result.curve["radius"].to_numpy())})
 
 
 def exact_text(value: float) -> str:

@@ -12,17 +12,16 @@ from drs_ray.results.reduce import RunResult
 from drs_ray.results.summary import AtRadius, RunSummary, summarise_side_by_side
 
 
-def render_table(results: Sequence[RunResult], seconds: Sequence[float | None] | None = None) -> Table:
+def render_table(results: Sequence[RunResult]) -> Table:
     """Rows are radii, then totals; one column per run. Plain ASCII text; 80 columns hold two runs.
 
     Args:
         results: at least one run.
-        seconds: how long each run took, where known.
 
     Raises:
         ConfigError: no runs, or runs over different test sets.
     """
-    runs = summarise_side_by_side(results, seconds)
+    runs = summarise_side_by_side(results)
     first = runs[0]
     table = Table(
         title=Text(f"Certified accuracy on {first.images:,} images of {first.dataset} ({first.split})"),

@@ -79,16 +79,16 @@ class Partition:
         flat = values[0].new_empty((*values[0].shape[:-1], self.height * self.width))
         for part, own in zip(self.parts, values, strict=True):
             flat[..., part.pixels.to(flat.device)] = own
-        return flat.unflatten(-1, (self.height, self.width))
+        return flat.reshape(*flat.shape[:-1], self.height, self.width)
 
     def arrange(self, values: Tensor, sub_image: int) -> Tensor:
         """Values [..., C, d_k] -> the classifier's input [..., C, h, w]; a view where the layout has no empty cell."""
         part = self.parts[sub_image]
         if part.is_dense:
-            return values.unflatten(-1, (part.height, part.width))
+            return values.reshape(*values.shape[:-1], part.height, part.width)
         flat = values.new_zeros((*values.shape[:-1], part.height * part.width))
         flat[..., part.cells.to(values.device)] = values
-        return flat.unflatten(-1, (part.height, part.width))
+        return flat.reshape(*flat.shape[:-1], part.height, part.width)
 
     def collect(self, arranged: Tensor, sub_image: int) -> Tensor:
         """The classifier's input [..., C, h, w] -> values [..., C, d_k]: the exact inverse of `arrange`."""

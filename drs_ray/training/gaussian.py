@@ -1,4 +1,4 @@
-"""Training one sub-image classifier under Gaussian noise, the way of Cohen et al. 2019: seeded and without global state."""
+"""Training one sub-image classifier under Gaussian noise, as Cohen et al. 2019 do: seeded, without global state."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def train_classifier(
     step = 0
     for epoch in range(1, epochs + 1):
         total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-        for chosen in torch.randperm(count, generator=generator, device=device).split(batch):
+        order = torch.randperm(count, generator=generator, device=device)
+        for start in range(0, count, batch):
+            chosen = order[start : start + batch]
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * schedule(step / steps)
             inputs = noisy_sub_images(

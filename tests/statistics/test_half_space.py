@@ -24,9 +24,10 @@ from drs_ray.smoothing.voting import Sampler, count_votes
 
 PROBIT = Rule("probit")
 SIZE = 4  # pixels a side: the digits' middle, so that many samples are quick
-SAMPLES = 1_000_000
+SAMPLES = 2_000_000
 ALPHA = 0.001
-IMAGE_IDS = (1, 9, 113)
+FEWER = 200_000  # enough to see a flip 3 % beyond the radius
+IMAGE_IDS = (1, 9)
 
 
 class HalfSpace(nn.Module):
@@ -63,10 +64,10 @@ CASES = [
     Case("checkerboard", "masked", (0.5, 0.5), (1.6, 1.3)),
     Case("checkerboard", "packed", (1.0, 0.25), (1.2, 1.8)),
     Case("checkerboard", "masked", (0.25, 1.0), (1.8, 1.2)),
-    Case("checkerboard", "packed", (0.5, 0.5), (2.2, -0.3)),  # one half votes the other way
+    Case("checkerboard", "packed", (0.5, 0.5), (2.0, -0.1)),  # one half votes the other way
     Case("checkerboard", "packed", (0.5, 0.25), (1.5, 1.0), Rule("probit", weights=(1.0, 3.0))),
     Case("checkerboard", "packed", (1.0, 0.5), (1.4, 1.4), Rule("mean")),
-    Case("checkerboard", "masked", (0.5, 0.5), (2.2, -0.3), Rule("mean")),
+    Case("checkerboard", "masked", (0.5, 0.5), (2.0, -0.1), Rule("mean")),
 ]
 
 
@@ -170,8 +171,8 @@ def test_the_true_radius_is_where_the_class_flips(case: Case, digits: dict[int, 
     for length, flipped in ((0.97 * radius, False), (1.03 * radius, True)):
         image = world.perturbed(length)
         assert float((image - world.image.double()).norm()) == pytest.approx(length, rel=1e-9)
-        p = world.votes(image) / SAMPLES
-        assert np.abs(p - world.exact_probabilities(length)).max() < 5 * 0.5 / np.sqrt(SAMPLES)
+        p = world.votes(image, samples=FEWER) / FEWER
+        assert np.abs(p - world.exact_probabilities(length)).max() < 5 * 0.5 / np.sqrt(FEWER)
         assert (world.smoothed_lead(p) < 0) == flipped
 
 
@@ -179,21 +180,21 @@ def test_the_true_radius_is_where_the_class_flips(case: Case, digits: dict[int, 
 def test_just_inside_the_certified_radius_nothing_flips(case: Case, digits: dict[int, Tensor]) -> None:
     image_id = IMAGE_IDS[1]
     world = World(case, digits[image_id], image_id)
-    votes = world.votes(world.image)[None, :]
-    certified = certified_radii(votes, np.full_like(votes, SAMPLES), case.sigmas, case.rule, ALPHA).radius[0]
+    votes = world.votes(world.image, samples=FEWER)[None, :]
+    certified = certified_radii(votes, np.full_like(votes, FEWER), case.sigmas, case.rule, ALPHA).radius[0]
     length = certified * (1 - 1e-9)
     assert world.smoothed_lead(world.exact_probabilities(length)) > 0
-    p = world.votes(world.perturbed(0.97 * certified)) / SAMPLES
+    p = world.votes(world.perturbed(0.97 * certified), samples=FEWER) / FEWER
     assert world.smoothed_lead(p) > 0
 
 
 def test_a_rule_from_published_code_is_caught(digits: dict[int, Tensor]) -> None:
     """THEORY.md 5.1, 5.2: within the radius that sqrt(R_1^2 + R_2^2) prints, the smoothed class does flip."""
     world = World(Case("checkerboard", "packed", (0.5, 0.5), (2.2, -0.3)), digits[1], 1)
-    votes = world.votes(world.image)[None, :]
-    margin = certified_radii(votes, np.full_like(votes, SAMPLES), (0.5, 0.5), Rule(), ALPHA).margin[0]
+    votes = world.votes(world.image, samples=FEWER)[None, :]
+    margin = certified_radii(votes, np.full_like(votes, FEWER), (0.5, 0.5), Rule(), ALPHA).margin[0]
     printed = np.linalg.norm(np.maximum(margin, 0))
-    assert world.smoothed_lead(world.votes(world.perturbed(0.99 * printed)) / SAMPLES) < 0
+    assert world.smoothed_lead(world.votes(world.perturbed(0.99 * printed), samples=FEWER) / FEWER) < 0
 
 
 @pytest.mark.parametrize("samples", [50, 500, 5000])

@@ -45,7 +45,9 @@ class _Faulty(Prototypes):
 
 
 class _DiesWhileMarked(_Faulty):
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool
+    ) -> None:
         super().__init__(image_shape, num_classes, trigger)
         self._marker, self._once = Path(marker), once
 

@@ -22,7 +22,9 @@ BATCH = 50
 FACTORY = "tests.support.classifiers"
 
 
-def run_data(output: Path | str, *, address: str = "inline", images: int = 12, factory: str = "prototypes", **arguments: Any) -> dict[str, Any]:
+def run_data(
+    output: Path | str, *, address: str = "inline", images: int = 12, factory: str = "prototypes", **arguments: Any
+) -> dict[str, Any]:
     """A DRS run of a cheap classifier on real digits, as plain data: seconds, also with Ray."""
     classifier = {"architecture": f"{FACTORY}:{factory}", "arguments": arguments, "sigma": 0.5}
     return {

@@ -197,6 +197,7 @@ def test_get_missing_names_the_object(store: Store, key: str) -> None:
         "a\\b",
         "a\0b",
         "a\nb",
+        ".drs-ray-probe-/../../outside",
     ],
 )
 def test_bad_keys_are_refused_by_every_method(store: Store, key: str) -> None:
@@ -459,6 +460,40 @@ def test_many_processes_checking_one_new_place_do_not_disturb_each_other(tmp_pat
     assert keys(LocalStore(tmp_path)) == [f"a/b/{number}" for number in range(4)]
 
 
+def test_a_directory_that_is_removed_under_a_writer_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path / "run")
+    removed: list[Path] = []
+    real_open = os.open
+
+    def remove_first(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT and not removed:
+            removed.append(path.parent)
+            path.parent.rmdir()
+        return real_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", remove_first)
+    store.put("run.json", b"1")
+    assert removed == [tmp_path / "run"]
+    assert store.get("run.json") == b"1"
+
+
+def test_a_file_that_goes_away_during_a_listing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    store.put("a", b"1")
+    store.put("b", b"1")
+    real_stat = Path.stat
+
+    def deleted_first(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "a":
+            path.unlink(missing_ok=True)
+        return real_stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", deleted_first)
+    assert keys(store) == ["b"]
+
+
 def test_a_create_that_never_settles_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(tmp_path, "run.json").mkdir()  # there, but no object
     naps: list[float] = []
@@ -469,7 +504,30 @@ def test_a_create_that_never_settles_ends_with_an_error(tmp_path: Path, monkeypa
     assert sum(naps) < 10
 
 
-# S3 failures
+# S3: settings and failures
+
+
+@pytest.mark.parametrize("way", ["argument", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_the_bucket_is_in_the_path_at_an_endpoint(
+    moto_endpoint: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    # A name of an S3-compatible server has no sub-domains for buckets. No request is sent.
+    endpoint = "http://minio.example:9000"
+    if way != "argument":
+        monkeypatch.setenv(way, endpoint)
+    store = S3Store("s3://bucket/run", endpoint if way == "argument" else None)
+    url = store.client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "run/a"})
+    assert url.startswith(f"{endpoint}/bucket/run/a?")
+
+
+def test_no_region_is_needed(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    open_store(f"s3://{BUCKET}/no-region", moto_endpoint).check_writable()
+
+
+def test_the_endpoint_of_the_environment_is_used(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
+    open_store(f"s3://{BUCKET}/{uuid.uuid4().hex}").check_writable()
 
 
 def test_no_credentials(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,199 @@
+"""Checkpoints of base classifiers: safetensors with metadata, written atomically; `.pt` and `.pth` run no code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import pickle
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from drs_ray.errors import ClassifierError, StoreError
+
+METADATA_KEY = "drs_ray"
+"""Our one key in the safetensors header: one JSON text, because the order of several keys is not deterministic."""
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """What a checkpoint was trained for.
+
+    image_shape: (C, h, w) of the sub-image as laid out for the classifier; sigma: in pixel units; arguments: of the
+    architecture; training: a free remark on how it was trained.
+    """
+
+    architecture: str
+    partition: str
+    layout: str
+    sub_image: int
+    sigma: float
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    dataset: str
+    training: str = ""
+    arguments: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMetadata) -> None:
+    """Write the module's state_dict and metadata as safetensors: under a temporary name, then renamed.
+
+    The file's bytes depend on weights and metadata alone. Directories are created.
+
+    Raises:
+        ClassifierError: for another suffix than .safetensors, or if the file cannot be written.
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        raise ClassifierError(f"checkpoint {file}: drs-ray writes .safetensors only; change the suffix")
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
+    data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(asdict(metadata), sort_keys=True)})
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise ClassifierError(
+            f"checkpoint {file}: cannot be written ({error.strerror}); name a directory that you may write to"
+        ) from error
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointMetadata | None]:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        path: .safetensors, .pt or .pth; a local path or an s3:// URI. A .pt or .pth holds a state_dict, or a dict with
+            one under `state_dict` or `model`, and is read with `weights_only`: a pickle that would run code is refused.
+
+    Returns:
+        The tensors by name, and the metadata if drs-ray wrote the file.
+
+    Raises:
+        ClassifierError: naming the path and the remedy.
+    """
+    location = str(path)
+    suffix = Path(location).suffix
+    if suffix not in (".safetensors", ".pt", ".pth"):
+        raise ClassifierError(f"checkpoint {location}: must end in .safetensors, .pt or .pth, got {suffix!r}")
+    data = _read(location)
+    if suffix == ".safetensors":
+        return _from_safetensors(location, data)
+    return _from_pickle(location, data), None
+
+
+def _read(location: str) -> bytes:
+    if location.startswith("s3://"):
+        from drs_ray.results.store import open_store  # boto3: only for those who use it
+
+        parent, _, name = location.rpartition("/")
+        try:
+            return open_store(parent).get(name)
+        except StoreError as error:
+            raise ClassifierError(f"checkpoint {location}: cannot be read: {error}") from error
+    file = Path(location).expanduser()
+    if not file.exists():
+        raise ClassifierError(
+            f"checkpoint {location}: not found; correct classifiers.<k>.checkpoint, or train it with `drs-ray train`"
+        )
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ClassifierError(
+            f"checkpoint {location}: cannot be read ({error.strerror}); name a file that you may read"
+        ) from error
+
+
+def _from_safetensors(location: str, data: bytes) -> tuple[dict[str, Tensor], CheckpointMetadata | None]:
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ClassifierError(
+            f"checkpoint {location}: not a safetensors file, or truncated ({error}); copy or train it again"
+        ) from error
+    # safetensors reads metadata from files only; the layout is a little-endian length, then a JSON header.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    text = header.get("__metadata__", {}).get(METADATA_KEY)
+    if text is None:
+        return tensors, None
+    try:
+        return tensors, _parse_metadata(text)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ClassifierError(
+            f"checkpoint {location}: its drs-ray metadata cannot be read ({type(error).__name__}: {error}); "
+            "train it again with this version of drs-ray"
+        ) from error
+
+
+def _parse_metadata(text: str) -> CheckpointMetadata:
+    raw = json.loads(text)
+    channels, height, width = (int(v) for v in raw["image_shape"])
+    sigma = float(raw["sigma"])
+    if not math.isfinite(sigma):
+        raise ValueError(f"sigma {sigma}")
+    return CheckpointMetadata(
+        architecture=str(raw["architecture"]),
+        partition=str(raw["partition"]),
+        layout=str(raw["layout"]),
+        sub_image=int(raw["sub_image"]),
+        sigma=sigma,
+        num_classes=int(raw["num_classes"]),
+        image_shape=(channels, height, width),
+        dataset=str(raw["dataset"]),
+        training=str(raw.get("training", "")),
+        arguments=dict(raw.get("arguments", {})),
+    )
+
+
+def _from_pickle(location: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        loaded: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ClassifierError(
+            f"checkpoint {location}: refused, it holds more than tensors and could run code, or it is no checkpoint "
+            f"({_first_sentence(error)}); save the state_dict alone as .safetensors where you trust the file"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise ClassifierError(
+            f"checkpoint {location}: not a torch checkpoint, or truncated ({_first_sentence(error)}); copy it again"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if (
+        not isinstance(loaded, dict)
+        or not loaded
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items())
+    ):
+        raise ClassifierError(
+            f"checkpoint {location}: must hold a state_dict (names to tensors), or a dict with one under 'state_dict' "
+            f"or 'model', got {_kind(loaded)}; save module.state_dict()"
+        )
+    return dict(loaded)
+
+
+def _kind(loaded: object) -> str:
+    if isinstance(loaded, dict):
+        return "a dict with the keys " + ", ".join(repr(key) for key in list(loaded)[:5])
+    return f"a {type(loaded).__name__}"
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].split(". ")[0][:200] if lines else type(error).__name__

@@ -1,0 +1,167 @@
+import dataclasses
+import html
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from drs_ray.errors import ConfigError
+from drs_ray.results.report import IMAGES_SHOWN, REPORT_KEY, render_report, write_report
+from tests.unit.results.factories import MemoryStore, make_result, with_radii
+
+
+def test_writes_the_page_and_the_figures() -> None:
+    store = MemoryStore()
+    runs = [make_result(30, 1, uri="runs/rs"), make_result(30, 2, uri="runs/drs")]
+    assert write_report(runs, store) == ["report.html", "certified_accuracy.svg", "certified_accuracy.png"]
+    assert set(store.objects) == {"report.html", "certified_accuracy.svg", "certified_accuracy.png"}
+    assert store.objects[REPORT_KEY].decode() == render_report(runs)
+
+
+def test_page_is_well_formed_and_fetches_nothing() -> None:
+    page = render_report([make_result(30, 1, uri="runs/rs"), make_result(30, 2, uri="runs/drs")])
+    parser = _Checker()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert not parser.tags & {"script", "link", "iframe", "object", "embed", "img", "base"}
+    assert len(parser.ids) == len(set(parser.ids))
+    assert all(value.startswith("#") for value in parser.links)
+    assert not re.search(r"https?://|@import|url\((?!#)", page)
+    assert {reference[1:] for reference in parser.links} <= set(parser.ids)
+
+
+def test_page_says_what_was_certified_and_how_far_it_holds() -> None:
+    run = make_result(40, 2, sigma=0.7071067811865476, uri="runs/drs", alpha=0.01)
+    text = _text(render_report([dataclasses.replace(run, seconds=754.0)]))
+    assert "40 images of mnist5k (test), certified against l2 perturbations" in text
+    assert "dual randomized smoothing (DRS: K = 2 sub-images with independent noise)" in text
+    assert "alpha = 0.01 per image" in text
+    assert "sigma 0.7071" in text
+    assert "100 + 1,000 noisy copies" in text
+    assert "changes the smoothed classifier's answer" in text
+    assert "float32 Gaussian" in text
+    assert "Nothing about other norms" in text
+    assert "12 min 34 s" in text
+    for part in (run.record.run_id, "d" * 64, "0" * 64, "1" * 64, "2 CPU cores", "numpy 2.0"):
+        assert part in text
+    for row in run.curve.to_pylist():
+        assert f"{row['certified_accuracy']:.3f}" in text  # of 40 images: three decimals are exact
+
+
+def test_table_of_images_rounds_down_and_names_what_is_left_out() -> None:
+    images = IMAGES_SHOWN + 50
+    run = with_radii(make_result(images), [0.4999] * (images - 1) + [0.0])
+    text = _text(render_report([run]))
+    assert "the first 200 of 250 images" in text
+    assert "50 more images" in text
+    assert "runs/demo/certificates.parquet" in text
+    assert "0.499" in text
+    assert "0.500" not in text
+
+
+def test_wrong_and_abstaining_images_are_told_apart() -> None:
+    run = make_result(30, hardest=0.2)
+    rows = run.certificates.to_pylist()
+    text = _text(render_report([run]))
+    abstaining = next(row for row in rows if row["prediction"] == -1)
+    assert f"abstains (selected {abstaining['selected_class']})" in text
+    assert text.count("(wrong)") == sum(row["prediction"] not in (-1, row["label"]) for row in rows) > 0
+    assert "all 30 images" in text
+
+
+def test_what_users_named_comes_out_escaped() -> None:
+    attack = "<script>alert(1)</script>"
+    run = make_result(10, 2, root=f"/data/{attack}\"'&", split=attack)
+    run = dataclasses.replace(run, uri=f'runs/{attack.replace("/", "")}"&')
+    page = render_report([run, dataclasses.replace(run, uri=run.uri + "2")])
+    assert "<script" not in page
+    assert html.escape(attack) in page
+    parser = _Checker()
+    parser.feed(page)
+    assert "script" not in parser.tags
+    assert parser.open == []
+
+
+def test_figure_follows_the_pages_colours() -> None:
+    page = render_report([make_result(20, 1, uri="runs/rs"), make_result(20, 2, uri="runs/#0072b2")])
+    svg = page[page.index("<svg") : page.index("</svg>")]
+    assert "var(--run-0)" in svg
+    assert "var(--run-1)" in svg
+    assert "currentColor" in svg
+    assert "#0072b2 (DRS" in svg  # a name is not a colour
+    assert not re.search(r"(?:fill|stroke): #", svg)
+    assert 'role="img"' in svg
+    assert '<title id="figure-title">' in svg
+
+
+def test_same_runs_same_page() -> None:
+    assert render_report([make_result(20)]) == render_report([make_result(20)])
+
+
+def test_other_test_sets_are_refused_and_nothing_is_written() -> None:
+    store = MemoryStore()
+    with pytest.raises(ConfigError, match="different test sets"):
+        write_report([make_result(5), make_result(6, uri="runs/other")], store)
+    assert store.objects == {}
+
+
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib.figure"])
+def test_missing_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    store = MemoryStore()
+    with pytest.raises(ConfigError, match=r"install drs-ray\[report\]"):
+        write_report([make_result(5)], store)
+    assert store.objects == {}
+
+
+def test_large_runs_stay_small() -> None:
+    page = render_report([make_result(50_000, 2, estimation=100_000), make_result(50_000, 1, uri="runs/rs")])
+    assert len(page) < 500_000
+    svg = page[page.index("<svg") : page.index("</svg>")]
+    assert max(path.count("L ") for path in re.findall(r'd="([^"]*)"', svg)) < 4_000  # bands go there and back
+
+
+def test_reporting_imports_neither_torch_nor_ray_nor_pyplot() -> None:
+    code = (
+        "import sys; from tests.unit.results.factories import *; from drs_ray.results import report, terminal; "
+        "run = make_result(5); report.write_report([run], MemoryStore()); terminal.render_table([run]); "
+        "found = {'torch', 'torchvision', 'ray', 'matplotlib.pyplot'} & set(sys.modules); "
+        "sys.exit(f'imported: {found}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class _Checker(HTMLParser):
+    """Collects tags, ids and references, and checks that elements are closed in order."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        self.links += [value for name, value in attrs if name in ("href", "src") and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def _text(page: str) -> str:
+    """What a reader sees, as one line."""
+    body = page[page.index("<body") :]
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
