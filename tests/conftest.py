@@ -77,3 +77,13 @@ def ray_directory() -> Iterator[str]:
     """A short directory of the tests' own for Ray's sockets and logs (socket paths have a length limit)."""
     with tempfile.TemporaryDirectory(prefix="drs-", ignore_cleanup_errors=True) as directory:
         yield directory
+
+
+@pytest.fixture(scope="module")
+def local_ray(ray_directory: str) -> Iterator[None]:
+    """One local Ray for the tests of a module; every run in this process attaches to it."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=ray_directory)
+    yield
+    ray.shutdown()

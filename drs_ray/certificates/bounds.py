@@ -21,8 +21,8 @@ def lower_quantile(successes: ArrayLike, samples: ArrayLike, level: ArrayLike) -
     """Phi^-1 of the one-sided Clopper-Pearson lower bound of a probability.
 
     With probability >= 1 - level over the samples, the true probability p satisfies Phi^-1(p) >= the value returned.
-    Clopper and Pearson 1934: p_lower = Beta^-1(level; k, n - k + 1). Read off the smaller of p_lower and 1 - p_lower, so
-    that nothing is lost near 0 or 1; for k = n in closed form, p_lower = level^(1/n).
+    Clopper and Pearson 1934: p_lower = Beta^-1(level; k, n - k + 1). Read off the smaller of p_lower and 1 - p_lower,
+    so that nothing is lost near 0 or 1; for k = n in closed form, p_lower = level^(1/n).
 
     Args:
         successes: counts k, 0 <= k <= n.

@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -162,7 +163,9 @@ def _parse_metadata(text: str) -> CheckpointMetadata:
 
 def _from_pickle(location: str, data: bytes) -> dict[str, Tensor]:
     try:
-        loaded: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on unusual pickles; here they load or are refused
+            loaded: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ClassifierError(
             f"checkpoint {location}: refused, it holds more than tensors and could run code, or it is no checkpoint "

@@ -155,7 +155,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     renamed = {own_prefix + name.removeprefix(given_prefix): value for name, value in tensors.items()}
     # Checkpoints of torch < 0.4.1 do not have this counter of BatchNorm, which evaluation never reads.
     missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in renamed if name not in own]
+    unexpected = sorted(name for name in renamed if name not in own)
     if missing or unexpected:
         raise ClassifierError(
             f"checkpoint {source}: its tensors are not those of the architecture (missing: {_few(missing)}; "

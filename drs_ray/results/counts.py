@@ -66,7 +66,7 @@ def encode_part(rows: Iterable[CountsRow], run_id: str, key: str) -> bytes:
     ]
     table = pa.Table.from_arrays([*columns, votes], schema=with_metadata(COUNTS, run_id, table="counts", unit=key))
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)  # a flipped bit is no vote
     return sink.getvalue()
 
 
@@ -78,16 +78,16 @@ def decode_part(data: bytes, key: str, run_id: str, num_classes: int) -> pa.Tabl
     """
     where = f"counts part {key}"
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise CountsError(f"{where}: truncated or not Parquet; {_REMEDY}") from error
-    found = metadata(table.schema)
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        found = metadata(table.schema)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CountsError(f"{where}: truncated, damaged or not Parquet; {_REMEDY}") from error
     expected = {"schema_version": str(SCHEMA_VERSION), "run_id": run_id, "table": "counts", "unit": key}
     for name, value in expected.items():
         if found.get(name) != value:
             raise CountsError(f"{where}: {name} is {found.get(name)}, expected {value}; {_REMEDY}")
     if not table.schema.equals(COUNTS):
-        raise CountsError(f"{where}: columns {table.schema.names} are not those of the counts table; {_REMEDY}")
+        raise CountsError(f"{where}: its columns are not those of the counts table; {_REMEDY}")
     rows = _columns([table])
     negative = rows.votes < 0
     if negative.any() or (rows.samples < 1).any():

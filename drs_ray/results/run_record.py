@@ -124,7 +124,7 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
     """run.json's bytes -> record.
 
     Raises:
-        CountsError: not a record, or one of a newer version.
+        CountsError: not a record, one of another version, or one whose contents are not those it was made with.
     """
     try:
         content = json.loads(data)
@@ -133,9 +133,13 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
             raise CountsError(
                 f"{uri}/{RUN_KEY}: schema version {version}, this drs-ray reads {SCHEMA_VERSION}; use the other version"
             )
-        return RunRecord.model_validate(content)
+        record = RunRecord.model_validate(content)
+        same = identity(record.config, record.dataset, record.image_ids, record.classifier_digests)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise CountsError(f"{uri}/{RUN_KEY}: not a drs-ray run record; choose another place or remove it") from error
+    if run_id(same) != record.run_id:  # another sigma, for one, would scale every radius
+        raise CountsError(f"{uri}/{RUN_KEY}: was changed after it was written; restore it, or start the run again")
+    return record
 
 
 def _generator(config: RunConfig) -> str:

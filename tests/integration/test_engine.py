@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import ray
 
 from drs_ray import certify, read_certificates
 from drs_ray.config import parse_config
@@ -37,14 +36,6 @@ def undisturbed(tmp_path_factory):
     """The run that all others must equal."""
     place = tmp_path_factory.mktemp("undisturbed") / "run"
     return certify(run_config(place))
-
-
-@pytest.fixture(scope="module")
-def local_ray(ray_directory):
-    """One local Ray for the tests of this module; each run attaches to it."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=ray_directory)
-    yield
-    ray.shutdown()
 
 
 def test_inline_run_certifies_and_reads_back(undisturbed):

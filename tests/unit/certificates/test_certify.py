@@ -110,7 +110,7 @@ def test_sample_numbers_may_differ() -> None:
 def test_names_say_everything() -> None:
     assert Rule().name == "probit p_A bonferroni"
     assert Rule("mean").name == "mean p_A bonferroni"
-    assert Rule("probit", weights=(1.0, 0.5)).name == "probit p_A bonferroni w=1,0.5"
+    assert Rule("probit", weights=(1.0, 0.5)).name == "probit p_A bonferroni w=1.0,0.5"
 
 
 @pytest.mark.parametrize(

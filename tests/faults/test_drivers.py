@@ -1,0 +1,98 @@
+"""Drivers that are killed, interrupted or started twice: the next one finishes, with the undisturbed run's votes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from drs_ray import certify
+from drs_ray.config import parse_config
+from tests.support.runs import BATCH, command, counts_digest, drs_ray, run_config, run_data, write_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SLOW = {"factory": "slow", "trigger": BATCH, "seconds": 0.02}
+
+
+@pytest.fixture
+def environment(ray_directory):
+    """The environment of a driver process: Ray's files in the tests' own directory."""
+    return os.environ | {"RAY_TMPDIR": ray_directory}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The digest that every run must end with."""
+    place = tmp_path_factory.mktemp("undisturbed") / "run"
+    certify(run_config(place, **SLOW))
+    return counts_digest(place)
+
+
+def test_sigkill_of_the_driver_and_resume(tmp_path, environment, undisturbed):
+    driver = _start(tmp_path, environment)
+    _wait_for_parts(driver, tmp_path / "run", 2)
+    driver.kill()
+    driver.wait()
+    before = _parts(tmp_path / "run")
+    assert 2 <= before < 8, "the driver was to be killed in the middle of the run"
+    _resume(tmp_path, environment)
+    assert counts_digest(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_driver_says_how_to_go_on(tmp_path, environment, undisturbed, number):
+    driver = _start(tmp_path, environment)
+    _wait_for_parts(driver, tmp_path / "run", 1)
+    driver.send_signal(number)
+    driver.wait(timeout=60)
+    stderr = (tmp_path / "stderr").read_text()
+    assert driver.returncode == 128 + number
+    assert f"interrupted by {number.name}" in stderr.splitlines()[-1]
+    assert "run the same command to resume" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    certify(parse_config(run_data(tmp_path / "run", **SLOW)))  # inline: an engine of another kind resumes as well
+    assert counts_digest(tmp_path / "run") == undisturbed
+
+
+def test_two_drivers_at_once_make_one_run(tmp_path, environment, undisturbed):
+    drivers = [_start(tmp_path, environment) for _ in range(2)]
+    for driver in drivers:
+        assert driver.wait(timeout=240) == 0, (tmp_path / "stderr").read_text()
+    assert counts_digest(tmp_path / "run") == undisturbed
+
+
+def _config(directory: Path) -> Path:
+    data = run_data(directory / "run", address="local", **SLOW)
+    data["engine"]["workers"] = 1
+    return write_config(directory / "config.yaml", data)
+
+
+def _start(directory: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    config = _config(directory)
+    with (directory / "stderr").open("a") as stderr:
+        return subprocess.Popen(
+            command(["certify", str(config)]), env=environment, stdout=stderr, stderr=stderr, text=True
+        )
+
+
+def _resume(directory: Path, environment: dict[str, str]) -> None:
+    done = drs_ray(["certify", str(_config(directory))], env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "resuming run" in done.stderr
+
+
+def _parts(run: Path) -> int:
+    return len(list((run / "counts").rglob("i*.parquet")))
+
+
+def _wait_for_parts(driver: subprocess.Popen[str], run: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while _parts(run) < count:
+        assert driver.poll() is None, (run.parent / "stderr").read_text()
+        assert time.monotonic() < deadline, "no parts were written"
+        time.sleep(0.02)

@@ -1,0 +1,75 @@
+"""Workers that die, cannot start, or never come: who is blamed, what is stored, and that no vote changes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from drs_ray import certify
+from drs_ray.config import parse_config
+from drs_ray.engine.observer import Observer
+from drs_ray.errors import ClassifierError, EngineError, UnitsSetAsideError
+from tests.support.runs import BATCH, counts_digest, run_config, run_data
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+class Events(Observer):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def event(self, message: str) -> None:
+        self.messages.append(message)
+
+
+def test_a_killed_worker_gives_its_unit_back(tmp_path):
+    marker = tmp_path / "die-once"
+    options = {"factory": "dies", "trigger": BATCH, "marker": str(marker)}
+    undisturbed = certify(run_config(tmp_path / "undisturbed", **options))
+    marker.touch()
+    events = Events()
+    disturbed = certify(run_config(tmp_path / "disturbed", address="local", **options), events)
+    assert not marker.exists()
+    assert [m for m in events.messages if m.startswith("lost a worker at counts/")]
+    assert counts_digest(disturbed.uri) == counts_digest(undisturbed.uri)
+    assert disturbed.certificates.equals(undisturbed.certificates)
+
+
+@pytest.mark.slow
+def test_a_unit_that_always_kills_its_worker_is_set_aside_and_the_rest_is_stored(tmp_path):
+    marker = tmp_path / "die"
+    options = {"images": 6, "factory": "dies", "trigger": BATCH, "marker": str(marker), "once": False}
+    undisturbed = certify(run_config(tmp_path / "undisturbed", **options))
+    data = run_data(tmp_path / "run", address="local", **options)
+    data["engine"]["workers"] = 1
+    data["engine"]["images_per_unit"] = 6
+    marker.touch()
+    with pytest.raises(UnitsSetAsideError, match=r"2 of 2 units were set aside, .*took down 5 workers") as caught:
+        certify(parse_config(data))
+    assert caught.value.exit_code == 3
+    marker.unlink()
+    assert certify(parse_config(data)).certificates.equals(undisturbed.certificates)
+
+
+def test_a_worker_that_cannot_load_its_classifier_ends_the_run_with_the_cause(tmp_path):
+    config = run_config(tmp_path / "run", address="local", factory="only_in", process=os.getpid())
+    with pytest.raises(ClassifierError, match=r"weights\.safetensors is not on this node") as caught:
+        certify(config)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "run" / "counts").rglob("*.parquet"))
+
+
+def test_units_that_raise_in_a_worker_name_image_and_sub_image(tmp_path):
+    with pytest.raises(UnitsSetAsideError, match=r"sub-image \d: NaN or infinite logits for image \d+ ") as caught:
+        certify(run_config(tmp_path / "run", address="local", images=6, factory="overflows", trigger=BATCH))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_nothing_can_serve_says_what_was_asked_for(tmp_path):
+    data = run_data(tmp_path / "run", address="auto", images=3)
+    data["engine"] |= {"cpus_per_worker": 64.0, "stall_seconds": 3.0}
+    with pytest.raises(EngineError, match=r"no worker could be had for 3 s: asked for 64 CPUs .* free: 2 CPUs"):
+        certify(parse_config(data))

@@ -1,0 +1,138 @@
+"""run.json: what is part of a run's identity, and who may join it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from drs_ray.config import RunConfig
+from drs_ray.errors import ConfigError, CountsError
+from drs_ray.results.run_record import RunRecord, create_or_join, identity, parse_record, read_record, run_id
+from tests.unit.results.factories import MemoryStore, make_record
+
+
+def record_of(config: RunConfig, base: RunRecord, **changed: Any) -> RunRecord:
+    """The record that a start with this config makes; `changed` are fields of the record itself."""
+    values = {"created": "2027-07-07T00:00:00+00:00", "config": config} | changed
+    record = base.model_copy(update=values)
+    same = identity(record.config, record.dataset, record.image_ids, record.classifier_digests)
+    return record.model_copy(update={"run_id": run_id(same)})
+
+
+def test_round_trip() -> None:
+    store, record = MemoryStore(), make_record(5, 2, sigma=0.1 + 0.2)
+    assert create_or_join(store, record) == (record, False)
+    assert read_record(store) == record
+    assert read_record(store).config.sigmas == (0.1 + 0.2,) * 2  # to the last bit
+
+
+def test_the_run_id_is_fixed() -> None:
+    """Sixteen hex digits of canonical JSON: they must not move between versions or processes."""
+    assert run_id({"b": 1, "a": [1, 0.5, "x"]}) == run_id({"a": [1, 0.5, "x"], "b": 1}) == "2976c539ba3cedfc"
+    assert len(make_record().run_id) == 16
+
+
+def test_the_same_run_joins_and_the_stored_sizes_of_units_rule() -> None:
+    store, first = MemoryStore(), make_record(5, 2)
+    create_or_join(store, first)
+    before = dict(store.objects)
+    config = first.config.updated("engine", images_per_unit=3, workers=7, address="inline").updated(
+        "certificate", alpha=0.05
+    )
+    joined, was_there = create_or_join(store, record_of(config, first, hardware="another machine"))
+    assert was_there
+    assert store.objects == before
+    assert joined.run_id == first.run_id
+    assert joined.created == first.created
+    assert joined.hardware == first.hardware
+    assert joined.config.engine.images_per_unit == first.config.engine.images_per_unit  # they name the parts
+    assert joined.config.engine.workers == 7
+    assert joined.config.certificate.alpha == 0.05
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        ("noise", {"seed": 1}, "noise.seed: 0 there, 1 here"),
+        ("noise", {"block": 500}, "noise.block: 1000 there, 500 here"),
+        ("engine", {"batch": 64}, "batch: 100 there, 64 here"),
+        ("engine", {"device": "cuda"}, "noise.generator: numpy-philox there, torch-philox here"),
+        ("partition", {"layout": "masked"}, "partition.layout: packed there, masked here"),
+        ("dataset", {"split": "train"}, "dataset.split: test there, train here"),
+        ("budget", {"estimation": 2000}, "budget.estimation: 1000 there, 2000 here"),
+        ("budget", {"selection": 50}, "budget.selection: 100 there, 50 here"),
+    ],
+)
+def test_another_config_is_refused_and_the_keys_are_named(section: str, values: dict[str, Any], named: str) -> None:
+    store, first = MemoryStore(), make_record(5, 2)
+    create_or_join(store, first)
+    before = dict(store.objects)
+    with pytest.raises(ConfigError) as error:
+        create_or_join(store, record_of(first.config.updated(section, **values), first))
+    message = str(error.value)
+    assert message.startswith(f"output.uri: memory holds run {first.run_id}, which is not this one (")
+    assert named in message
+    assert message.endswith("choose another output or restore the config")
+    assert "\n" not in message
+    assert store.objects == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"image_ids": (0, 1, 2, 3)}, "dataset.image_ids: a list of 5 there, a list of 4 here"),
+        ({"image_ids": (0, 1, 2, 3, 9)}, "dataset.image_ids.4: 4 there, 9 here"),
+        ({"classifier_digests": ("0" * 64, "f" * 64)}, "classifiers.1.weights_digest: 111111111111... there, ffff"),
+    ],
+)
+def test_other_images_or_weights_are_refused(changed: dict[str, Any], named: str) -> None:
+    store, first = MemoryStore(), make_record(5, 2)
+    create_or_join(store, first)
+    with pytest.raises(ConfigError) as error:
+        create_or_join(store, record_of(first.config, first, **changed))
+    assert named in str(error.value)
+
+
+def test_other_pixels_under_the_same_name_are_refused() -> None:
+    store = MemoryStore()
+    create_or_join(store, make_record(5))
+    with pytest.raises(ConfigError, match=r"dataset\.digest: d{12}\.\.\. there, e{12}\.\.\. here"):
+        create_or_join(store, make_record(5, digest="e" * 64))
+
+
+def test_no_run_there() -> None:
+    with pytest.raises(CountsError) as error:
+        read_record(MemoryStore("s3://b/nothing"))
+    assert str(error.value).startswith("s3://b/nothing: no drs-ray run here (run.json is missing); ")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b'{"schema_version": 1}', b"\xff\xfe"])
+def test_not_a_record(data: bytes) -> None:
+    with pytest.raises(CountsError) as error:
+        parse_record(data, "runs/x")
+    assert str(error.value) == "runs/x/run.json: not a drs-ray run record; choose another place or remove it"
+
+
+def test_a_place_that_holds_something_else_is_not_overwritten() -> None:
+    store = MemoryStore()
+    store.put("run.json", b"my notes")
+    with pytest.raises(CountsError, match="not a drs-ray run record"):
+        create_or_join(store, make_record())
+    assert store.objects == {"run.json": b"my notes"}
+
+
+def test_another_version_is_refused() -> None:
+    content = json.loads(make_record().model_dump_json()) | {"schema_version": 2}
+    with pytest.raises(CountsError, match="schema version 2, this drs-ray reads 1"):
+        parse_record(json.dumps(content).encode(), "runs/x")
+
+
+def test_a_record_that_was_edited_is_refused() -> None:
+    """A larger sigma in run.json would scale every radius, and the parts could not tell."""
+    content = json.loads(make_record(sigma=0.5).model_dump_json())
+    parse_record(json.dumps(content).encode(), "runs/x")
+    content["config"]["classifiers"][0]["sigma"] = 1.0
+    with pytest.raises(CountsError, match=r"run.json: was changed after it was written; "):
+        parse_record(json.dumps(content).encode(), "runs/x")

@@ -1,0 +1,107 @@
+"""Keyed noise: a function of the key and the sample number, and of nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from drs_ray.smoothing.keys import NoiseKey
+from drs_ray.smoothing.noise import gaussian_batches
+
+steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+KEY = NoiseKey(seed=1, image_id=2, sub_image=0, phase="estimation")
+CPU = torch.device("cpu")
+SHAPE = (3, 5)
+gpu = pytest.mark.gpu
+
+
+def batches(
+    first: int, samples: int, block: int, batch: int, device: torch.device = CPU, key: NoiseKey = KEY
+) -> list[Tensor]:
+    """All batches, copied: a yielded tensor may be overwritten."""
+    drawn = gaussian_batches(key, first, samples, values_shape=SHAPE, block=block, batch=batch, device=device)
+    return [part.clone() for part in drawn]
+
+
+def noise(first: int, samples: int, block: int, batch: int) -> Tensor:
+    return torch.cat(batches(first, samples, block, batch))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32, 99, 100, 101, 1000])
+def test_the_same_for_any_batch(batch: int) -> None:
+    whole = noise(0, 250, block=100, batch=100)
+    assert whole.shape == (250, *SHAPE)
+    assert whole.dtype == torch.float32
+    assert torch.equal(noise(0, 250, block=100, batch=batch), whole)
+
+
+@steady
+@given(first=st.integers(0, 300), samples=st.integers(1, 120), block=st.integers(1, 90), batch=st.integers(1, 100))
+def test_a_range_is_a_part_of_the_stream(first: int, samples: int, block: int, batch: int) -> None:
+    whole = noise(0, first + samples, block, batch=64)
+    assert torch.equal(noise(first, samples, block, batch), whole[first:])
+
+
+@steady
+@given(samples=st.integers(1, 200), block=st.integers(1, 90), batch=st.integers(1, 100), first=st.integers(0, 200))
+def test_slices_are_fixed(samples: int, block: int, batch: int, first: int) -> None:
+    """Every batch lies in one slice of one block, so that forward passes do not depend on how samples were cut."""
+    at = first
+    for part in batches(first, samples, block, batch):
+        assert 1 <= len(part) <= batch
+        within = at % block
+        assert within // batch == (within + len(part) - 1) // batch
+        assert at // block == (at + len(part) - 1) // block
+        at += len(part)
+    assert at == first + samples
+
+
+def test_batches_of_whole_blocks_are_those_of_the_whole_stream() -> None:
+    whole = batches(0, 300, block=100, batch=40)
+    assert [len(part) for part in whole] == [40, 40, 20] * 3
+    pieces = [part for first in (0, 100, 200) for part in batches(first, 100, block=100, batch=40)]
+    assert all(torch.equal(one, other) for one, other in zip(whole, pieces, strict=True))
+
+
+def test_blocks_are_keyed_not_continued() -> None:
+    assert not torch.equal(noise(0, 20, block=10, batch=10), noise(0, 20, block=20, batch=10))
+    assert torch.equal(noise(0, 10, block=10, batch=10), noise(0, 10, block=20, batch=10))  # block 0 begins the same
+    first, second = noise(0, 10, block=10, batch=10), noise(10, 10, block=10, batch=10)
+    assert not torch.isin(first, second).any()
+
+
+def test_a_far_block_needs_no_other() -> None:
+    far = 10**9
+    assert torch.equal(noise(far, 10, block=1000, batch=10), noise(far - 1000, 1010, block=1000, batch=10)[1000:])
+
+
+def test_repeatable_and_without_global_state() -> None:
+    torch.manual_seed(0)
+    before = noise(0, 50, block=100, batch=50)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert torch.equal(noise(0, 50, block=100, batch=50), before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_stream_is_what_it_was() -> None:
+    """Stored counts can be extended only while a key means the same noise: a change here must be a new generator."""
+    assert KEY.block_digest(3).hex() == "54d5464ebff30c00dd7b960c9476c89c"
+    assert noise(0, 1, block=1000, batch=1)[0, 0, :3].tolist() == [
+        pytest.approx(value, abs=1e-7) for value in (-1.9120512008666992, -1.2063994407653809, 0.8573958873748779)
+    ]
+
+
+@gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_noise_is_the_same_for_any_batch_and_range() -> None:
+    device = torch.device("cuda")
+    whole = torch.cat(batches(0, 250, block=100, batch=100, device=device))
+    for batch in (1, 7, 1000):
+        assert torch.equal(torch.cat(batches(0, 250, block=100, batch=batch, device=device)), whole)
+        assert torch.equal(torch.cat(batches(130, 120, block=100, batch=batch, device=device)), whole[130:])
+    other = torch.cat(batches(0, 250, block=100, batch=100, device=device, key=NoiseKey(2, 2, 0, "estimation")))
+    assert not torch.isin(whole, other).all()

@@ -1,0 +1,152 @@
+"""Partitions: disjoint, complete, exactly invertible, and blind to the other sub-image's pixels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drs_ray.errors import ConfigError
+from drs_ray.smoothing.partition import Partition, make_partition
+
+steady = settings(derandomize=True, deadline=None, database=None, max_examples=80)
+LAYOUTS = ["packed", "masked"]
+SIZES = [(28, 28), (32, 32), (4, 6), (5, 4), (4, 5), (7, 7), (1, 2), (2, 1), (1, 5), (5, 1), (3, 1), (224, 224)]
+
+
+def numbered(height: int, width: int, channels: int = 3) -> torch.Tensor:
+    """An image of which no two values are equal, none 0."""
+    return torch.arange(1, channels * height * width + 1, dtype=torch.float64).reshape(channels, height, width)
+
+
+def all_partitions(height: int, width: int) -> list[Partition]:
+    names = ["none"] + (["checkerboard"] if height * width > 1 else [])
+    return [make_partition(name, height, width, layout) for name in names for layout in LAYOUTS]
+
+
+@steady
+@given(height=st.integers(1, 40), width=st.integers(1, 40))
+def test_disjoint_and_complete(height: int, width: int) -> None:
+    for partition in all_partitions(height, width):
+        pixels = torch.cat([partition.pixels(k) for k in range(len(partition))])
+        assert sorted(pixels.tolist()) == list(range(height * width))
+        for k in range(len(partition)):
+            assert torch.all(partition.pixels(k).diff() > 0)
+            cells = partition.parts[k].cells
+            assert len(cells) == len(partition.pixels(k)) == len(cells.unique())
+            assert int(cells.max()) < partition.parts[k].height * partition.parts[k].width
+
+
+@steady
+@given(height=st.integers(1, 20), width=st.integers(1, 20), channels=st.integers(1, 4), batch=st.integers(0, 3))
+def test_exact_inverses(height: int, width: int, channels: int, batch: int) -> None:
+    image = numbered(height, width, channels)
+    images = image if batch == 0 else torch.stack([image + 1000 * b for b in range(batch)])
+    for partition in all_partitions(height, width):
+        values = [partition.extract(images, k) for k in range(len(partition))]
+        assert torch.equal(partition.merge(values), images)
+        for k, own in enumerate(values):
+            arranged = partition.arrange(own, k)
+            assert arranged.shape[-3:] == partition.layout_shape(k, channels)
+            assert arranged.shape[:-3] == images.shape[:-3]
+            assert torch.equal(partition.collect(arranged, k), own)
+            # Every own value is there once, and nothing else.
+            assert sorted(arranged[arranged != 0].tolist()) == sorted(own.flatten().tolist())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_checkerboard_owners(layout: str, size: tuple[int, int]) -> None:
+    height, width = size
+    partition = make_partition("checkerboard", height, width, layout)
+    assert len(partition) == 2
+    for k in range(2):
+        rows, columns = partition.pixels(k) // width, partition.pixels(k) % width
+        assert torch.all((rows + columns) % 2 == k)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (32, 32), (4, 6), (5, 4), (224, 224)], ids=str)
+def test_packed_halves_are_half_as_wide_and_full(size: tuple[int, int]) -> None:
+    height, width = size
+    partition = make_partition("checkerboard", height, width, "packed")
+    for k in range(2):
+        assert partition.layout_shape(k, 3) == (3, height, width // 2)
+        assert partition.parts[k].is_dense
+    whole = make_partition("none", height, width, "packed")
+    assert whole.layout_shape(0, 1) == (1, height, width)
+    image = numbered(height, width)
+    assert torch.equal(whole.arrange(whole.extract(image, 0), 0), image)
+
+
+def test_packed_pushes_rows_together() -> None:
+    partition = make_partition("checkerboard", 2, 4, "packed")
+    image = torch.tensor([[[1.0, 2, 3, 4], [5, 6, 7, 8]]])
+    assert partition.arrange(partition.extract(image, 0), 0).tolist() == [[[1, 3], [6, 8]]]
+    assert partition.arrange(partition.extract(image, 1), 1).tolist() == [[[2, 4], [5, 7]]]
+
+
+def test_packed_odd_width_ends_short_rows_with_a_zero() -> None:
+    partition = make_partition("checkerboard", 2, 3, "packed")
+    image = torch.tensor([[[1.0, 2, 3], [4, 5, 6]]])
+    assert partition.arrange(partition.extract(image, 0), 0).tolist() == [[[1, 3], [5, 0]]]
+    assert partition.arrange(partition.extract(image, 1), 1).tolist() == [[[2, 0], [4, 6]]]
+    assert not partition.parts[0].is_dense
+
+
+def test_packed_leaves_out_rows_without_own_pixels() -> None:
+    partition = make_partition("checkerboard", 5, 1, "packed")
+    assert partition.layout_shape(0, 1) == (1, 3, 1)
+    assert partition.layout_shape(1, 1) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_masked_keeps_places_and_is_zero_elsewhere(size: tuple[int, int]) -> None:
+    partition = make_partition("checkerboard", *size, "masked")
+    image = numbered(*size)
+    arranged = [partition.arrange(partition.extract(image, k), k) for k in range(2)]
+    assert torch.equal(arranged[0] + arranged[1], image)
+    assert torch.all((arranged[0] == 0) != (arranged[1] == 0))
+    for k in range(2):
+        assert partition.layout_shape(k, 3) == (3, *size)
+        assert torch.equal(arranged[k].flatten(1)[:, partition.pixels(k)], image.flatten(1)[:, partition.pixels(k)])
+
+
+@steady
+@given(
+    height=st.integers(1, 12), width=st.integers(2, 12), layout=st.sampled_from(LAYOUTS), seed=st.integers(0, 2**32 - 1)
+)
+def test_the_other_sub_image_never_shows(height: int, width: int, layout: str, seed: int) -> None:
+    """The theorems need f^k to read x^k alone: change all other pixels, even to NaN, and nothing may move."""
+    partition = make_partition("checkerboard", height, width, layout)
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand((3, height, width), generator=generator)
+    for k in range(2):
+        seen = partition.arrange(partition.extract(image, k), k)
+        for other in (torch.rand(image.shape, generator=generator), torch.full_like(image, torch.nan)):
+            changed = other.clone()
+            changed.flatten(-2)[:, partition.pixels(k)] = image.flatten(-2)[:, partition.pixels(k)]
+            assert torch.equal(partition.arrange(partition.extract(changed, k), k), seen)
+        # and every own pixel does show
+        moved = image + 1
+        assert int((partition.arrange(partition.extract(moved, k), k) != seen).sum()) == 3 * len(partition.pixels(k))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("stripes", 4, 4, "packed"), "partition.name must be one of none, checkerboard, got 'stripes'"),
+        (("none", 4, 4, "sparse"), "partition.layout must be one of packed, masked, got 'sparse'"),
+        (("checkerboard", 1, 1, "packed"), "checkerboard has 2 sub-images but a 1x1 image gives pixels to only 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments: tuple[str, int, int, str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_partition(*arguments)
+    assert message in str(error.value)
+
+
+def test_images_of_another_size_are_refused() -> None:
+    partition = make_partition("checkerboard", 4, 6, "packed")
+    with pytest.raises(ConfigError, match=r"4x6 images, got \(6, 4\)"):
+        partition.extract(torch.zeros(1, 6, 4), 0)
