@@ -212,14 +212,14 @@ class OutputConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Gaussian-noise training of the sub-image classifiers (`drs-ray train`)."""
+    """Gaussian-noise training of the sub-image classifiers (`drs-ray train`). The defaults are those of the demo."""
 
     split: str = Field("train", description="Split of the data set to train on.")
-    epochs: int = Field(15, ge=1)
+    epochs: int = Field(40, ge=1)
     batch: int = Field(128, ge=1)
-    learning_rate: float = Field(0.01, gt=0)
+    learning_rate: float = Field(0.005, gt=0, description="Peak of AdamW's rate: a linear warm-up, then a cosine to 0.")
     weight_decay: float = Field(1e-4, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
     shift: int = Field(0, ge=0, description="Augmentation: random shifts of up to so many pixels.")
     flip: bool = Field(False, description="Augmentation: random horizontal flips.")
     seed: int = Field(0, ge=0, lt=2**63)

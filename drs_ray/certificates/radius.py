@@ -67,7 +67,8 @@ def mean_radius(a_lower: Floats, sigmas: Sequence[float]) -> Floats:
     """
     if a_lower.shape[-1] > 2:
         raise ValueError(f"the mean vote has no radius for K = {a_lower.shape[-1]} > 2; use the probit vote")
-    return a_lower.sum(axis=-1) / np.sqrt((1 / _one_each("sigmas", sigmas, a_lower.shape[-1]) ** 2).sum())
+    cost = np.linalg.norm(1 / _one_each("sigmas", sigmas, a_lower.shape[-1]))
+    return np.asarray(a_lower.sum(axis=-1) / cost, np.float64)
 
 
 def _one_each(name: str, values: Sequence[float], sub_images: int) -> Floats:

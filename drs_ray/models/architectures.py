@@ -74,27 +74,32 @@ class Normalize(nn.Module):
 
 
 class DigitsCNN(nn.Module):
-    """Three 3x3 convolutions, two of them with stride 2, and one linear layer: 1.2 million multiplications for a digit.
+    """Three 3x3 convolutions, two of them with stride 2, and two linear layers: 1.4 million products for a digit.
 
-    The linear layer sees where a feature is: under noise as strong as sigma = 1 a stroke is told from chance only by
+    The linear layers see where a feature is: under noise as strong as sigma = 1 a stroke is told from chance only by
     looking for it in its place. A global average instead halves the average certified radius (measured).
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, width: int) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, width: int, hidden: int) -> None:
         super().__init__()
         channels, height, columns = image_shape
         cells = math.ceil(height / 4) * math.ceil(columns / 4)
-        self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.conv3 = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
-        self.fc = nn.Linear(4 * width * cells, num_classes)
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(2 * width)
+        self.conv3 = nn.Conv2d(2 * width, 4 * width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.fc1 = nn.Linear(4 * width * cells, hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, h, w] -> logits [N, num_classes]."""
-        x = functional.relu(self.conv1(x))
-        x = functional.relu(self.conv2(x))
-        x = functional.relu(self.conv3(x))
-        logits: Tensor = self.fc(x.flatten(1))
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = functional.relu(self.bn2(self.conv2(x)), inplace=True)
+        x = functional.relu(self.bn3(self.conv3(x)), inplace=True)
+        x = functional.relu(self.fc1(x.flatten(1)), inplace=True)
+        logits: Tensor = self.fc2(x)
         return logits
 
 
@@ -180,7 +185,7 @@ def _per_channel(key: str, value: JsonValue, channels: int, above: float) -> lis
 _Builder = Callable[[tuple[int, int, int], int, Mapping[str, int]], nn.Module]
 
 ARCHITECTURES: Mapping[str, tuple[_Builder, Mapping[str, int]]] = {
-    "digits-cnn": (lambda shape, classes, own: DigitsCNN(shape, classes, own["width"]), {"width": 16}),
+    "digits-cnn": (lambda shape, classes, own: DigitsCNN(shape, classes, **own), {"width": 16, "hidden": 64}),
     "resnet20": (lambda shape, classes, _: CifarResNet(20, shape[0], classes), {}),
     "resnet110": (lambda shape, classes, _: CifarResNet(110, shape[0], classes), {}),
     "resnet50": (_resnet50, {}),

@@ -162,9 +162,9 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             f"unexpected: {_few(unexpected)}); name the architecture that it was trained with"
         )
     misshapen = [
-        f"{name} {list(value.shape)} instead of {list(own[name].shape)}"
-        for name, value in renamed.items()
-        if value.shape != own[name].shape
+        f"{name} {list(renamed[name].shape)} instead of {list(value.shape)}"
+        for name, value in own.items()
+        if name in renamed and renamed[name].shape != value.shape
     ]
     if misshapen:
         raise ClassifierError(

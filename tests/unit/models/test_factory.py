@@ -43,7 +43,7 @@ def checkpoint(tmp_path: Path) -> str:
 
 def test_a_fitting_checkpoint_loads_frozen_and_without_warnings(checkpoint: str) -> None:
     torch.manual_seed(3)
-    expected = build_architecture("digits-cnn", SHAPE, 10, {"width": 4})
+    expected = build_architecture("digits-cnn", SHAPE, 10, {"width": 4}).eval()
     torch.manual_seed(4)
     loaded = load_classifier(**GIVEN, checkpoint=checkpoint)
     assert loaded.warnings == ()
@@ -115,7 +115,7 @@ def test_other_tensors_are_listed(tmp_path: Path) -> None:
         load_classifier(**GIVEN, checkpoint=file)
     message = str(caught.value)
     assert "other.safetensors" in message
-    assert "missing: conv1.weight, conv1.bias, conv2.weight and" in message
+    assert "missing: conv1.weight, bn1.weight, bn1.bias and" in message
     assert "unexpected: a.weight, b.weight)" in message
 
 

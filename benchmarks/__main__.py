@@ -1,0 +1,24 @@
+"""`python -m benchmarks [NAME ...]`: run all benchmarks, or those named, and print one table."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import driver, loop, memory, startup, worker
+
+BENCHMARKS = {"startup": startup, "loop": loop, "worker": worker, "memory": memory, "driver": driver}
+
+
+def main() -> None:
+    table = Table("what", "measured", "aim", title="drs-ray benchmarks")
+    for name in sys.argv[1:] or BENCHMARKS:
+        for row in BENCHMARKS[name].measure():
+            print(*row, sep=" | ", flush=True)
+            table.add_row(*row)
+    Console().print(table)
+
+
+main()

@@ -1,0 +1,94 @@
+"""The worker path end to end (Ray, data, noise, votes, Parquet) beside the bare forward pass of the same classifier."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.models import write_images
+from drs_ray import certify
+from drs_ray.config import parse_config
+from drs_ray.engine.certify import DEFAULT_BATCH
+from drs_ray.engine.observer import Observer
+from drs_ray.engine.plan import Unit
+
+ROUNDS = 3
+SECONDS = 4.0
+NETWORKS = {"resnet20": (3, 32, "folder", 1000, ">= 90 %"), "digits_cnn": (1, 28, "mnist5k", 3000, ">= 75 %")}
+
+BARE = """
+import sys, time, torch
+from benchmarks import models
+torch.set_num_threads(1)
+name, channels, size, batch, seconds = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
+model = getattr(models, name)((channels, size, size), 10).to(memory_format=torch.channels_last)
+x = torch.rand(batch, channels, size, size).contiguous(memory_format=torch.channels_last)
+with torch.inference_mode():
+    model(x)
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        model(x); done += batch
+print(done / (time.perf_counter() - started))
+"""
+
+
+class _Clock(Observer):
+    """When each unit was done."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[float, int]] = []
+
+    def unit_done(self, unit: Unit) -> None:
+        self.done.append((time.perf_counter(), unit.samples))
+
+    def samples_per_second(self) -> float:
+        """From the first unit's end on: starting Ray and loading the classifier are not part of the path."""
+        return sum(samples for _, samples in self.done[1:]) / (self.done[-1][0] - self.done[0][0])
+
+
+def measure() -> Iterator[tuple[str, str, str]]:
+    for name, (channels, size, dataset, samples, aim) in NETWORKS.items():
+        bare, path = [], []
+        for _ in range(ROUNDS):
+            bare.append(_bare(name, channels, size))
+            path.append(_path(name, dataset, samples))
+        bare.append(_bare(name, channels, size))
+        ratio = statistics.median(path) / statistics.median(bare)
+        yield (
+            f"worker path, {name}, 1 thread, batch {DEFAULT_BATCH['cpu']}: {statistics.median(path):,.0f} of "
+            f"{statistics.median(bare):,.0f} samples/s bare",
+            f"{100 * ratio:.0f} %",
+            aim,
+        )
+
+
+def _bare(name: str, channels: int, size: int) -> float:
+    numbers: Sequence[object] = (channels, size, DEFAULT_BATCH["cpu"], SECONDS)
+    command = [sys.executable, "-c", BARE, name, *map(str, numbers)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _path(name: str, dataset: str, samples: int) -> float:
+    with tempfile.TemporaryDirectory(prefix="drs-") as directory:
+        root = Path(directory)
+        if dataset == "folder":
+            write_images(root / "images", 12)
+        config = parse_config(
+            {
+                "dataset": {"name": dataset, "images": {"stop": 12}}
+                | ({"root": str(root / "images")} if dataset == "folder" else {}),
+                "partition": {"name": "none"},
+                "classifiers": [{"architecture": f"benchmarks.models:{name}", "sigma": 0.5}],
+                "budget": {"selection": 100, "estimation": samples},
+                "engine": {"address": "local", "workers": 1, "images_per_unit": 2},
+                "output": str(root / "run"),
+            }
+        )
+        clock = _Clock()
+        certify(config, clock)
+        return clock.samples_per_second()
