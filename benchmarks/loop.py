@@ -27,7 +27,7 @@ def measure() -> Iterator[tuple[str, str, str]]:
     contestants: dict[str, Callable[[], None]] = {"drs-ray": _drs_ray(image)}
     contestants |= {f"loop at {batch}": _loop(image, batch) for batch in LOOP_BATCHES}
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
-    for name, run in contestants.items():
+    for run in contestants.values():
         run()  # warm up
     for _ in range(ROUNDS):
         for name, run in contestants.items():
@@ -48,12 +48,12 @@ def _drs_ray(image: Tensor) -> Callable[[], None]:
     classifiers = [
         resnet20(partition.layout_shape(k, 3), CLASSES).to(memory_format=torch.channels_last) for k in range(2)
     ]
-    samplers = [Sampler(partition, k, SIGMA, 1000, DEFAULT_BATCH["cpu"], torch.device("cpu")) for k in range(2)]
+    sampler = Sampler(partition, SIGMA, 1000, DEFAULT_BATCH["cpu"], torch.device("cpu"))
 
     def run() -> None:
         for k in range(2):
             key = NoiseKey(0, 0, k, "estimation")
-            count_votes(classifiers[k], image, samplers[k], key, 0, PAIRS, CLASSES)
+            count_votes(classifiers[k], image, sampler, key, 0, PAIRS, CLASSES)
 
     return run
 

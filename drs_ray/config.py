@@ -6,10 +6,12 @@ nor Ray. sigma and radii are in pixel units: pixels lie in [0, 1] and an l2 dist
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +23,7 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -41,7 +44,15 @@ Sigma = Annotated[float, Field(gt=0, le=100)]
 class Section(BaseModel):
     """A part of the config: immutable, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_not_a_number(cls, value: object, info: ValidationInfo) -> object:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
 
 
 class ImagesConfig(Section):
@@ -169,7 +180,7 @@ class EngineConfig(Section):
     @field_validator("address")
     @classmethod
     def _address_is_known(cls, value: str) -> str:
-        if value in ("inline", "local", "auto") or value.startswith("ray://") or ":" in value:
+        if value in ("inline", "local", "auto") or re.fullmatch(r"(ray://)?[^\s:/]+:\d+", value):
             return value
         raise ValueError("must be inline, local, auto, ray://host:port or host:port")
 
@@ -177,7 +188,9 @@ class EngineConfig(Section):
 class CertificateConfig(Section):
     """How counts become certificates. Nothing here changes a count; a run can be reduced again at other values."""
 
-    alpha: float = Field(0.001, gt=0, lt=1, description="Failure probability of one image's whole certificate.")
+    alpha: float = Field(
+        0.001, ge=1e-50, lt=1, description="Failure probability of one image's whole certificate, in (0, 1)."
+    )
     vote: Literal["probit", "mean"] = Field(
         "probit",
         description="How sub-images are joined; with p_A alone and K <= 2, sigmas equal, both radii agree.",
@@ -240,7 +253,7 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=lambda: TrainingConfig())
     output: OutputConfig
 
-    @field_validator("output", mode="before")
+    @field_validator("output", mode="before", json_schema_input_type=OutputConfig | str)
     @classmethod
     def _output_may_be_a_string(cls, value: object) -> object:
         return {"uri": value} if isinstance(value, str) else value
@@ -293,7 +306,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {file}: cannot be read ({error}); give the path of a YAML file") from error
     try:
-        data = yaml.safe_load(text)
+        data = _read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"config {file}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -310,7 +323,8 @@ def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        found = error.errors()
+        lines = [_explain(item) for item in found if not _is_echo(item, found)]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error
 
 
@@ -320,14 +334,14 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     Raises:
         ConfigError: an override that is not `key=value`, or whose path runs through a scalar or a missing entry.
     """
-    result: dict[str, Any] = json.loads(json.dumps(data))
+    result: dict[str, Any] = copy.deepcopy(dict(data))
     for override in overrides:
         path, separator, raw = override.partition("=")
         keys = path.strip().split(".")
         if not separator or not all(keys):
             raise ConfigError(f"--set {override}: must be key.path=value, for example --set budget.estimation=1000")
         try:
-            value = yaml.safe_load(raw)
+            value = _read_yaml(raw)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not valid YAML; quote it") from error
         _set(result, keys, value, override)
@@ -337,6 +351,19 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
 def json_schema() -> str:
     """The JSON schema of the config file, for editors and validators."""
     return json.dumps(RunConfig.model_json_schema(), indent=2)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, with 1e5 read as the number that it is (YAML 1.1 wants 1.0e+5)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def _set(target: Any, keys: Sequence[str], value: object, override: str) -> None:
@@ -390,12 +417,23 @@ def _explain(item: Any) -> str:
         "literal_error": "must be {expected}",
         "finite_number": "must be a finite number",
         "too_short": "must have at least {min_length} entries",
+        "model_type": "must be a mapping of keys to values",
+        "dict_type": "must be a mapping of keys to values",
+        "model_attributes_type": "must be a mapping of keys to values",
     }
     context = item.get("ctx", {})
     rule = rules[kind].format(**context) if kind in rules else str(item["msg"]).lower()
-    if path.endswith("alpha") and kind in ("greater_than", "less_than"):
-        rule = "must be in (0, 1)"
+    if path == "certificate.alpha" and kind in ("greater_than_equal", "less_than"):
+        rule = "must be in (0, 1)" if kind == "less_than" else "must be in (0, 1), at least 1e-50"
     return f"{path}: {rule}, got {value}"
+
+
+def _is_echo(item: Any, found: Sequence[Any]) -> bool:
+    """A list whose only entry is bad is reported again, as too short: only the entry is to be mended."""
+    at = tuple(item["loc"])
+    return item["type"] == "too_short" and any(
+        len(other["loc"]) > len(at) and tuple(other["loc"][: len(at)]) == at for other in found
+    )
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:

@@ -56,7 +56,7 @@ class UnitRunner:
             check_classifier(self._module, shape, self._classes, sub_image, self._device)
         assert config.engine.batch is not None  # resolved before the record was made
         self._sampler = Sampler(
-            partition, sub_image, config.sigmas[sub_image], config.noise.block, config.engine.batch, self._device
+            partition, config.sigmas[sub_image], config.noise.block, config.engine.batch, self._device
         )
 
     @property

@@ -23,7 +23,6 @@ class Sampler:
     """
 
     partition: Partition
-    sub_image: int
     sigma: float
     block: int
     batch: int
@@ -49,7 +48,7 @@ def count_votes(
         classifier: maps float32 [b, C, h, w] to logits [b, num_classes]; in eval mode, on `sampler.device`.
         image: float32 [C, H, W] in [0, 1], the whole image.
         sampler: how the sub-image is smoothed.
-        key: whose noise; its sub_image is the sampler's.
+        key: whose noise; it says which sub-image.
         first_sample: first sample number.
         samples: number of noisy copies n.
         num_classes: number of classes.
@@ -60,7 +59,7 @@ def count_votes(
     Raises:
         ClassifierError: logits of another shape, NaN or infinite: that is a fault, never a vote.
     """
-    values = sampler.partition.extract(image, sampler.sub_image).to(sampler.device)
+    values = sampler.partition.extract(image, key.sub_image).to(sampler.device)
     votes = torch.zeros(num_classes, dtype=torch.int64, device=sampler.device)
     finite = torch.ones((), dtype=torch.bool, device=sampler.device)
     one = torch.ones((), dtype=torch.int64, device=sampler.device)
@@ -73,7 +72,7 @@ def count_votes(
         batch=sampler.batch,
         device=sampler.device,
     ):
-        noisy = sampler.partition.arrange(torch.add(values, noise, alpha=sampler.sigma), sampler.sub_image)
+        noisy = sampler.partition.arrange(torch.add(values, noise, alpha=sampler.sigma), key.sub_image)
         logits = classifier(noisy.contiguous(memory_format=torch.channels_last))
         if logits.shape != (len(noisy), num_classes):  # a class beyond the end would break CUDA for good
             raise ClassifierError(
