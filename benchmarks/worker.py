@@ -26,8 +26,9 @@ import sys, time, torch
 from benchmarks import models
 torch.set_num_threads(1)
 name, channels, size, batch, seconds = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
-model = getattr(models, name)((channels, size, size), 10).to(memory_format=torch.channels_last)
-x = torch.rand(batch, channels, size, size).contiguous(memory_format=torch.channels_last)
+layout = torch.channels_last if channels > 1 else torch.contiguous_format
+model = getattr(models, name)((channels, size, size), 10).to(memory_format=layout)
+x = torch.rand(batch, channels, size, size).contiguous(memory_format=layout)
 with torch.inference_mode():
     model(x)
     started, done = time.perf_counter(), 0

@@ -63,12 +63,12 @@ def load_classifier(
         ClassifierError: if it cannot be built or loaded, or does not fit. Another training sigma or data set is a
             warning only.
     """
+    module = build_module(architecture, arguments, image_shape, num_classes)
     if checkpoint is None and ":" not in architecture:
         raise ClassifierError(
             f"sub-image {sub_image}: classifier {architecture} needs a checkpoint; "
             f"set classifiers.{sub_image}.checkpoint, or train one with `drs-ray train`"
         )
-    module = build_module(architecture, arguments, image_shape, num_classes)
     warnings: list[str] = []
     if checkpoint is not None:
         tensors, metadata = load_checkpoint(checkpoint)

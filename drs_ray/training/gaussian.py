@@ -68,7 +68,7 @@ def train_classifier(
     generator = torch.Generator(device=device).manual_seed(seed)
     images, labels = images.to(device), labels.to(device)
     module.to(device).train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
     count = len(images)
     steps = epochs * math.ceil(count / batch)
     step = 0

@@ -129,7 +129,7 @@ def _refused(done: subprocess.CompletedProcess[str], code: int, *what: str) -> N
         ("partition.name=none", 2, ["classifiers must have one entry per sub-image"]),
         ("noise.sed=1", 2, ["noise.sed: unknown key; did you mean seed?"]),
         ("classifiers.0.architecture=resnet20", 1, ["checkpoint"]),
-        ("classifiers.0.architecture=resnet21", 2, ["resnet21"]),
+        ("classifiers.0.architecture=resnet21", 1, ["resnet21", "resnet20"]),
         ("classifiers.0.architecture=nowhere:build", 1, ["nowhere"]),
         ("classifiers.0.checkpoint=missing.safetensors", 1, ["missing.safetensors"]),
         ("engine.address=somewhere", 2, ["engine.address"]),

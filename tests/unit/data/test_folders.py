@@ -50,7 +50,7 @@ def test_other_files_and_hidden_ones_are_not_images_but_an_empty_class_counts(ro
     assert dataset.labels(range(3)).tolist() == [1, 1, 2]
 
 
-@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (33, 33), (300, 20)])
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (33, 33), (300, 20), (32, 35)])
 def test_resizing_is_torchvisions(tmp_path: Path, height: int, width: int) -> None:
     from torchvision import transforms
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from drs_ray.errors import ClassifierError
-from drs_ray.models.architectures import ARCHITECTURES, build_architecture
+from drs_ray.models.architectures import ARCHITECTURES, BasicBlock, build_architecture
 
 
 def _parameters(module: nn.Module) -> int:
@@ -49,6 +49,13 @@ def test_resnet_names_are_bearpaws() -> None:
     assert {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer1.2.bn2.bias"} <= names
     assert {"layer2.0.downsample.0.weight", "layer3.0.downsample.1.running_var", "fc.bias"} <= names
     assert not any(name.startswith("layer1.0.downsample") for name in names)
+
+
+def test_a_basic_block_adds_its_input() -> None:
+    block = BasicBlock(4, 4, stride=1).eval()
+    nn.init.zeros_(block.bn2.weight)
+    x = torch.randn(2, 4, 5, 3)
+    assert torch.equal(block(x), x.clamp(min=0))
 
 
 def test_mean_and_std_are_applied_inside_and_leave_the_names_of_weights_alone() -> None:

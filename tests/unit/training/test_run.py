@@ -82,7 +82,7 @@ def test_checkpoints_load_into_the_run_that_trained_them(tmp_path: Path) -> None
     assert '"epochs":2' in metadata.training
 
 
-def test_a_sub_image_learns_the_same_alone_and_the_seed_matters(tmp_path: Path) -> None:
+def test_a_sub_image_learns_the_same_alone_and_seed_and_sigma_matter(tmp_path: Path) -> None:
     both = train_run(_config(tmp_path / "both"))
     torch.manual_seed(123)
     state = torch.get_rng_state()
@@ -91,8 +91,10 @@ def test_a_sub_image_learns_the_same_alone_and_the_seed_matters(tmp_path: Path) 
     assert alone.read_bytes() == both[1].read_bytes()
     assert not (tmp_path / "alone" / "checkerboard-0.safetensors").exists()
     (other,) = train_run(_config(tmp_path / "other", seed=1), sub_images=[1])
-    first, second = load_checkpoint(alone)[0], load_checkpoint(other)[0]
-    assert not torch.equal(first["fc2.weight"], second["fc2.weight"])
+    (noisier,) = train_run(_changed(_config(tmp_path / "noisier"), 1, sigma=0.6), sub_images=[1])
+    weights = [load_checkpoint(file)[0]["fc2.weight"] for file in (alone, other, noisier)]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_plain_smoothing_sees_whole_images(tmp_path: Path) -> None:
