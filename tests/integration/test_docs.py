@@ -1,0 +1,113 @@
+"""What the documents say is true: links lead somewhere, configs are valid, every command and every snippet runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+import typer
+import yaml
+
+from drs_ray import certify
+from drs_ray.cli import app
+from drs_ray.config import parse_config
+from tests.support.runs import command, run_config, run_data, write_config
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def _blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _commands(document: Path) -> list[list[str]]:
+    lines = "\n".join(_blocks(document, "bash")).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_yaml_examples_are_valid_configs(document):
+    for block in _blocks(document, "yaml"):
+        parse_config(yaml.safe_load(block))
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    named = {target for document in DOCUMENTS for target in re.findall(r"`make ([\w-]+)`", document.read_text())}
+    assert named >= {"demo", "test", "check", "bench"}
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_commands_in_docs_parse():
+    group = typer.main.get_command(app)
+    known = 0
+    for document in DOCUMENTS:
+        for inline in re.findall(r"`(drs-ray [a-z][^`]*)`", document.read_text()):
+            name = inline.split()[1]
+            assert name in group.commands or name in "|".join(group.commands), inline
+            known += 1
+        for words in _commands(document):
+            if words[0] == "drs-ray":
+                group.commands[words[1]].make_context(words[1], words[2:])
+                known += 1
+    assert known > 10
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_readme_commands_and_snippets_run(tmp_path, moto_endpoint, monkeypatch):
+    """In the order of the README, in a directory that holds what a user's would."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
+    boto3.client("s3").create_bucket(Bucket="my-bucket")
+    monkeypatch.chdir(tmp_path)
+    for name in ("rs", "drs"):
+        certify(run_config(f"runs/demo/{name}", images=3))
+    data = run_data("s3://my-bucket/cifar10-drs", images=3)
+    data["classifiers"] = [
+        {"architecture": "digits-cnn", "checkpoint": f"{side}.safetensors", "sigma": 0.36} for side in ("left", "right")
+    ]
+    write_config(tmp_path / "config.yaml", data | {"training": {"epochs": 1}})
+    # The README's second certify is of a run of its own: another seed is another run.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    ran = set()
+    for words in sorted(_commands(ROOT / "README.md"), key=lambda words: words[1] == "plan"):
+        assert words[0] == "drs-ray"
+        done = subprocess.run(command(words[1:]), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (words, done.stderr)
+        ran.add(words[1])
+    assert ran >= {"plan", "train", "certify", "status", "reduce", "report", "schema"}
+    write_config(tmp_path / "config.yaml", data | {"training": {"epochs": 1}, "noise": {"seed": 1, "block": 100}})
+    for document in DOCUMENTS:
+        for snippet in _blocks(document, "python"):
+            done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, (snippet, done.stderr)
+
+
+@pytest.mark.slow
+def test_demo_prints_both_methods_and_writes_the_report(tmp_path):
+    arguments = ["demo", "--directory", str(tmp_path), "--images", "20", "--samples", "500", "--address", "inline"]
+    done = subprocess.run(command(arguments), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "RS (K = 1), sigma 1" in done.stdout
+    assert "DRS (K = 2), sigma 0.7071" in done.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page
+    assert "http" not in re.sub(r"http://www\.w3\.org/[^\"' ]*|https?://[^\"' <]*arxiv[^\"' <]*", "", page)
+    again = subprocess.run(command(arguments), capture_output=True, text=True, timeout=100)
+    assert "train:" not in again.stderr  # classifiers and counts are kept
+    assert again.stdout.replace(" ", "") == done.stdout.replace(" ", "")
