@@ -7,9 +7,16 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import driver, loop, memory, startup, worker
+from benchmarks import driver, loop, memory, noise, startup, worker
 
-BENCHMARKS = {"startup": startup, "loop": loop, "worker": worker, "memory": memory, "driver": driver}
+BENCHMARKS = {
+    "startup": startup,
+    "loop": loop,
+    "noise": noise,
+    "worker": worker,
+    "memory": memory,
+    "driver": driver,
+}
 
 
 def main() -> None:

@@ -36,9 +36,18 @@ def measure() -> Iterator[tuple[str, str, str]]:
             actor = actors.remote()
             return actor, actor.start.remote()
 
-        units = [Unit(index % 2, index, 1, (Draw("estimation", 0, 0, 1),)) for index in range(UNITS)]
+        draw = Draw("estimation", 0, 0, 1)
+        units = [Unit(index % 2, (index, index), (index,), (draw,)) for index in range(UNITS)]
         clock = _Clock()
-        Dispatcher(units, start=start, limit=lambda: 4, needs="nothing", observer=clock).run(60.0)
+        Dispatcher(
+            units,
+            start=start,
+            call=lambda actor, unit: actor.run.remote(unit),
+            further=lambda unit, result: [],
+            limit=lambda: 4,
+            needs="nothing",
+            observer=clock,
+        ).run(60.0)
     finally:
         ray.shutdown()
     rate = (UNITS - 1) / (clock.last - clock.first)

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -50,7 +50,7 @@ class Section(BaseModel):
     @classmethod
     def _true_is_not_a_number(cls, value: object, info: ValidationInfo) -> object:
         annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and annotation is not bool:
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError("must not be true or false")
         return value
 
@@ -138,16 +138,42 @@ class ClassifierConfig(Section):
 class NoiseConfig(Section):
     """The noise law and the key of its streams."""
 
-    law: Literal["gaussian"] = Field("gaussian", description="float32 Gaussian noise.")
+    law: Literal["gaussian", "lattice"] = Field(
+        "gaussian",
+        description="gaussian: float32 noise; lattice: exact integer Gaussian noise in steps of 1/255 (8-bit images).",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Root of every noise key of the run.")
     block: int = Field(1000, ge=1, le=1_000_000, description="Samples per keyed block of noise.")
 
 
 class BudgetConfig(Section):
-    """Noise samples per image and sub-image."""
+    """Noise samples per image and sub-image: a fixed number, or adaptive stages that double up to it."""
 
     selection: int = Field(100, ge=1, le=10**7, description="Samples that choose the class.")
-    estimation: int = Field(100_000, ge=1, le=10**9, description="Samples that bound its probability.")
+    estimation: int = Field(
+        100_000, ge=1, le=10**9, description="Samples that bound its probability: all of them, or the last stage's."
+    )
+    stages: int = Field(
+        1, ge=1, le=30, description="1: a fixed number. More: adaptive, each stage twice the last (8 is a good choice)."
+    )
+    planned: int | None = Field(
+        None, ge=1, le=10**9, description="Largest estimation that stages are planned for, to extend the run to later."
+    )
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        planned = self.planned or self.estimation
+        if planned < 2 ** (self.stages - 1):
+            raise ValueError(
+                f"{self.stages} stages that double up to {planned} samples: the first would be empty; use fewer stages"
+            )
+        allowed = [-(-planned // 2 ** (self.stages - 1 - stage)) for stage in range(self.stages)]
+        if self.estimation not in allowed:
+            raise ValueError(
+                f"estimation must be one of the stages planned up to {planned} ({', '.join(map(str, allowed))}), "
+                f"got {self.estimation}"
+            )
+        return self
 
 
 class EngineConfig(Section):
@@ -193,9 +219,17 @@ class CertificateConfig(Section):
     )
     vote: Literal["probit", "mean"] = Field(
         "probit",
-        description="How sub-images are joined; with p_A alone and K <= 2, sigmas equal, both radii agree.",
+        description="How sub-images are joined: probit for any number of them, mean (the DRS paper's) for two.",
     )
-    confidence: Literal["bonferroni"] = Field("bonferroni", description="How sub-images share alpha.")
+    rivals: bool = Field(True, description="Bound the other classes too, not only the selected one.")
+    confidence: Literal["auto", "bonferroni", "staircase"] = Field(
+        "auto", description="How sub-images share alpha; auto: staircase for two sub-images, else bonferroni."
+    )
+    pooled: bool | None = Field(
+        None,
+        description="Pool the samples of all sub-images where selection votes are unanimous; null: where sigmas and "
+        "weights are equal, as it needs.",
+    )
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None, description="Weight of each sub-image in the probit vote; null: all 1."
     )
@@ -274,6 +308,7 @@ class RunConfig(Section):
             )
         if weights is not None and self.certificate.vote == "mean":
             raise ValueError("certificate.weights applies to the probit vote, not to mean; remove it")
+        self._certificate_fits()
         samples_per_unit = self.engine.samples_per_unit
         if samples_per_unit is not None and samples_per_unit % self.noise.block:
             raise ValueError(
@@ -281,6 +316,38 @@ class RunConfig(Section):
                 f"got {samples_per_unit}"
             )
         return self
+
+    def _certificate_fits(self) -> None:
+        certificate, k = self.certificate, self.partition.sub_images
+        if certificate.confidence == "staircase" and k != 2:
+            raise ValueError(
+                f"certificate.confidence: staircase is for two sub-images, partition {self.partition.name} has {k}; "
+                "use bonferroni or auto"
+            )
+        if certificate.vote == "mean" and k > 2:
+            raise ValueError(f"certificate.vote: mean has no radius for {k} > 2 sub-images; use probit")
+        if certificate.pooled and not self._can_pool:
+            raise ValueError(
+                "certificate.pooled needs equal sigmas and equal weights of all sub-images and alpha < 0.5; "
+                "set it to false or null"
+            )
+
+    @property
+    def _can_pool(self) -> bool:
+        same_weights = self.certificate.weights is None or len(set(self.certificate.weights)) == 1
+        return len(set(self.sigmas)) == 1 and same_weights and self.certificate.alpha < 0.5
+
+    @property
+    def pooled(self) -> bool:
+        """Whether images with unanimous selection votes get the pooled rule."""
+        return self._can_pool if self.certificate.pooled is None else self.certificate.pooled
+
+    @property
+    def confidence(self) -> str:
+        """The confidence rule, with auto resolved."""
+        if self.certificate.confidence != "auto":
+            return self.certificate.confidence
+        return "staircase" if self.partition.sub_images == 2 else "bonferroni"
 
     @property
     def sigmas(self) -> tuple[float, ...]:

@@ -67,15 +67,18 @@ class ConsoleObserver(Observer):
         self._progress.update(self._task, description=f"{self._label}: {message}")
         self._plain(message)
 
-    def planned(self, units: Sequence[Unit], todo: Sequence[Unit]) -> None:
-        """Size the bar: what is stored already counts as done, but not as speed."""
-        self._units, self._done = len(units), len(units) - len(todo)
-        total = sum(unit.samples for unit in units)
+    def planned(self, todo: Sequence[Unit], stored: int) -> None:
+        """Size the bar by what is to do; what is stored already counts as units, not as speed."""
+        self._units, self._done = stored + len(todo), stored
         left = sum(unit.samples for unit in todo)
-        self._progress.reset(
-            self._task, total=total, completed=total - left, units=self._fraction(), description=self._label
-        )
-        self._plain(f"{len(todo)} of {len(units)} units to do, {left:,} noise samples")
+        self._progress.reset(self._task, total=left, units=self._fraction(), description=self._label)
+        self._plain(f"{len(todo)} of {self._units} units to do, {left:,} noise samples")
+
+    def added(self, units: Sequence[Unit]) -> None:
+        """Make the bar longer."""
+        self._units += len(units)
+        total = (self._progress.tasks[0].total or 0) + sum(unit.samples for unit in units)
+        self._progress.update(self._task, total=total, units=self._fraction())
 
     def unit_done(self, unit: Unit) -> None:
         """Advance the bar."""

@@ -48,3 +48,26 @@ def lower_quantile(successes: ArrayLike, samples: ArrayLike, level: ArrayLike) -
     quantile[some] = np.where(p_lower < 0.5, ndtri(p_lower), -ndtri(q_upper))
     quantile[every] = ndtri_exp(np.log(u[every]) / n[every])
     return quantile - QUANTILE_SLACK
+
+
+class DistinctCounts:
+    """Counts [N, K] with repetitions folded: a quantile is computed once per distinct (count, samples) and level."""
+
+    def __init__(self, successes: NDArray[np.int64], samples: NDArray[np.int64]) -> None:
+        """Fold `successes` of `samples`, both int64 [N, K].
+
+        Raises:
+            ValueError: counts outside [0, samples].
+        """
+        if not np.all((successes >= 0) & (successes <= samples)):
+            raise ValueError("successes must be in [0, samples]")
+        self._columns = []
+        for count, trials in zip(successes.T, samples.T, strict=True):
+            width = int(trials.max(initial=0)) + 1
+            distinct, where = np.unique(trials * width + count, return_inverse=True)
+            self._columns.append((distinct % width, distinct // width, where))
+
+    def lower_quantile(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`lower_quantile` of all counts, column k at level levels[k]: float64 [N, K]."""
+        columns = zip(self._columns, levels, strict=True)
+        return np.stack([lower_quantile(count, trials, u)[where] for (count, trials, where), u in columns], axis=1)

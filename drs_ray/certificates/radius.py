@@ -71,6 +71,31 @@ def mean_radius(a_lower: Floats, sigmas: Sequence[float]) -> Floats:
     return np.asarray(a_lower.sum(axis=-1) / cost, np.float64)
 
 
+def cross_pairing_radius(a_lower: Floats, b_upper: Floats, sigmas: Sequence[float]) -> Floats:
+    """Radius of the mean vote against one rival, K <= 2: R = min(a_1 - b_2, a_2 - b_1) / sqrt(sum_k 1 / sigma_k^2).
+
+    Phi(a_1 - t_1) > Phi(b_2 + t_2) and Phi(a_2 - t_2) > Phi(b_1 + t_1) together keep A ahead. Never below the radius
+    from p_A alone with the same a (b_k <= -a_k); exact where a_1 + b_1 = a_2 + b_2. K = 1: sigma (a - b) / 2.
+
+    Args:
+        a_lower: float64 [..., K], lower bounds of Phi^-1(p_A).
+        b_upper: float64 [..., K], upper bounds of Phi^-1(p_B).
+        sigmas: K noise standard deviations, pixel units.
+
+    Returns:
+        float64 [...], pixel units; <= 0 where nothing is certified.
+
+    Raises:
+        ValueError: K > 2, or not K positive sigmas.
+    """
+    if a_lower.shape[-1] == 1:
+        return margins(a_lower, b_upper, sigmas)[..., 0]
+    if a_lower.shape[-1] > 2:
+        raise ValueError(f"the mean vote has no radius for K = {a_lower.shape[-1]} > 2; use the probit vote")
+    cost = np.linalg.norm(1 / _one_each("sigmas", sigmas, 2))
+    return np.asarray((a_lower - b_upper[..., ::-1]).min(axis=-1) / cost, np.float64)
+
+
 def _one_each(name: str, values: Sequence[float], sub_images: int) -> Floats:
     """One positive number per sub-image: numpy would stretch a single one over all, which makes radii too large."""
     array = np.asarray(values, np.float64)

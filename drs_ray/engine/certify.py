@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 
 from drs_ray.config import EngineConfig, RunConfig
+from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit, missing_units, plan_units
 from drs_ray.errors import EngineError, UnitsSetAsideError
@@ -43,24 +44,25 @@ def certify_run(config: RunConfig, observer: Observer | None = None, session: Se
     with nullcontext(session) if session is not None else open_session(config.engine) as session:
         config = resolve(config, session)
         record, joined = create_or_join(store, describe_run(config, observer))
-        units = plan_units(record)
-        todo = missing_units(units, store)
+        frontier = Frontier(record, store)
+        todo = frontier.missing()
         if joined:
-            observer.event(f"resuming run {record.run_id}: {len(units) - len(todo)} of {len(units)} units are stored")
-        observer.planned(units, todo)
-        set_aside = _carry_out(todo, record, store, session, observer) if todo else {}
-    _verify(units, set_aside, store)
+            observer.event(
+                f"resuming run {record.run_id}: {len(frontier.stored)} units are stored, {len(todo)} are to do"
+            )
+        observer.planned(todo, len(frontier.stored))
+        set_aside = _carry_out(todo, record, frontier, store, session, observer) if todo else {}
+    _verify(set_aside, record, store)
     observer.step("reducing")
     return reduce_run(store, record, config.certificate)
 
 
 def _carry_out(
-    todo: list[Unit], record: RunRecord, store: Store, session: Session, observer: Observer
+    todo: list[Unit], record: RunRecord, frontier: Frontier, store: Store, session: Session, observer: Observer
 ) -> dict[Unit, str]:
     started = datetime.now(UTC)
-    set_aside = session.run(todo, record, store, observer)
-    samples = sum(unit.samples for unit in todo if unit not in set_aside)
-    write_session(store, started, samples)
+    set_aside = session.run(todo, record, frontier, store, observer)
+    write_session(store, started)
     return set_aside
 
 
@@ -95,6 +97,7 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
         dataset=described,
         image_ids=image_ids,
         classifier_digests=tuple(digests),
+        stopping=config.certificate,
         software={"python": platform.python_version()} | {name: metadata.version(name) for name in _SOFTWARE},
         hardware=_hardware(config.engine.device),
     )
@@ -137,17 +140,19 @@ class Session:
 
         return max(1, driver.room(engine))
 
-    def run(self, units: list[Unit], record: RunRecord, store: Store, observer: Observer) -> dict[Unit, str]:
-        """Do the units; returns those set aside, with the reason."""
+    def run(
+        self, units: list[Unit], record: RunRecord, frontier: Frontier, store: Store, observer: Observer
+    ) -> dict[Unit, str]:
+        """Do the units and those that they call for; returns those set aside, with the reason."""
         if self._engine.address == "inline":
             from drs_ray.engine.inline import run_inline
 
-            return run_inline(units, record, store, observer)
+            return run_inline(units, record, frontier, store, observer)
         observer.step("starting Ray workers")
         self._connect()
         from drs_ray.engine import driver
 
-        return driver.run_on_ray(units, record, store.uri, observer)
+        return driver.run_on_ray(units, record, frontier, store.uri, observer)
 
     def close(self) -> None:
         """Leave the Ray that this session started or attached to."""
@@ -174,17 +179,18 @@ def open_session(engine: EngineConfig) -> Iterator[Session]:
         session.close()
 
 
-def _verify(units: list[Unit], set_aside: dict[Unit, str], store: Store) -> None:
+def _verify(set_aside: dict[Unit, str], record: RunRecord, store: Store) -> None:
+    """Nothing was set aside and nothing is missing; whether all further stages are there, the reducer checks."""
     if set_aside:
         first, reason = next(iter(set_aside.items()))
         raise UnitsSetAsideError(
-            f"{len(set_aside)} of {len(units)} units were set aside, first {first.key}: {reason}; all others are "
+            f"{len(set_aside)} units were set aside, first {first.key}: {reason}; all others are "
             f"stored in {store.uri}; mend the cause, then run the same command to resume"
         )
-    missing = missing_units(units, store)
+    missing = missing_units(plan_units(record), store)
     if missing:
         raise EngineError(
-            f"{store.uri}: {len(missing)} of {len(units)} parts are not there although they were written, first "
+            f"{store.uri}: {len(missing)} parts are not there although they were written, first "
             f"{missing[0].key}; was the place changed meanwhile? Run the same command to resume"
         )
 

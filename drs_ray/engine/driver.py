@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from drs_ray.config import EngineConfig
+from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.ledger import Ledger
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit
@@ -71,12 +72,15 @@ def room(engine: EngineConfig) -> int:
     return int(min(by_cpu, resources.get("GPU", 0.0) // gpus) if gpus else by_cpu)
 
 
-def run_on_ray(units: Sequence[Unit], record: RunRecord, uri: str, observer: Observer) -> dict[Unit, str]:
-    """Do the units on the connected cluster.
+def run_on_ray(
+    units: Sequence[Unit], record: RunRecord, frontier: Frontier, uri: str, observer: Observer
+) -> dict[Unit, str]:
+    """Do the units, and those that they call for, on the connected cluster.
 
     Args:
         units: what is to be done.
         record: the run; its config says which workers, and has the device resolved.
+        frontier: says which units a finished one calls for.
         uri: where parts go, as every node can reach it.
         observer: told of every unit and event.
 
@@ -101,6 +105,8 @@ def run_on_ray(units: Sequence[Unit], record: RunRecord, uri: str, observer: Obs
         units,
         start=start,
         limit=lambda: engine.workers if engine.workers is not None else room(engine),
+        call=lambda actor, unit: actor.run.remote(unit, frontier.adaptive),
+        further=frontier.done if frontier.adaptive else lambda unit, result: [],
         needs=f"{cpus:g} CPUs and {gpus:g} GPUs per worker",
         observer=observer,
     )
@@ -117,13 +123,19 @@ class _Worker:
 
 
 class Dispatcher:
-    """One run's queues and workers. `start(sub_image)` makes an actor and calls its start: (actor, call)."""
+    """One run's queues and workers.
+
+    `start(sub_image)` makes an actor and calls its start: (actor, call). `call(actor, unit)` has it do a unit.
+    `further(unit, result)` names the units that a finished one calls for; they are done first, so that blocks end.
+    """
 
     def __init__(
         self,
         units: Sequence[Unit],
         *,
         start: Callable[[int], tuple[Any, Any]],
+        call: Callable[[Any, Unit], Any],
+        further: Callable[[Unit, Any], Sequence[Unit]],
         limit: Callable[[], int],
         needs: str,
         observer: Observer,
@@ -132,6 +144,8 @@ class Dispatcher:
         for unit in units:
             self._queues.setdefault(unit.sub_image, deque()).append(unit)
         self._start = start
+        self._call = call
+        self._further = further
         self._limit = limit
         self._needs = needs
         self._observer = observer
@@ -191,7 +205,7 @@ class Dispatcher:
 
     def _answer(self, worker: _Worker, call: Any) -> None:
         try:
-            ray.get(call)
+            result = ray.get(call)
         except RayTaskError as error:  # the worker lives; what it was asked to do raised
             if worker.unit is None:
                 self._calls[call] = worker  # ended with the others on the way out
@@ -205,13 +219,19 @@ class Dispatcher:
                 self._failed_starts[worker.sub_image] = 0
             else:
                 self._ledger.done(worker.unit)
+                self._enqueue(self._further(worker.unit, result))
         self._next_unit(worker)
+
+    def _enqueue(self, units: Sequence[Unit]) -> None:
+        for unit in reversed(units):
+            self._queues.setdefault(unit.sub_image, deque()).appendleft(unit)
+        self._observer.added(units)
 
     def _next_unit(self, worker: _Worker) -> None:
         queue = self._queues[worker.sub_image]
         if queue:
             worker.unit = queue.popleft()
-            self._calls[worker.actor.run.remote(worker.unit)] = worker
+            self._calls[self._call(worker.actor, worker.unit)] = worker
         else:  # this sub-image has no more: its place goes to the others
             ray.kill(worker.actor)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
 
+from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.ledger import Ledger
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit
@@ -15,8 +17,10 @@ from drs_ray.results.run_record import RunRecord
 from drs_ray.results.store import Store
 
 
-def run_inline(units: Sequence[Unit], record: RunRecord, store: Store, observer: Observer) -> dict[Unit, str]:
-    """Do the units one after another.
+def run_inline(
+    units: Sequence[Unit], record: RunRecord, frontier: Frontier, store: Store, observer: Observer
+) -> dict[Unit, str]:
+    """Do the units, and those that they call for, one after another.
 
     Returns:
         The units that were set aside, with the reason.
@@ -28,18 +32,22 @@ def run_inline(units: Sequence[Unit], record: RunRecord, store: Store, observer:
     if engine.device == "cuda":
         make_cuda_reproducible()
     try:
-        for sub_image in range(record.sub_images):
-            mine = [unit for unit in units if unit.sub_image == sub_image]
-            if not mine:
+        runners: dict[int, UnitRunner] = {}
+        queue = deque(sorted(units, key=lambda unit: unit.sub_image))
+        while queue:
+            unit = queue.popleft()
+            if unit.sub_image not in runners:
+                runners[unit.sub_image] = UnitRunner(record, unit.sub_image)
+            try:
+                part = runners[unit.sub_image].run(unit, store)
+            except DrsError as error:
+                ledger.raised(unit, str(error))
                 continue
-            runner = UnitRunner(record, sub_image)
-            for unit in mine:
-                try:
-                    runner.run(unit, store)
-                except DrsError as error:
-                    ledger.raised(unit, str(error))
-                else:
-                    ledger.done(unit)
+            ledger.done(unit)
+            if frontier.adaptive:
+                further = frontier.done(unit, part)
+                observer.added(further)
+                queue.extendleft(reversed(further))
     finally:
         torch.set_num_threads(threads)
     return ledger.set_aside

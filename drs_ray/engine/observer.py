@@ -13,8 +13,11 @@ class Observer:
     def step(self, message: str) -> None:
         """A phase of the run begins, for example "loading classifiers"."""
 
-    def planned(self, units: Sequence[Unit], todo: Sequence[Unit]) -> None:
-        """The run's units are known, and which of them are still to do."""
+    def planned(self, todo: Sequence[Unit], stored: int) -> None:
+        """The units that are to do now are known, and how many are stored already."""
+
+    def added(self, units: Sequence[Unit]) -> None:
+        """A finished stage calls for further units."""
 
     def unit_done(self, unit: Unit) -> None:
         """The unit's part is stored."""

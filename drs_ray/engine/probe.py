@@ -66,7 +66,7 @@ def _measure(record: RunRecord, sub_image: int) -> float:
     try:
         runner = UnitRunner(record, sub_image)
         size = min(record.config.noise.block, record.config.budget.estimation)
-        unit = Unit(sub_image, 0, 1, (Draw("estimation", 0, 0, size),))
+        unit = Unit(sub_image, (0, 0), (0,), (Draw("estimation", 0, 0, size),))
         list(runner.count(unit))
         started = time.perf_counter()
         drawn = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from drs_ray.engine.plan import plan_units
+from drs_ray.engine.frontier import Frontier
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import CERTIFICATES_KEY, COUNTS_PREFIX
 from drs_ray.results.store import Store
@@ -16,7 +16,7 @@ RATE_WINDOW_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Units and noise samples planned and stored.
+    """Units and noise samples known and stored. With adaptive stages, finished units can call for further ones.
 
     samples_per_second: over the last minutes, None where nothing was written in them. seconds_left: at that rate.
     unknown_parts: keys among the counts that no planned unit has.
@@ -47,18 +47,19 @@ def run_status(store: Store) -> RunStatus:
         CountsError: no run is there. StoreError: the place cannot be read.
     """
     record = read_record(store)
-    units = {unit.key: unit for unit in plan_units(record)}
     there = {item.key: item.modified for item in store.list(COUNTS_PREFIX)}
-    done = {key: unit for key, unit in units.items() if key in there}
+    frontier = Frontier(record, store)
+    todo = frontier.missing()
+    done = frontier.stored
     return RunStatus(
         record=record,
-        units=len(units),
+        units=len(done) + len(todo),
         units_done=len(done),
-        samples=sum(unit.samples for unit in units.values()),
-        samples_done=sum(unit.samples for unit in done.values()),
-        samples_per_second=_rate([(there[key], unit.samples) for key, unit in done.items()], time.time()),
+        samples=sum(unit.samples for unit in [*done, *todo]),
+        samples_done=sum(unit.samples for unit in done),
+        samples_per_second=_rate([(there[unit.key], unit.samples) for unit in done], time.time()),
         reduced=any(item.key == CERTIFICATES_KEY for item in store.list(CERTIFICATES_KEY)),
-        unknown_parts=tuple(sorted(there.keys() - units.keys())),
+        unknown_parts=tuple(sorted(there.keys() - {unit.key for unit in done})),
     )
 
 

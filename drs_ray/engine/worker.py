@@ -58,7 +58,12 @@ class UnitRunner:
             check_classifier(self._module, shape, self._classes, sub_image, self._device)
         assert config.engine.batch is not None  # resolved before the record was made
         self._sampler = Sampler(
-            partition, config.sigmas[sub_image], config.noise.block, config.engine.batch, self._device
+            partition,
+            config.sigmas[sub_image],
+            config.noise.block,
+            config.engine.batch,
+            self._device,
+            config.noise.law,
         )
 
     @property
@@ -67,7 +72,8 @@ class UnitRunner:
 
     def count(self, unit: Unit) -> Iterator[CountsRow]:
         """The unit's rows: a function of the run's identity and the unit, of nothing else."""
-        for image_id in self._record.image_ids[unit.first : unit.first + unit.images]:
+        for position in unit.positions:
+            image_id = self._record.image_ids[position]
             image = torch.from_numpy(self._dataset.image(image_id))
             label = self._dataset.label(image_id)
             for draw in unit.draws:
@@ -79,9 +85,11 @@ class UnitRunner:
                     image_id, label, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes
                 )
 
-    def run(self, unit: Unit, store: Store) -> None:
-        """Do the unit and store its part, whole or not at all."""
-        store.put(unit.key, encode_part(self.count(unit), self._record.run_id, unit.key))
+    def run(self, unit: Unit, store: Store) -> bytes:
+        """Do the unit, store its part, whole or not at all, and return it."""
+        part = encode_part(self.count(unit), self._record.run_id, unit.key)
+        store.put(unit.key, part)
+        return part
 
 
 def classifier_of(
@@ -117,9 +125,10 @@ class RemoteWorker:
         self._store = open_store(uri, record.config.output.endpoint_url)
         self._runner = UnitRunner(record, sub_image)
 
-    def run(self, unit: Unit) -> None:
-        """Do one unit and store its part."""
-        self._runner.run(unit, self._store)
+    def run(self, unit: Unit, returns_part: bool) -> bytes | None:
+        """Do one unit and store its part; return it too where the next stage depends on it."""
+        part = self._runner.run(unit, self._store)
+        return part if returns_part else None
 
 
 def make_cuda_reproducible() -> None:

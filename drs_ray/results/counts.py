@@ -42,7 +42,7 @@ class CountsRow:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """All votes of a run. Rows are images in the order of the run's image ids; K sub-images, C classes.
+    """Votes at one number of samples. Rows are images in the order of the run's image ids; K sub-images, C classes.
 
     image_ids, labels: int64 [N]. selection, estimation: one sparse int64 [N, C] per sub-image.
     """
@@ -51,6 +51,47 @@ class Counts:
     labels: NDArray[np.int64]
     selection: tuple[csr_array, ...]
     estimation: tuple[csr_array, ...]
+
+    def images(self, which: NDArray[np.int64]) -> Counts:
+        """The votes of some images, by position."""
+        return Counts(
+            self.image_ids[which],
+            self.labels[which],
+            tuple(votes[which] for votes in self.selection),
+            tuple(votes[which] for votes in self.estimation),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CountsHistory:
+    """All votes of a set of images, and what they were after fewer estimation samples.
+
+    image_ids, labels: int64 [N]. drawn: int64 [N], estimation samples of each sub-image. cuts: the numbers of
+    estimation samples after which the votes of some image are known.
+    """
+
+    image_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    drawn: NDArray[np.int64]
+    cuts: tuple[int, ...]
+    _rows: _Rows
+    _at: NDArray[np.int64]
+    _shape: tuple[int, int]
+    _sub_images: int
+
+    def at(self, samples: int) -> Counts:
+        """The votes after at most `samples` estimation samples of each image: no row that ends later is in them."""
+        early = self._rows.first_sample + self._rows.samples <= samples
+        selection, estimation = (
+            tuple(self._gather(rows, k) for k in range(self._sub_images))
+            for rows in (self._rows.phase == 0, (self._rows.phase == 1) & early)
+        )
+        return Counts(self.image_ids, self.labels, selection, estimation)
+
+    def _gather(self, rows: NDArray[np.bool_], sub_image: int) -> csr_array:
+        mine = (rows & (self._rows.sub_image == sub_image))[self._rows.row_of_vote]
+        where = (self._at[self._rows.row_of_vote[mine]], self._rows.classes[mine])
+        return csr_array((self._rows.votes[mine], where), shape=self._shape, dtype=np.int64)  # duplicates are summed
 
 
 def encode_part(rows: Iterable[CountsRow], run_id: str, key: str) -> bytes:
@@ -105,8 +146,11 @@ def decode_part(data: bytes, key: str, run_id: str, num_classes: int) -> pa.Tabl
     return table
 
 
-def read_counts(store: Store, record: RunRecord, on_part: Callable[[], None] = lambda: None) -> Counts:
+def read_counts(store: Store, record: RunRecord, on_part: Callable[[], None] = lambda: None) -> CountsHistory:
     """Read every part of a run and check that together they hold each planned sample exactly once.
+
+    With adaptive stages, an image may end after any stage, the same for all its sub-images; whether it was right to
+    end there is for `results.adaptive` to say.
 
     Args:
         store: where the run is.
@@ -122,7 +166,39 @@ def read_counts(store: Store, record: RunRecord, on_part: Callable[[], None] = l
         raise CountsError(
             f"{store.uri}: no counts yet (0 of {len(record.image_ids)} images); run `drs-ray certify` first"
         )
-    return _assemble(_columns(tables), record)
+    history = assemble(tables, record, record.image_ids)
+    _check_complete(history._rows, history._at, record)
+    return history
+
+
+def assemble(tables: Sequence[pa.Table], record: RunRecord, image_ids: Sequence[int]) -> CountsHistory:
+    """The votes of some images from decoded parts that hold them and no others.
+
+    Raises:
+        CountsError: rows of other images or sub-images, or labels that disagree.
+    """
+    rows = _columns(tables)
+    ids = np.asarray(image_ids, np.int64)
+    order = np.argsort(ids)
+    at = order[np.minimum(np.searchsorted(ids, rows.image_id, sorter=order), len(ids) - 1)]
+    foreign = (ids[at] != rows.image_id) | (rows.sub_image < 0) | (rows.sub_image >= record.sub_images)
+    if foreign.any():
+        first = np.flatnonzero(foreign)[0]
+        raise CountsError(
+            f"counts: image {rows.image_id[first]}, sub-image {rows.sub_image[first]} is not part of this run; "
+            f"{_REMEDY}"
+        )
+    labels = np.zeros(len(ids), np.int64)
+    labels[at] = rows.label
+    if (labels[at] != rows.label).any():
+        raise CountsError("counts: two parts give one image different labels; the data set changed during the run")
+    estimation = rows.phase == 1
+    ends = (rows.first_sample + rows.samples)[estimation]
+    drawn = np.zeros(len(ids), np.int64)
+    np.maximum.at(drawn, at[estimation], ends)
+    cuts = tuple(int(end) for end in np.unique(ends))
+    shape = (len(ids), record.dataset.num_classes)
+    return CountsHistory(ids, labels, drawn, cuts, rows, at, shape, record.sub_images)
 
 
 _REMEDY = "delete that object and resume the run to compute it again"
@@ -182,45 +258,24 @@ def _columns(tables: Sequence[pa.Table]) -> _Rows:
     )
 
 
-def _assemble(rows: _Rows, record: RunRecord) -> Counts:
-    ids = np.asarray(record.image_ids, np.int64)
-    order = np.argsort(ids)
-    at = order[np.minimum(np.searchsorted(ids, rows.image_id, sorter=order), len(ids) - 1)]
-    foreign = (ids[at] != rows.image_id) | (rows.sub_image < 0) | (rows.sub_image >= record.sub_images)
-    if foreign.any():
-        first = np.flatnonzero(foreign)[0]
-        raise CountsError(
-            f"counts: image {rows.image_id[first]}, sub-image {rows.sub_image[first]} is not part of this run; "
-            f"{_REMEDY}"
-        )
-    _check_complete(rows, at, record)
-    labels = np.zeros(len(ids), np.int64)
-    labels[at] = rows.label
-    if (labels[at] != rows.label).any():
-        raise CountsError("counts: two parts give one image different labels; the data set changed during the run")
-    shape = (len(ids), record.dataset.num_classes)
-
-    def gather(phase: int, sub_image: int) -> csr_array:
-        mine = ((rows.phase == phase) & (rows.sub_image == sub_image))[rows.row_of_vote]
-        where = (at[rows.row_of_vote[mine]], rows.classes[mine])
-        return csr_array((rows.votes[mine], where), shape=shape, dtype=np.int64)  # duplicates are summed
-
-    phases = [tuple(gather(phase, k) for k in range(record.sub_images)) for phase in range(len(PHASES))]
-    return Counts(ids, labels, selection=phases[0], estimation=phases[1])
-
-
 def _check_complete(rows: _Rows, at: NDArray[np.int64], record: RunRecord) -> None:
-    """Every (image, sub-image, phase) has ranges that tile [0, n): nothing twice, nothing missing."""
+    """Every (image, sub-image, phase) has ranges that tile [0, n): nothing twice, nothing missing.
+
+    n of an image is the end of the stage that some sub-image of it has reached.
+    """
     k = record.sub_images
     cell = (at * k + rows.sub_image) * len(PHASES) + rows.phase
     order = np.lexsort((rows.first_sample, cell))
     cell, first, samples = cell[order], rows.first_sample[order], rows.samples[order]
     starts_cell = np.r_[True, cell[1:] != cell[:-1]]
     expected_first = np.where(starts_cell, 0, np.r_[0, (first + samples)[:-1]])
-    budget = np.array([record.config.budget.selection, record.config.budget.estimation])
     cells = len(record.image_ids) * k * len(PHASES)
     total = np.bincount(cell, samples, minlength=cells).astype(np.int64)
-    planned = np.tile(budget, cells // len(PHASES))
+    stages = np.asarray(record.schedule.samples)
+    drawn = total.reshape(-1, k, len(PHASES))[:, :, 1].max(axis=1)
+    reached = stages[np.minimum(np.searchsorted(stages, drawn), len(stages) - 1)]
+    estimation = np.repeat(reached, k)
+    planned = np.stack([np.full_like(estimation, record.config.budget.selection), estimation], axis=1).ravel()
 
     def describe(which: int) -> str:
         position, rest = divmod(which, k * len(PHASES))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from scipy.special import ndtr
 
-from drs_ray.certificates.certify import CertifiedRadii, Rule, certified_radii
+from drs_ray.certificates.certify import CertifiedRadii, Rule, pooled_images
 from drs_ray.certificates.curve import average_certified_radius, certified_accuracy_curve
+from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError, MissingObjectError
-from drs_ray.results.counts import Counts, read_counts
+from drs_ray.results.counts import Counts, CountsHistory, read_counts
+from drs_ray.results.evidence import evidence_of, open_images, rule_of
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE, CURVE_KEY, metadata, with_metadata
 from drs_ray.results.sessions import total_seconds
@@ -83,19 +85,21 @@ class RunResult:
 
     @property
     def rule(self) -> str:
-        """Name of the rule, for example `probit p_A bonferroni`."""
-        return str(self.certificates["rule"][0].as_py())
+        """Name of the rule, for example `probit rivals staircase or pooled`; each certificate says which one it got."""
+        return metadata(self.certificates.schema)["rule"]
 
 
 def reduce_run(store: Store, record: RunRecord, certificate: CertificateConfig) -> RunResult:
     """Read a finished run's counts, certify, and store certificates.parquet and curve.parquet.
 
     Raises:
+        ConfigError: a rule that does not fit the run.
         CountsError: counts that are missing or cannot be trusted; nothing is written then.
         StoreError: the place cannot be read or written.
     """
-    certificates = certify_counts(read_counts(store, record), record, _rule(certificate), certificate.alpha)
-    curve = _curve_table(certificates, record.run_id, certificate)
+    rule = rule_of(record.config, certificate)
+    certificates = certify_history(read_counts(store, record), record, rule, certificate.alpha)
+    curve = _curve_table(certificates, record.run_id, certificate, rule)
     store.put(CERTIFICATES_KEY, _parquet(certificates))
     store.put(CURVE_KEY, _parquet(curve))
     return RunResult(store.uri, record, certificates, curve, total_seconds(store))
@@ -124,31 +128,77 @@ def read_result(store: Store) -> RunResult:
 
 
 def certify_counts(counts: Counts, record: RunRecord, rule: Rule, alpha: float) -> pa.Table:
-    """The certificates table of a run's counts: class from the selection votes, bounds from the estimation votes."""
-    selected = _most_voted(_total(counts.selection))
-    runner_up = _most_voted(_total(counts.estimation), excluding=selected)
-    class_votes = _votes_of(counts.estimation, selected)
-    samples = np.stack([votes.sum(axis=1) for votes in counts.estimation], axis=1).astype(np.int64)
-    radii = certified_radii(class_votes, samples, record.config.sigmas, rule, alpha)
-    prediction = np.where(radii.radius > 0, selected, ABSTAIN)
-    drawn = samples.sum(axis=1) + sum(votes.sum(axis=1) for votes in counts.selection)
-    columns = {
+    """The certificates table of votes at one fixed number of samples, as if that had been the plan."""
+    drawn = np.asarray(counts.estimation[0].sum(axis=1), np.int64)
+    return _certificates([(counts, np.arange(len(drawn)), 1.0)], drawn, record, rule, alpha)
+
+
+def certify_history(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float) -> pa.Table:
+    """The certificates table of a run: per image the best radius over the stages that it has reached.
+
+    Raises:
+        CountsError: images whose stopping rule says that they need a further stage.
+    """
+    waiting = np.flatnonzero(open_images(history, record))
+    if len(waiting):
+        raise CountsError(
+            f"counts: the run is not finished: {len(waiting)} of {len(history.image_ids)} images need a further stage, "
+            f"first image {history.image_ids[waiting[0]]}; resume it with `drs-ray certify`"
+        )
+    schedule = record.schedule
+    stages = []
+    for end, share in zip(schedule.samples, schedule.shares, strict=True):
+        here = np.flatnonzero(history.drawn >= end)
+        if len(here):
+            stages.append((history.at(end).images(here), here, share))
+    return _certificates(stages, history.drawn, record, rule, alpha)
+
+
+def _certificates(
+    stages: Sequence[tuple[Counts, NDArray[np.int64], float]],
+    drawn: NDArray[np.int64],
+    record: RunRecord,
+    rule: Rule,
+    alpha: float,
+) -> pa.Table:
+    """Stages are (votes of the images that reached it, their positions, share of the levels); all reach the first."""
+    columns: dict[str, NDArray[Any]] = {}
+    for stage, (counts, here, share) in enumerate(stages):
+        found = _columns_of(counts, record, rule, alpha, share)
+        found["stage"] = np.full(len(here), stage)
+        if not columns:
+            columns = found
+            continue
+        better = found["radius"] > columns["radius"][here]
+        for name, values in found.items():
+            columns[name][here[better]] = values[better]
+    selection = sum(votes.sum(axis=1) for votes in stages[0][0].selection)
+    prediction = np.where(columns["radius"] > 0, columns["selected_class"], ABSTAIN)
+    columns["prediction"] = prediction
+    columns["correct"] = (prediction == columns["label"]) & (prediction != ABSTAIN)  # an unlabelled image may be -1
+    columns["samples"] = drawn * record.sub_images + selection
+    columns["alpha"] = np.full(len(drawn), alpha)
+    return _table(columns, with_metadata(CERTIFICATES, record.run_id, table="certificates", rule=rule.name))
+
+
+def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, share: float) -> dict[str, NDArray[Any]]:
+    evidence = evidence_of(counts, rule)
+    radii = evidence.radii(record, rule, alpha, share)
+    everyone = np.arange(len(evidence.selected))
+    runner_up = most_voted(total(counts.estimation), excluding=evidence.selected)
+    pooled = pooled_images(evidence.unanimous, evidence.samples) & rule.pooled
+    return {
         "image_id": counts.image_ids,
         "label": counts.labels,
-        "prediction": prediction,
-        "correct": (prediction == counts.labels) & (prediction != ABSTAIN),  # an unlabelled image may be -1
         "radius": radii.radius,
-        "selected_class": selected,
+        "selected_class": evidence.selected,
         "runner_up": runner_up,
-        "samples": drawn,
-        "estimation_samples": samples,
-        "class_votes": class_votes,
-        "runner_up_votes": _votes_of(counts.estimation, runner_up),
+        "estimation_samples": evidence.samples,
+        "class_votes": evidence.class_votes,
+        "runner_up_votes": votes_of(counts.estimation, everyone, runner_up),
         **_bounds(radii),
-        "rule": [rule.name] * len(selected),
-        "alpha": np.full(len(selected), alpha),
+        "rule": np.where(pooled, rule.name_of_pooled, rule.name_of_boxes).astype(object),
     }
-    return _table(columns, with_metadata(CERTIFICATES, record.run_id, table="certificates"))
 
 
 def _bounds(radii: CertifiedRadii) -> dict[str, NDArray[np.float64]]:
@@ -159,11 +209,7 @@ def _bounds(radii: CertifiedRadii) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _rule(certificate: CertificateConfig) -> Rule:
-    return Rule(certificate.vote, certificate.confidence, certificate.weights)
-
-
-def _curve_table(certificates: pa.Table, run_id: str, certificate: CertificateConfig) -> pa.Table:
+def _curve_table(certificates: pa.Table, run_id: str, certificate: CertificateConfig, rule: Rule) -> pa.Table:
     radius = certificates["radius"].to_numpy()
     correct = certificates["correct"].to_numpy(zero_copy_only=False)
     curve = certified_accuracy_curve(certificate.radii, radius, correct, certificate.alpha)
@@ -174,41 +220,8 @@ def _curve_table(certificates: pa.Table, run_id: str, certificate: CertificateCo
         "ci_high": curve.ci_high,
         "guaranteed_low": curve.guaranteed_low,
     }
-    made_from = {"alpha": repr(certificate.alpha), "rule": _rule(certificate).name}
+    made_from = {"alpha": repr(certificate.alpha), "rule": rule.name}
     return _table(columns, with_metadata(CURVE, run_id, table="curve", **made_from))
-
-
-def _total(votes: tuple[csr_array, ...]) -> csr_array:
-    total = votes[0].copy()
-    for more in votes[1:]:
-        total = total + more
-    return total
-
-
-def _most_voted(votes: csr_array, excluding: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Per row the class with the most votes, the smallest such class on a tie; -1 in a row without votes.
-
-    `excluding`: one class per row that cannot win.
-    """
-    coordinates = votes.tocoo()
-    row, column = coordinates.coords
-    counted = coordinates.data > 0
-    if excluding is not None:
-        counted &= column != excluding[row]
-    row, column, count = row[counted], column[counted], coordinates.data[counted]
-    order = np.lexsort((column, -count, row))
-    row, column = row[order], column[order]
-    first = np.r_[True, row[1:] != row[:-1]][: len(row)]
-    winner = np.full(votes.shape[0], -1, np.int64)
-    winner[row[first]] = column[first]
-    return winner
-
-
-def _votes_of(votes: tuple[csr_array, ...], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Votes for one class per image: int64 [N, K]; 0 where the class is -1."""
-    rows = np.arange(len(classes))
-    picked = [np.asarray(part[rows, np.maximum(classes, 0)]).ravel() for part in votes]
-    return np.where((classes >= 0)[:, None], np.stack(picked, axis=1), 0).astype(np.int64)
 
 
 def _table(columns: Mapping[str, object], schema: pa.Schema) -> pa.Table:

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from drs_ray.config import RunConfig, Section
+from drs_ray.certificates.stages import Schedule, doubling_schedule
+from drs_ray.config import CertificateConfig, RunConfig, Section
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError
-from drs_ray.results.schema import RUN_KEY, SCHEMA_VERSION
+from drs_ray.results.schema import EXTENSION_KEY, RUN_KEY, SCHEMA_VERSION
 from drs_ray.results.store import Store
 
 
@@ -26,7 +27,9 @@ class DatasetRecord(Section):
 class RunRecord(Section):
     """The content of run.json: the resolved config, digests, and what software and device the first start had.
 
-    `config` has device and batch filled in. `image_ids` are in the order in which units cut them.
+    `config` has device and batch filled in. `image_ids` are in the order in which units cut them. `stopping` is the
+    certificate section of the first start: adaptive stages are decided by it for ever, whatever a later start or
+    reduction asks for.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -36,6 +39,7 @@ class RunRecord(Section):
     dataset: DatasetRecord
     image_ids: tuple[int, ...]
     classifier_digests: tuple[str, ...]
+    stopping: CertificateConfig
     software: dict[str, str]
     hardware: str
 
@@ -43,6 +47,12 @@ class RunRecord(Section):
     def sub_images(self) -> int:
         """Number of sub-images K."""
         return self.config.partition.sub_images
+
+    @property
+    def schedule(self) -> Schedule:
+        """The stages of the budget; one stage for a fixed number of samples."""
+        budget = self.config.budget
+        return doubling_schedule(budget.planned or budget.estimation, budget.stages).up_to(budget.estimation)
 
 
 def identity(
@@ -81,6 +91,8 @@ def run_id(run_identity: Mapping[str, Any]) -> str:
 def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
     """Write run.json unless it is there; if it is there and is the same run, join it.
 
+    A larger `budget.estimation` extends the run, exactly where the stored stages were planned for it.
+
     Returns:
         The record in force, and whether it was there before (a resume). On a resume the sizes of units are the stored
         ones, for they name the parts; paths, workers and the certificate section are the caller's.
@@ -90,14 +102,15 @@ def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
     """
     data = record.model_dump_json(indent=1).encode()
     stored = store.create(RUN_KEY, data)
-    if stored == data:
+    there = _extended(parse_record(stored, store.uri), store)
+    if there == record:
         return record, False
-    there = parse_record(stored, store.uri)
-    ours, theirs = _comparable(record), _comparable(there)
-    if ours != theirs:
-        differences = "; ".join(_differences(theirs, ours))
+    differences = list(_differences(_comparable(there), _comparable(record)))
+    if [difference.split(":")[0] for difference in differences] == ["budget.estimation"]:
+        _extend(store, there, record.config.budget.estimation)
+    elif differences:
         raise ConfigError(
-            f"output.uri: {store.uri} holds run {there.run_id}, which is not this one ({differences}); "
+            f"output.uri: {store.uri} holds run {there.run_id}, which is not this one ({'; '.join(differences)}); "
             "choose another output or restore the config"
         )
     sizes = there.config.engine.model_dump(include={"images_per_unit", "samples_per_unit"})
@@ -117,7 +130,7 @@ def read_record(store: Store) -> RunRecord:
         raise CountsError(
             f"{store.uri}: no drs-ray run here ({RUN_KEY} is missing); give the output.uri of a run"
         ) from error
-    return parse_record(data, store.uri)
+    return _extended(parse_record(data, store.uri), store)
 
 
 def parse_record(data: bytes, uri: str) -> RunRecord:
@@ -140,6 +153,32 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
     if run_id(same) != record.run_id:  # another sigma, for one, would scale every radius
         raise CountsError(f"{uri}/{RUN_KEY}: was changed after it was written; restore it, or start the run again")
     return record
+
+
+def _extend(store: Store, there: RunRecord, estimation: int) -> None:
+    """Note that the run goes on to a later one of its planned stages."""
+    budget = there.config.budget
+    if budget.planned is None or not budget.estimation < estimation <= budget.planned:
+        raise ConfigError(
+            f"budget.estimation: the run in {store.uri} has {budget.estimation} samples, got {estimation}; a run can "
+            "only be extended to a later stage that its budget.planned foresaw, since certificates that were seen have "
+            f"spent their alpha (planned: {budget.planned}); restore the budget or choose another output"
+        )
+    store.put(EXTENSION_KEY, json.dumps({"run_id": there.run_id, "estimation": estimation}).encode())
+
+
+def _extended(record: RunRecord, store: Store) -> RunRecord:
+    """The record with the budget that it was extended to, if it was."""
+    try:
+        extension = json.loads(store.get(EXTENSION_KEY))
+        if extension["run_id"] != record.run_id:
+            raise KeyError(record.run_id)
+        config = record.config.updated("budget", estimation=extension["estimation"])
+    except MissingObjectError:
+        return record
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CountsError(f"{store.uri}/{EXTENSION_KEY}: not an extension of this run; remove it") from error
+    return record.model_copy(update={"config": config})
 
 
 def _generator(config: RunConfig) -> str:

@@ -8,6 +8,7 @@ SCHEMA_VERSION = 1
 """Version of the tables and of run.json; a reader refuses what it does not know."""
 
 RUN_KEY = "run.json"
+EXTENSION_KEY = "extension.json"
 COUNTS_PREFIX = "counts/"
 CERTIFICATES_KEY = "certificates.parquet"
 CURVE_KEY = "curve.parquet"
@@ -46,9 +47,10 @@ CERTIFICATES = pa.schema(
         _field("correct", pa.bool_(), "prediction equals label"),
         _field("radius", pa.float64(), "l2, pixel units; 0 where abstaining"),
         _field("selected_class", pa.int32(), "class chosen by the selection samples"),
+        _field("stage", pa.int8(), "stage of the budget whose votes decide"),
         _field("runner_up", pa.int32(), "the other class with the most estimation votes, -1 where there is none"),
-        _field("samples", pa.int64(), "noise samples of all sub-images and phases"),
-        _field("estimation_samples", _list(pa.int64()), "noise samples, per sub-image"),
+        _field("samples", pa.int64(), "noise samples drawn, all sub-images, phases and stages"),
+        _field("estimation_samples", _list(pa.int64()), "noise samples up to the stage, per sub-image"),
         _field("class_votes", _list(pa.int64()), "estimation votes for selected_class, per sub-image"),
         _field("runner_up_votes", _list(pa.int64()), "estimation votes for runner_up, per sub-image"),
         _field("p_lower", _list(pa.float64()), "lower bound of the selected class's probability, per sub-image"),

@@ -12,13 +12,12 @@ from drs_ray.results.store import Store
 SESSIONS_PREFIX = "sessions/"
 
 
-def write_session(store: Store, started: datetime, samples: int) -> None:
-    """Note that `samples` noise samples were drawn since `started`."""
+def write_session(store: Store, started: datetime) -> None:
+    """Note that a driver worked on the run since `started`."""
     seconds = (datetime.now(UTC) - started).total_seconds()
     content = {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
-        "samples": samples,
     }
     key = f"{SESSIONS_PREFIX}{started:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json"
     store.put(key, json.dumps(content).encode())

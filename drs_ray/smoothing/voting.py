@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from drs_ray.errors import ClassifierError
 from drs_ray.smoothing.keys import NoiseKey
-from drs_ray.smoothing.noise import gaussian_batches
+from drs_ray.smoothing.laws import LawName, NoiseLaw, make_law
+from drs_ray.smoothing.noise import keyed_batches
 from drs_ray.smoothing.partition import Partition
 
 
@@ -19,7 +21,7 @@ from drs_ray.smoothing.partition import Partition
 class Sampler:
     """How one sub-image is smoothed: its place in the partition, its noise, and how forward passes are cut.
 
-    sigma is in pixel units; batch and block belong to the run's identity (they fix the slices, see `gaussian_batches`).
+    sigma is in pixel units; batch and block belong to the run's identity (they fix the slices, see `keyed_batches`).
     """
 
     partition: Partition
@@ -27,6 +29,12 @@ class Sampler:
     block: int
     batch: int
     device: torch.device
+    law: LawName = "gaussian"
+
+    @cached_property
+    def noise(self) -> NoiseLaw:
+        """The law at this sigma, on this device."""
+        return make_law(self.law, self.sigma, self.device)
 
 
 @torch.inference_mode()
@@ -58,12 +66,14 @@ def count_votes(
 
     Raises:
         ClassifierError: logits of another shape, NaN or infinite: that is a fault, never a vote.
+        DataError: an image that the noise law cannot do.
     """
-    values = sampler.partition.extract(image, key.sub_image).to(sampler.device)
+    values = sampler.noise.prepare(sampler.partition.extract(image, key.sub_image), key).to(sampler.device)
     votes = torch.zeros(num_classes, dtype=torch.int64, device=sampler.device)
     finite = torch.ones((), dtype=torch.bool, device=sampler.device)
     one = torch.ones((), dtype=torch.int64, device=sampler.device)
-    for noise in gaussian_batches(
+    for drawn in keyed_batches(
+        sampler.noise.distribution,
         key,
         first_sample,
         samples,
@@ -72,7 +82,7 @@ def count_votes(
         batch=sampler.batch,
         device=sampler.device,
     ):
-        noisy = sampler.partition.arrange(torch.add(values, noise, alpha=sampler.sigma), key.sub_image)
+        noisy = sampler.partition.arrange(sampler.noise.add(values, drawn), key.sub_image)
         logits = classifier(noisy.contiguous(memory_format=torch.channels_last))
         if logits.shape != (len(noisy), num_classes):  # a class beyond the end would break CUDA for good
             raise ClassifierError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from drs_ray.certificates.bounds import lower_quantile
 from drs_ray.smoothing.keys import NoiseKey
-from drs_ray.smoothing.noise import gaussian_batches
+from drs_ray.smoothing.noise import STANDARD_NORMAL, keyed_batches
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.smoothing.voting import Sampler, count_votes
 
@@ -24,7 +24,10 @@ RARE = 1e-4  # a fixed seed that fails a test of this level is a fault
 
 def draw(key: NoiseKey, samples: int = 1000, width: int = 50, first: int = 0, block: int = 1000) -> NDArray[np.float32]:
     """Noise of one key: float32 [samples, width]."""
-    batches = gaussian_batches(key, first, samples, values_shape=(1, width), block=block, batch=250, device=CPU)
+    shape = (1, width)
+    batches = keyed_batches(
+        STANDARD_NORMAL, key, first, samples, values_shape=shape, block=block, batch=250, device=CPU
+    )
     return np.concatenate([batch.numpy().copy() for batch in batches])[:, 0]
 
 

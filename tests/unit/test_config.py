@@ -110,7 +110,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"certificate": {"alpha": 1.5}}, "certificate.alpha", "must be in (0, 1)", "1.5"),
     ({"certificate": {"alpha": float("nan")}}, "certificate.alpha", "must be a finite number", "nan"),
     ({"certificate": {"vote": "median"}}, "certificate.vote", "must be 'probit' or 'mean'", "'median'"),
-    ({"certificate": {"confidence": "none"}}, "certificate.confidence", "must be 'bonferroni'", "'none'"),
+    ({"certificate": {"confidence": "none"}}, "certificate.confidence", "must be 'auto', 'bonferroni' or ", "'none'"),
     ({"certificate": {"weights": [1.0]}}, "certificate.weights", "partition checkerboard has 2", "got 1"),
     ({"certificate": {"weights": [1.0, 0]}}, "certificate.weights.1", "must be > 0", "0"),
     (

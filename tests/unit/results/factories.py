@@ -88,6 +88,7 @@ def make_record(
         dataset=dataset,
         image_ids=ids,
         classifier_digests=digests,
+        stopping=config.certificate,
         software={"drs-ray": "0.1.0", "numpy": "2.0"},
         hardware="2 CPU cores",
     )

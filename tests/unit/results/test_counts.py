@@ -213,7 +213,7 @@ class TestWholeRuns:
         record = make_record(7, sub_images, first_id=100)
         rows = rows_of(record, cuts)
         np.random.default_rng(0).shuffle(rows)  # type: ignore[arg-type]
-        counts = read_counts(stored(record, rows, parts), record)
+        counts = read_counts(stored(record, rows, parts), record).at(ESTIMATION)
         assert counts.image_ids.tolist() == list(record.image_ids)
         assert counts.labels.tolist() == [i % CLASSES for i in record.image_ids]
         expected = {name: np.zeros((7, CLASSES), np.int64) for name in dense(counts)}
@@ -227,7 +227,7 @@ class TestWholeRuns:
     def test_images_come_in_the_order_of_the_run(self) -> None:
         record = make_record(3)
         shuffled = record.model_copy(update={"image_ids": (2, 0, 1)})
-        counts = read_counts(stored(shuffled, rows_of(record)), shuffled)
+        counts = read_counts(stored(shuffled, rows_of(record)), shuffled).at(ESTIMATION)
         assert counts.image_ids.tolist() == [2, 0, 1]
         assert counts.labels.tolist() == [2, 0, 1]
         assert counts.estimation[0].toarray()[1].tolist() == row(0, 0, "estimation", 0, ESTIMATION).votes.tolist()

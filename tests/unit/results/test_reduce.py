@@ -211,9 +211,10 @@ def test_the_rule_is_applied_and_named() -> None:
     weighted = reduce_run(store, record, CertificateConfig(weights=(1.0, 3.0)))
     margin = np.array(weighted.certificates["margin"].to_pylist())
     assert weighted.radius == pytest.approx(np.maximum(margin @ [1, 3] / np.sqrt(10), 0), rel=1e-12)
-    assert weighted.rule.startswith("probit p_A bonferroni w=1")
-    mean = reduce_run(store, record, CertificateConfig(vote="mean"))
-    plain = reduce_run(store, record, CertificateConfig())
+    assert weighted.rule == "probit rivals staircase w=1.0,3.0"
+    paper = {"rivals": False, "confidence": "bonferroni", "pooled": False}
+    mean = reduce_run(store, record, CertificateConfig(vote="mean", **paper))
+    plain = reduce_run(store, record, CertificateConfig(**paper))
     assert mean.radius == pytest.approx(plain.radius, rel=1e-12)  # equal sigmas
     assert mean.rule == "mean p_A bonferroni"
 

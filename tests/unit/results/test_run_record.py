@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -61,7 +61,6 @@ def test_the_same_run_joins_and_the_stored_sizes_of_units_rule() -> None:
         ("engine", {"device": "cuda"}, "noise.generator: numpy-philox there, torch-philox here"),
         ("partition", {"layout": "masked"}, "partition.layout: packed there, masked here"),
         ("dataset", {"split": "train"}, "dataset.split: test there, train here"),
-        ("budget", {"estimation": 2000}, "budget.estimation: 1000 there, 2000 here"),
         ("budget", {"selection": 50}, "budget.selection: 100 there, 50 here"),
     ],
 )
@@ -136,3 +135,42 @@ def test_a_record_that_was_edited_is_refused() -> None:
     content["config"]["classifiers"][0]["sigma"] = 1.0
     with pytest.raises(CountsError, match=r"run.json: was changed after it was written; "):
         parse_record(json.dumps(content).encode(), "runs/x")
+
+
+class TestExtension:
+    """A run goes on to a larger budget exactly where its stages were planned for it."""
+
+    PLANNED: ClassVar = {"estimation": 2000, "stages": 3, "planned": 4000}
+
+    def started(self, budget: dict[str, Any]) -> tuple[MemoryStore, RunRecord]:
+        store, plain = MemoryStore(), make_record(5, 2)
+        first = record_of(plain.config.updated("budget", **budget), plain)
+        create_or_join(store, first)
+        return store, first
+
+    def test_to_a_planned_stage(self) -> None:
+        store, first = self.started(self.PLANNED)
+        assert first.schedule.samples == (1000, 2000)
+        larger = record_of(first.config.updated("budget", estimation=4000), first)
+        joined, resumed = create_or_join(store, larger)
+        assert resumed
+        assert joined.schedule.samples == read_record(store).schedule.samples == (1000, 2000, 4000)
+        assert joined.schedule.shares[:2] == first.schedule.shares  # what was promised is not spent twice
+        assert sum(joined.schedule.shares) <= 1 + 1e-15
+        with pytest.raises(ConfigError, match="has 4000 samples, got 2000; a run can only be extended"):
+            create_or_join(store, first)
+
+    @pytest.mark.parametrize("budget", [{"estimation": 2000}, {"estimation": 2000, "stages": 3}])
+    def test_never_without_a_plan(self, budget: dict[str, Any]) -> None:
+        store, first = self.started(budget)
+        before = dict(store.objects)
+        larger = record_of(first.config.updated("budget", estimation=4000), first)
+        with pytest.raises(ConfigError, match=r"has 2000 samples, got 4000; .*planned: None"):
+            create_or_join(store, larger)
+        assert store.objects == before
+
+    def test_the_extension_of_another_run_is_refused(self) -> None:
+        store, _ = self.started(self.PLANNED)
+        store.put("extension.json", b'{"run_id": "0123456789abcdef", "estimation": 4000}')
+        with pytest.raises(CountsError, match=r"extension\.json: not an extension of this run"):
+            read_record(store)

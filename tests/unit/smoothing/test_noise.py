@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,40 +10,49 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from drs_ray.smoothing.keys import NoiseKey
-from drs_ray.smoothing.noise import gaussian_batches
+from drs_ray.smoothing.noise import STANDARD_NORMAL, UNIFORM_INTEGERS, Distribution, keyed_batches
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)
 KEY = NoiseKey(seed=1, image_id=2, sub_image=0, phase="estimation")
 CPU = torch.device("cpu")
 SHAPE = (3, 5)
-gpu = pytest.mark.gpu
+KINDS = [STANDARD_NORMAL, UNIFORM_INTEGERS]
+any_kind = pytest.mark.parametrize("kind", KINDS, ids=["normal", "uniform"])
 
 
 def batches(
-    first: int, samples: int, block: int, batch: int, device: torch.device = CPU, key: NoiseKey = KEY
+    first: int,
+    samples: int,
+    block: int,
+    batch: int,
+    kind: Distribution = STANDARD_NORMAL,
+    device: torch.device = CPU,
+    key: NoiseKey = KEY,
 ) -> list[Tensor]:
     """All batches, copied: a yielded tensor may be overwritten."""
-    drawn = gaussian_batches(key, first, samples, values_shape=SHAPE, block=block, batch=batch, device=device)
+    drawn = keyed_batches(kind, key, first, samples, values_shape=SHAPE, block=block, batch=batch, device=device)
     return [part.clone() for part in drawn]
 
 
-def noise(first: int, samples: int, block: int, batch: int) -> Tensor:
-    return torch.cat(batches(first, samples, block, batch))
+def noise(first: int, samples: int, block: int, batch: int, kind: Distribution = STANDARD_NORMAL) -> Tensor:
+    return torch.cat(batches(first, samples, block, batch, kind))
 
 
+@any_kind
 @pytest.mark.parametrize("batch", [1, 7, 32, 99, 100, 101, 1000])
-def test_the_same_for_any_batch(batch: int) -> None:
-    whole = noise(0, 250, block=100, batch=100)
+def test_the_same_for_any_batch(batch: int, kind: Distribution) -> None:
+    whole = noise(0, 250, block=100, batch=100, kind=kind)
     assert whole.shape == (250, *SHAPE)
-    assert whole.dtype == torch.float32
-    assert torch.equal(noise(0, 250, block=100, batch=batch), whole)
+    assert whole.dtype == kind.dtype
+    assert torch.equal(noise(0, 250, block=100, batch=batch, kind=kind), whole)
 
 
+@any_kind
 @steady
 @given(first=st.integers(0, 300), samples=st.integers(1, 120), block=st.integers(1, 90), batch=st.integers(1, 100))
-def test_a_range_is_a_part_of_the_stream(first: int, samples: int, block: int, batch: int) -> None:
-    whole = noise(0, first + samples, block, batch=64)
-    assert torch.equal(noise(first, samples, block, batch), whole[first:])
+def test_a_range_is_a_part_of_the_stream(kind: Distribution, first: int, samples: int, block: int, batch: int) -> None:
+    whole = noise(0, first + samples, block, batch=64, kind=kind)
+    assert torch.equal(noise(first, samples, block, batch, kind), whole[first:])
 
 
 @steady
@@ -95,13 +105,32 @@ def test_the_stream_is_what_it_was() -> None:
     ]
 
 
-@gpu
+def test_uniform_integers_are_the_raw_stream_without_its_two_lowest_bits() -> None:
+    """numpy keeps raw streams as they are (NEP 19); any size of draw, and of piece within it, reads the same stream."""
+    key = np.frombuffer(KEY.block_digest(0), "<u8")
+    raw = np.random.Philox(key=key).random_raw(200_000)
+    wide = next(keyed_batches(UNIFORM_INTEGERS, KEY, 0, 2, values_shape=(1, 100_000), block=2, batch=2, device=CPU))
+    assert wide.flatten().tolist() == [int(value) // 4 for value in raw]
+    first = noise(0, 1, block=1000, batch=1, kind=UNIFORM_INTEGERS)[0, 0, :2]
+    assert first.tolist() == [3158522420570696572, 1044022913717958153]
+
+
+def test_uniform_integers_fill_their_range() -> None:
+    drawn = noise(0, 4000, block=1000, batch=500, kind=UNIFORM_INTEGERS).flatten()
+    assert drawn.min() >= 0
+    assert drawn.max() < 2**62
+    for bit in range(62):  # 60,000 draws: five standard deviations
+        assert abs(float((drawn >> bit & 1).double().mean()) - 0.5) < 5 * 0.5 / 60_000**0.5, bit
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_noise_is_the_same_for_any_batch_and_range() -> None:
+@any_kind
+def test_cuda_noise_is_the_same_for_any_batch_and_range(kind: Distribution) -> None:
     device = torch.device("cuda")
-    whole = torch.cat(batches(0, 250, block=100, batch=100, device=device))
+    whole = torch.cat(batches(0, 250, block=100, batch=100, kind=kind, device=device))
     for batch in (1, 7, 1000):
-        assert torch.equal(torch.cat(batches(0, 250, block=100, batch=batch, device=device)), whole)
-        assert torch.equal(torch.cat(batches(130, 120, block=100, batch=batch, device=device)), whole[130:])
-    other = torch.cat(batches(0, 250, block=100, batch=100, device=device, key=NoiseKey(2, 2, 0, "estimation")))
-    assert not torch.isin(whole, other).all()
+        assert torch.equal(torch.cat(batches(0, 250, block=100, batch=batch, kind=kind, device=device)), whole)
+        assert torch.equal(torch.cat(batches(130, 120, block=100, batch=batch, kind=kind, device=device)), whole[130:])
+    other = NoiseKey(2, 2, 0, "estimation")
+    assert not torch.isin(whole, torch.cat(batches(0, 250, 100, 100, kind=kind, device=device, key=other))).all()

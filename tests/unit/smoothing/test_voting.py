@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
 from drs_ray.smoothing.keys import NoiseKey
-from drs_ray.smoothing.noise import gaussian_batches
+from drs_ray.smoothing.noise import STANDARD_NORMAL, keyed_batches
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.smoothing.voting import Sampler, count_votes
 
@@ -63,7 +63,8 @@ def test_the_votes_are_those_of_a_plain_loop(layout: str) -> None:
     classifier = Linear(size)
     values = how.partition.extract(image(), 1)
     expected = np.zeros(CLASSES, np.int64)
-    for batch in gaussian_batches(KEY, 0, 150, values_shape=tuple(values.shape), block=100, batch=1, device=CPU):
+    shape = (3, 24)
+    for batch in keyed_batches(STANDARD_NORMAL, KEY, 0, 150, values_shape=shape, block=100, batch=1, device=CPU):
         laid_out = how.partition.arrange(values + how.sigma * batch, 1)
         expected[int((laid_out.flatten(1) @ classifier.weights).argmax())] += 1
     assert count_votes(classifier, image(), how, KEY, 0, 150, CLASSES).tolist() == expected.tolist()

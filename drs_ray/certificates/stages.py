@@ -1,0 +1,113 @@
+"""Adaptive sampling: cumulative stages, the share of every level that a stage may spend, and when an image is done.
+
+Valid under any stopping rule: at stage j all bounds hold at their level times w_j, sum_j w_j <= 1, so with probability
+>= 1 - alpha they hold at every stage at once, looked at or not (docs/theory.md). Stopping may look at the data as it
+likes, and the best radius over the stages that were looked at is a certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from drs_ray.certificates.bounds import lower_quantile
+from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.radius import Floats
+from drs_ray.certificates.votes import Integers, Rivals
+
+LAST_SHARE = 0.8
+"""Share w_J of the last stage; the earlier ones have the rest, equally."""
+FORECAST_LEVEL = 0.05
+"""Error level of the optimistic forecast. It decides what is drawn, never what is certified."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Cumulative samples after each stage, increasing, and the share of every level that each stage may spend."""
+
+    samples: tuple[int, ...]
+    shares: tuple[float, ...]
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """(first sample, number of samples) of each stage."""
+        starts = (0, *self.samples[:-1])
+        return [(start, end - start) for start, end in zip(starts, self.samples, strict=True)]
+
+    def up_to(self, samples: int) -> Schedule:
+        """The stages that end at or before `samples`; their shares stay what was planned."""
+        count = sum(end <= samples for end in self.samples)
+        return Schedule(self.samples[:count], self.shares[:count])
+
+
+def doubling_schedule(samples: int, stages: int) -> Schedule:
+    """Stages that double up to `samples`; one stage is a fixed number of samples.
+
+    Raises:
+        ValueError: fewer than 1 stage, or so many that the first would be empty.
+    """
+    if stages < 1 or samples < 2 ** (stages - 1):
+        raise ValueError(f"{stages} stages that double up to {samples} samples: the first would be empty; use fewer")
+    ends = tuple(-(-samples // 2 ** (stages - 1 - stage)) for stage in range(stages))
+    if stages == 1:
+        return Schedule(ends, (1.0,))
+    early = (1 - LAST_SHARE) / (stages - 1)
+    return Schedule(ends, (*([early] * (stages - 1)), LAST_SHARE))
+
+
+def is_open(
+    best_radius: Floats,
+    class_votes: Integers,
+    samples: Integers,
+    sigmas: Sequence[float],
+    rule: Rule,
+    alpha: float,
+    *,
+    rivals: Rivals | None,
+    unanimous: NDArray[np.bool_],
+    schedule: Schedule,
+    radii: Sequence[float],
+) -> NDArray[np.bool_]:
+    """Which images deserve the next stage: the next radius of the grid is still within reach of the last stage.
+
+    The forecast scales optimistic bounds of the votes so far to the last stage. An image whose best radius has reached
+    the top of the grid is done, and so is one that cannot even be certified at a radius > 0.
+
+    Args:
+        best_radius: float64 [N], the best certified radius so far.
+        class_votes: int64 [N, K], estimation votes so far.
+        samples: int64 [N, K], estimation samples so far.
+        sigmas: K noise standard deviations, pixel units.
+        rule: the certificate's rule.
+        alpha: failure probability of one image's whole certificate.
+        rivals: the other classes' votes so far.
+        unanimous: bool [N], see `certified_radii`.
+        schedule: all stages.
+        radii: the grid, increasing, pixel units.
+
+    Returns:
+        bool [N].
+    """
+    final = np.full_like(samples, schedule.samples[-1])
+    hoped = _scaled_up(class_votes, samples, final)
+    hoped_rivals = None
+    if rivals is not None:
+        against = samples[rivals.image] - rivals.votes
+        votes = final[rivals.image] - _scaled_up(against, samples[rivals.image], final[rivals.image])
+        hoped_rivals = Rivals(rivals.image, rivals.classes, votes, rivals.count)
+    forecast = certified_radii(
+        hoped, final, sigmas, rule, alpha, rivals=hoped_rivals, unanimous=unanimous, share=schedule.shares[-1]
+    ).radius
+    grid = np.append(np.asarray(radii, np.float64), np.inf)
+    wanted = grid[np.searchsorted(grid, best_radius, side="right")]
+    wanted = np.where(best_radius > 0, wanted, np.nextafter(0.0, 1.0))
+    return np.asarray(forecast >= wanted, np.bool_)
+
+
+def _scaled_up(votes: Integers, samples: Integers, final: Integers) -> Integers:
+    """An optimistic number of votes among `final` samples: the upper 5 % bound of their share, all if all so far."""
+    upper = ndtr(-lower_quantile(samples - votes, samples, FORECAST_LEVEL))
+    return np.where(votes == samples, final, np.minimum(np.ceil(final * upper), final)).astype(np.int64)

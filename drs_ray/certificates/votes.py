@@ -1,0 +1,79 @@
+"""Votes as certificates need them: of the selected class and of each rival, per image and sub-image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Rivals:
+    """Votes of the classes other than the selected one, one entry per image and rival.
+
+    A rival without a vote is bounded like any other such rival: one entry stands for all of them (class -1).
+
+    image: int64 [P], positions in 0..N-1, increasing, every image at least once. classes: int64 [P].
+    votes: int64 [P, K]. count: C - 1, the number of rivals that share a level.
+    """
+
+    image: Integers
+    classes: Integers
+    votes: Integers
+    count: int
+
+
+def most_voted(votes: csr_array, excluding: Integers | None = None) -> Integers:
+    """Per row the class with the most votes, the smallest such class on a tie; -1 in a row without votes.
+
+    `excluding`: one class per row that cannot win.
+    """
+    coordinates = votes.tocoo()
+    row, column = coordinates.coords
+    counted = coordinates.data > 0
+    if excluding is not None:
+        counted &= column != excluding[row]
+    row, column, count = row[counted], column[counted], coordinates.data[counted]
+    order = np.lexsort((column, -count, row))
+    row, column = row[order], column[order]
+    first = np.r_[True, row[1:] != row[:-1]][: len(row)]
+    winner = np.full(votes.shape[0], -1, np.int64)
+    winner[row[first]] = column[first]
+    return winner
+
+
+def total(votes: Sequence[csr_array]) -> csr_array:
+    """Votes of all sub-images together: sparse [N, C]."""
+    result = votes[0].copy()
+    for more in votes[1:]:
+        result = result + more
+    return result
+
+
+def votes_of(votes: Sequence[csr_array], rows: Integers, classes: Integers) -> Integers:
+    """Votes for `classes[i]` in row `rows[i]`, per sub-image: int64 [len(rows), K]; 0 where the class is -1."""
+    picked = [np.asarray(part[rows, np.maximum(classes, 0)]).ravel() for part in votes]
+    return np.where((classes >= 0)[:, None], np.stack(picked, axis=1), 0).astype(np.int64)
+
+
+def rivals_of(votes: Sequence[csr_array], selected: Integers) -> Rivals:
+    """Every rival of the selected classes [N] that has a vote in some sub-image, and one that stands for the others.
+
+    Sparse votes stay sparse: what 1000 classes cost is the classes that are seen.
+    """
+    images, num_classes = votes[0].shape
+    row, column = (np.asarray(part, np.int64) for part in total(votes).tocoo().coords)
+    rival = column != selected[row]
+    row, column = row[rival], column[rival]
+    seen = np.bincount(row, minlength=images)
+    unseen = np.flatnonzero(seen < num_classes - 1)
+    image = np.r_[row, unseen]
+    classes = np.r_[column, np.full(len(unseen), -1)]
+    order = np.argsort(image, kind="stable")
+    image, classes = image[order], classes[order]
+    return Rivals(image, classes, votes_of(votes, image, classes), num_classes - 1)

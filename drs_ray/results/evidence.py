@@ -1,0 +1,98 @@
+"""From counts to what a certificate rests on: the class that selection chose, its votes, its rivals, and the rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drs_ray.certificates.certify import CertifiedRadii, Rule, certified_radii
+from drs_ray.certificates.stages import is_open
+from drs_ray.certificates.votes import Integers, Rivals, most_voted, rivals_of, total, votes_of
+from drs_ray.config import CertificateConfig, RunConfig
+from drs_ray.results.counts import Counts, CountsHistory
+from drs_ray.results.run_record import RunRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What N images' certificates rest on, at one number of samples.
+
+    selected: int64 [N], class with the most selection votes of all sub-images together. unanimous: bool [N], it got all
+    of them. class_votes, samples: int64 [N, K], of the estimation phase. rivals: None where the rule bounds none.
+    """
+
+    selected: Integers
+    unanimous: NDArray[np.bool_]
+    class_votes: Integers
+    samples: Integers
+    rivals: Rivals | None
+
+    def radii(self, record: RunRecord, rule: Rule, alpha: float, share: float) -> CertifiedRadii:
+        """Certified radii at a stage's share of the levels."""
+        return certified_radii(
+            self.class_votes,
+            self.samples,
+            record.config.sigmas,
+            rule,
+            alpha,
+            rivals=self.rivals,
+            unanimous=self.unanimous,
+            share=share,
+        )
+
+
+def evidence_of(counts: Counts, rule: Rule) -> Evidence:
+    """Class from the selection votes alone, everything else from the estimation votes."""
+    selected = most_voted(total(counts.selection))
+    everyone = np.arange(len(selected))
+    drawn = sum(votes.sum(axis=1) for votes in counts.selection)
+    return Evidence(
+        selected=selected,
+        unanimous=votes_of(counts.selection, everyone, selected).sum(axis=1) == drawn,
+        class_votes=votes_of(counts.estimation, everyone, selected),
+        samples=np.stack([votes.sum(axis=1) for votes in counts.estimation], axis=1).astype(np.int64),
+        rivals=rivals_of(counts.estimation, selected) if rule.rivals else None,
+    )
+
+
+def rule_of(config: RunConfig, certificate: CertificateConfig) -> Rule:
+    """The rule that a certificate section means for a run, with everything automatic resolved.
+
+    Raises:
+        ConfigError: a rule that does not fit the run.
+    """
+    fitted = config.updated("certificate", **certificate.model_dump(mode="json"))
+    return Rule(certificate.vote, fitted.confidence, certificate.weights, certificate.rivals, fitted.pooled)
+
+
+def open_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
+    """Which images need the next stage, by the run's stopping rule: the one rule of the driver and the reducer.
+
+    Only images that have not reached the last stage can be open; `record.stopping` decides, whatever the certificates
+    are reduced with.
+    """
+    schedule, stopping = record.schedule, record.stopping
+    rule = rule_of(record.config, stopping)
+    best = np.zeros(len(history.image_ids))
+    answer = np.zeros(len(history.image_ids), np.bool_)
+    for end, share in zip(schedule.samples[:-1], schedule.shares[:-1], strict=True):
+        here = np.flatnonzero(history.drawn >= end)
+        if not len(here):
+            break
+        evidence = evidence_of(history.at(end).images(here), rule)
+        best[here] = np.maximum(best[here], evidence.radii(record, rule, stopping.alpha, share).radius)
+        answer[here] = is_open(
+            best[here],
+            evidence.class_votes,
+            evidence.samples,
+            record.config.sigmas,
+            rule,
+            stopping.alpha,
+            rivals=evidence.rivals,
+            unanimous=evidence.unanimous,
+            schedule=schedule,
+            radii=stopping.radii,
+        ) & (history.drawn[here] == end)
+    return answer

@@ -1,0 +1,91 @@
+"""Noise laws: how keyed random numbers become noisy copies of a sub-image. `count_votes` knows no more of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from drs_ray.errors import DataError
+from drs_ray.smoothing.keys import NoiseKey
+from drs_ray.smoothing.lattice import LEVELS, LatticeTable, lattice_noise, lattice_table
+from drs_ray.smoothing.noise import STANDARD_NORMAL, UNIFORM_INTEGERS, Distribution
+
+LawName = Literal["gaussian", "lattice"]
+
+
+class NoiseLaw(Protocol):
+    """A law of noise at one sigma, on one device."""
+
+    @property
+    def distribution(self) -> Distribution:
+        """The random numbers that it is made of, one per value."""
+
+    def prepare(self, values: Tensor, key: NoiseKey) -> Tensor:
+        """The values [C, d_k] of a sub-image, float32 in [0, 1], as `add` wants them; once per image.
+
+        Raises:
+            DataError: values that this law cannot do.
+        """
+
+    def add(self, prepared: Tensor, drawn: Tensor) -> Tensor:
+        """Random numbers [b, C, d_k] -> noisy values, float32 [b, C, d_k], in memory of their own."""
+
+
+def make_law(name: LawName, sigma: float, device: torch.device) -> NoiseLaw:
+    """The law of that name; sigma in pixel units."""
+    if name == "lattice":
+        return LatticeLaw(lattice_table(sigma).to(device), torch.tensor(float(LEVELS), device=device))
+    return GaussianLaw(sigma)
+
+
+@dataclass(frozen=True)
+class GaussianLaw:
+    """values + sigma * z in float32: close to the theorem's law, but not the same (docs/theory.md)."""
+
+    sigma: float
+    distribution: Distribution = STANDARD_NORMAL
+
+    def prepare(self, values: Tensor, key: NoiseKey) -> Tensor:
+        """As they are."""
+        return values
+
+    def add(self, prepared: Tensor, drawn: Tensor) -> Tensor:
+        """values + sigma * z."""
+        return torch.add(prepared, drawn, alpha=self.sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class LatticeLaw:
+    """(pixel + integer noise) / 255: the sum is exact, and what is divided depends on nothing but the sum.
+
+    levels: float32 255 on the law's device. A Python number would not do: CUDA multiplies by its rounded reciprocal,
+    and the noisy values would then differ from 8-bit pixels as everybody else makes them.
+    """
+
+    table: LatticeTable
+    levels: Tensor
+    distribution: Distribution = UNIFORM_INTEGERS
+
+    def prepare(self, values: Tensor, key: NoiseKey) -> Tensor:
+        """Pixels as integers 0..255 of the noise's dtype.
+
+        Raises:
+            DataError: a value that is not the float32 next to a multiple of 1/255.
+        """
+        levels = self.levels.to(values.device)
+        pixels = (values * levels).round().clamp(0, LEVELS)
+        off = pixels / levels != values
+        if bool(off.any()):
+            raise DataError(
+                f"image {key.image_id}: noise.law lattice needs pixels that are multiples of 1/255, but sub-image "
+                f"{key.sub_image} has {values[off][0].item():.9g}; use noise.law: gaussian, or 8-bit images without "
+                "resizing or normalisation"
+            )
+        return pixels.to(self.table.look_up.dtype)
+
+    def add(self, prepared: Tensor, drawn: Tensor) -> Tensor:
+        """(pixel + noise) / 255, rounded once."""
+        return (prepared + lattice_noise(drawn, self.table)).to(torch.float32).div_(self.levels)
