@@ -5,6 +5,7 @@ The public API. Importing it loads neither torch nor Ray; the functions that nee
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from drs_ray.config import RunConfig, load_config
@@ -13,20 +14,40 @@ from drs_ray.errors import DrsError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from drs_ray.certificates.certify import Rule
     from drs_ray.engine.observer import Observer
     from drs_ray.results.reduce import RunResult
+    from drs_ray.smoothed import SmoothedClassifier
+    from drs_ray.smoothing.partition import make_partition
 
 __all__ = [
     "DrsError",
+    "Rule",
     "RunConfig",
+    "SmoothedClassifier",
     "certify",
     "load_config",
+    "make_partition",
     "read_certificates",
     "read_run",
     "reduce",
     "train",
     "write_report",
 ]
+
+
+_LOADED_WHEN_USED = {
+    "Rule": "drs_ray.certificates.certify",
+    "SmoothedClassifier": "drs_ray.smoothed",
+    "make_partition": "drs_ray.smoothing.partition",
+}
+
+
+def __getattr__(name: str) -> object:
+    """The names above come with torch or scipy: they are imported when they are first asked for."""
+    if name not in _LOADED_WHEN_USED:
+        raise AttributeError(f"module 'drs_ray' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LOADED_WHEN_USED[name]), name)
 
 
 def certify(config: RunConfig, observer: Observer | None = None) -> RunResult:

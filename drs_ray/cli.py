@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drs_ray.errors import DrsError
+from drs_ray.errors import DrsError, InterruptedRunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ def main() -> None:
     """Run the command line; errors that drs-ray raises on purpose become one line and an exit code."""
     try:
         app()
-    except DrsError as error:
+    except (DrsError, InterruptedRunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 

@@ -31,12 +31,9 @@ from pydantic import (
 from drs_ray.errors import ConfigError
 
 DatasetName = Literal["mnist5k", "mnist", "cifar10", "imagenet", "folder"]
-PartitionName = Literal["none", "checkerboard"]
+PartitionName = Literal["none", "checkerboard", "interleave"]
 LayoutName = Literal["packed", "masked"]
 DeviceName = Literal["auto", "cpu", "cuda"]
-
-SUB_IMAGES: Mapping[str, int] = {"none": 1, "checkerboard": 2}
-"""Number of sub-images K of every partition."""
 
 Sigma = Annotated[float, Field(gt=0, le=100)]
 
@@ -106,17 +103,50 @@ class PartitionConfig(Section):
     """How pixels are split into sub-images, and how a sub-image is laid out for its classifier."""
 
     name: PartitionName = Field(
-        description="none: the whole image (randomized smoothing); checkerboard: two halves (dual r. s.)."
+        description="none: the whole image (randomized smoothing); checkerboard: two halves (dual r. s.); "
+        "interleave: rows x columns sub-images."
+    )
+    interleave: tuple[int, int] | None = Field(
+        None,
+        description="[rows, columns], for the name interleave: pixel (r, c) belongs to sub-image "
+        "(r mod rows) * columns + (c mod columns).",
     )
     layout: LayoutName = Field(
         "packed",
         description="packed: the own pixels of each row pushed together; masked: full size, other pixels 0.",
     )
 
+    @field_validator("interleave", mode="before")
+    @classmethod
+    def _two_whole_numbers(cls, value: object) -> object:
+        if value is None or (
+            isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int and n >= 1 for n in value)
+        ):
+            return value
+        raise ValueError("must be two whole numbers >= 1, [rows, columns], for example [2, 2]")
+
+    @model_validator(mode="after")
+    def _interleave_fits(self) -> Self:
+        if self.name == "interleave" and self.interleave is None:
+            raise ValueError("the name interleave needs interleave: [rows, columns], for example [2, 2]")
+        if self.name != "interleave" and self.interleave is not None:
+            raise ValueError(f"interleave applies to the name interleave, not to {self.name}; remove it")
+        if self.interleave is not None and not 2 <= self.sub_images <= 64:
+            rows, columns = self.interleave
+            raise ValueError(f"interleave must make 2 to 64 sub-images, [{rows}, {columns}] makes {self.sub_images}")
+        return self
+
     @property
     def sub_images(self) -> int:
         """Number of sub-images K."""
-        return SUB_IMAGES[self.name]
+        if self.interleave is not None:
+            return self.interleave[0] * self.interleave[1]
+        return 2 if self.name == "checkerboard" else 1
+
+    @property
+    def label(self) -> str:
+        """The name that tells one partition from all others, for example interleave-2x2: checkpoints carry it."""
+        return self.name if self.interleave is None else f"{self.name}-{self.interleave[0]}x{self.interleave[1]}"
 
 
 class ClassifierConfig(Section):
@@ -177,13 +207,22 @@ class BudgetConfig(Section):
 
 
 class EngineConfig(Section):
-    """Where and how the votes are counted. Only `batch` changes a vote (in the last bit of a logit)."""
+    """Where and how the votes are counted.
+
+    batch, device and the number of threads can change the last bit of a logit, and with it a vote on a decision
+    boundary: batch and device belong to the run's identity, keep cpus_per_worker the same when a run is resumed.
+    """
 
     address: str = Field(
         "local",
         description="inline (this process), local (a Ray of its own), auto (the running Ray), or ray://host:port.",
     )
-    workers: int | None = Field(None, ge=1, description="Most workers at a time; null: what the cluster has room for.")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Most workers at a time; null: what the cluster has room for now and as it grows. "
+        "Name a number to make an autoscaler start nodes.",
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs of a worker; also its number of torch threads.")
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs of a worker; null: 1 on cuda, 0 on cpu. Fractions share a GPU."
@@ -297,13 +336,13 @@ class RunConfig(Section):
         k = self.partition.sub_images
         if len(self.classifiers) != k:
             raise ValueError(
-                f"classifiers must have one entry per sub-image: partition {self.partition.name} has {k}, "
+                f"classifiers must have one entry per sub-image: partition {self.partition.label} has {k}, "
                 f"got {len(self.classifiers)}"
             )
         weights = self.certificate.weights
         if weights is not None and len(weights) != k:
             raise ValueError(
-                f"certificate.weights must have one entry per sub-image: partition {self.partition.name} has {k}, "
+                f"certificate.weights must have one entry per sub-image: partition {self.partition.label} has {k}, "
                 f"got {len(weights)}"
             )
         if weights is not None and self.certificate.vote == "mean":
@@ -321,21 +360,20 @@ class RunConfig(Section):
         certificate, k = self.certificate, self.partition.sub_images
         if certificate.confidence == "staircase" and k != 2:
             raise ValueError(
-                f"certificate.confidence: staircase is for two sub-images, partition {self.partition.name} has {k}; "
+                f"certificate.confidence: staircase is for two sub-images, partition {self.partition.label} has {k}; "
                 "use bonferroni or auto"
             )
         if certificate.vote == "mean" and k > 2:
             raise ValueError(f"certificate.vote: mean has no radius for {k} > 2 sub-images; use probit")
         if certificate.pooled and not self._can_pool:
             raise ValueError(
-                "certificate.pooled needs equal sigmas and equal weights of all sub-images and alpha < 0.5; "
+                "certificate.pooled needs equal sigmas and equal weights of all sub-images and alpha <= 0.25; "
                 "set it to false or null"
             )
 
     @property
     def _can_pool(self) -> bool:
-        same_weights = self.certificate.weights is None or len(set(self.certificate.weights)) == 1
-        return len(set(self.sigmas)) == 1 and same_weights and self.certificate.alpha < 0.5
+        return can_pool(self.sigmas, self.certificate.weights, self.certificate.alpha)
 
     @property
     def pooled(self) -> bool:
@@ -347,7 +385,7 @@ class RunConfig(Section):
         """The confidence rule, with auto resolved."""
         if self.certificate.confidence != "auto":
             return self.certificate.confidence
-        return "staircase" if self.partition.sub_images == 2 else "bonferroni"
+        return default_confidence(self.partition.sub_images)
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -355,10 +393,24 @@ class RunConfig(Section):
         return tuple(classifier.sigma for classifier in self.classifiers)
 
     def updated(self, section: str, **values: object) -> RunConfig:
-        """The same config with keys of one section replaced and everything validated again."""
+        """The same config with keys of one section replaced and everything validated again.
+
+        Raises:
+            ConfigError: one line per mistake.
+        """
         data = self.model_dump(mode="json")
         data[section] |= values
-        return parse_config(data, source="updated config")
+        return parse_config(data)
+
+
+def default_confidence(sub_images: int) -> str:
+    """The confidence rule that `auto` means for K sub-images."""
+    return "staircase" if sub_images == 2 else "bonferroni"
+
+
+def can_pool(sigmas: Sequence[float], weights: Sequence[float] | None, alpha: float) -> bool:
+    """Whether the pooled rule's theorem applies: equal sigmas, equal weights, alpha < 1/2."""
+    return len(set(sigmas)) == 1 and (weights is None or len(set(weights)) == 1) and alpha <= 0.25
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -424,6 +476,16 @@ class _Loader(yaml.SafeLoader):
     """YAML, with 1e5 read as the number that it is (YAML 1.1 wants 1.0e+5)."""
 
 
+def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping without duplicate keys: YAML would let the last one win without a word."""
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_keys)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
@@ -484,6 +546,15 @@ def _explain(item: Any) -> str:
         "literal_error": "must be {expected}",
         "finite_number": "must be a finite number",
         "too_short": "must have at least {min_length} entries",
+        "tuple_type": "must be a list, for example [0, 1]",
+        "string_type": "must be text",
+        "int_parsing": "must be a whole number",
+        "int_type": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_parsing": "must be a number",
+        "float_type": "must be a number",
+        "bool_parsing": "must be true or false",
+        "bool_type": "must be true or false",
         "model_type": "must be a mapping of keys to values",
         "dict_type": "must be a mapping of keys to values",
         "model_attributes_type": "must be a mapping of keys to values",

@@ -11,9 +11,10 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from drs_ray.config import RunConfig, load_config
+from drs_ray.config import parse_config
 from drs_ray.console import ConsoleObserver, train_with_progress
 from drs_ray.engine.certify import certify_run, open_session
+from drs_ray.errors import ConfigError
 from drs_ray.results.reduce import RunResult
 from drs_ray.results.report import write_report
 from drs_ray.results.store import open_store
@@ -45,21 +46,28 @@ def run_demo(
     Returns:
         The results (RS, DRS) and where the report is.
     """
-    configs = [_write_config(method, directory, images, samples, address) for method in _METHODS]
+    contents = [_content(method, directory, images, samples, address) for method in _METHODS]
+    configs = [parse_config(content, source="drs-ray demo") for content in contents]
     results = []
     with open_session(configs[0].engine) as session:
-        for method, config in zip(_METHODS, configs, strict=True):
+        for method, content, config in zip(_METHODS, contents, configs, strict=True):
             if not all(Path(str(classifier.checkpoint)).exists() for classifier in config.classifiers):
                 train_with_progress(config, console, quiet)
             with ConsoleObserver(console, f"certify {method.name}", quiet) as observer:
-                results.append(certify_run(config, observer, session))
+                try:
+                    results.append(certify_run(config, observer, session))
+                except ConfigError as error:
+                    raise ConfigError(f"{error}; for a demo with other options, give another --directory") from error
+            text = yaml.safe_dump(content, sort_keys=False)
+            (directory / f"{method.name}.yaml").write_text(text, encoding="utf-8")
     target = open_store(str(directory))
     write_report(results, target)
     return results, f"{target.uri}/report.html"
 
 
-def _write_config(method: _Method, directory: Path, images: int, samples: int, address: str) -> RunConfig:
-    content = {
+def _content(method: _Method, directory: Path, images: int, samples: int, address: str) -> dict[str, object]:
+    """The config of one method, as it is written next to its results."""
+    return {
         "dataset": {"name": "mnist5k", "images": {"stop": images}},
         "partition": {"name": method.partition},
         "classifiers": [
@@ -74,7 +82,3 @@ def _write_config(method: _Method, directory: Path, images: int, samples: int, a
         "engine": {"address": address},
         "output": str(directory / method.name),
     }
-    file = directory / f"{method.name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    return load_config(file)

@@ -48,8 +48,11 @@ class UnitsSetAsideError(EngineError):
     exit_code = 3
 
 
-class InterruptedRunError(EngineError):
-    """The user or the scheduler asked the run to stop (exit code 128 + signal, as shells expect)."""
+class InterruptedRunError(BaseException):
+    """The user or the scheduler asked the run to stop (exit code 128 + signal, as shells expect).
+
+    Not an `Exception`, like KeyboardInterrupt: no handler on its way may take it for a unit's or a classifier's fault.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainccinv, betaincinv, ndtri, ndtri_exp
+from scipy.special import betainc, betainccinv, betaincinv, ndtri, ndtri_exp
 
 QUANTILE_SLACK = 1e-8
 """Subtracted from every quantile: betaincinv and betainccinv are accurate to 4e-10 in it up to n = 1e9."""
@@ -43,9 +43,12 @@ def lower_quantile(successes: ArrayLike, samples: ArrayLike, level: ArrayLike) -
     quantile = np.full(k.shape, -np.inf)
     every = (k == n) & (k > 0)
     some = (k > 0) & ~every
-    p_lower = betaincinv(k[some], n[some] - k[some] + 1, u[some])
-    q_upper = betainccinv(n[some] - k[some] + 1, k[some], u[some])
-    quantile[some] = np.where(p_lower < 0.5, ndtri(p_lower), -ndtri(q_upper))
+    # P(X >= k) at p = 1/2 tells on which side of 1/2 the bound lies; inverting both tails would take twice as long.
+    low = np.zeros(k.shape, np.bool_)
+    low[some] = betainc(k[some], n[some] - k[some] + 1, 0.5) > u[some]
+    high = some & ~low
+    quantile[low] = ndtri(betaincinv(k[low], n[low] - k[low] + 1, u[low]))
+    quantile[high] = -ndtri(betainccinv(n[high] - k[high] + 1, k[high], u[high]))
     quantile[every] = ndtri_exp(np.log(u[every]) / n[every])
     return quantile - QUANTILE_SLACK
 

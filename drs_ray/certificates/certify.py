@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from drs_ray.certificates.bounds import DistinctCounts
 from drs_ray.certificates.confidence import level_boxes
@@ -78,6 +78,16 @@ class CertifiedRadii:
     a_lower: Floats
     b_upper: Floats
     margin: Floats
+
+    @property
+    def p_lower(self) -> Floats:
+        """Lower bounds of the selected class's probability: float64 [N, K]."""
+        return np.asarray(np.nextafter(ndtr(self.a_lower), 0.0))  # ndtr rounds to nearest: step to the safe side
+
+    @property
+    def rival_upper(self) -> Floats:
+        """Upper bounds of the deciding rival's probability: float64 [N, K]."""
+        return np.asarray(np.nextafter(ndtr(self.b_upper), 1.0))
 
 
 def certified_radii(
@@ -169,18 +179,18 @@ def _pooled(class_votes: Integers, samples: Integers, sigmas: Sequence[float], l
     """R = sigma sqrt(K) (-Phi^-1(Q)), Q the bound on the mean failure probability of all sub-images.
 
     The failures S of all K n samples are a sum of Bernoullis with unequal probabilities; below its mean, its lower tail
-    is at most that of the binomial with the same mean (Hoeffding 1956, Theorem 4; level < 1/2 keeps S there). Where
+    is at most that of the binomial with the same mean (Hoeffding 1956, Theorem 4; level <= 1/4 keeps S there). Where
     K Q <= 1/2 every failure probability is <= 1/2, -Phi^-1 is convex there, and Jensen's inequality gives the radius.
     Where K Q > 1/2 nothing is certified.
 
     Raises:
-        ValueError: unequal sigmas, or a level of 1/2 or more.
+        ValueError: unequal sigmas, or a level above 1/4 (the theorem is proved up to there).
     """
     sub_images = class_votes.shape[-1]
     if len(set(sigmas)) > 1:
         raise ValueError(f"the pooled rule needs equal sigmas, got {list(sigmas)}")
-    if level >= 0.5:
-        raise ValueError(f"the pooled rule needs alpha < 1/2, got {level}")
+    if level > 0.25:
+        raise ValueError(f"the pooled rule needs alpha <= 1/4, got {level}")
     together = DistinctCounts(class_votes.sum(axis=1, keepdims=True), samples.sum(axis=1, keepdims=True))
     a_mean = together.lower_quantile(np.array([level]))
     a_lower = np.where(a_mean >= -ndtri(1 / (2 * sub_images)), a_mean, -np.inf)

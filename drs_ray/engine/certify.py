@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -13,7 +13,7 @@ from drs_ray.config import EngineConfig, RunConfig
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit, missing_units, plan_units
-from drs_ray.errors import EngineError, UnitsSetAsideError
+from drs_ray.errors import ClassifierError, ConfigError, EngineError, StoreError, UnitsSetAsideError
 from drs_ray.results.reduce import RunResult, reduce_run
 from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join, identity, run_id
 from drs_ray.results.sessions import write_session
@@ -39,10 +39,18 @@ def certify_run(config: RunConfig, observer: Observer | None = None, session: Se
         EngineError: the engine could not go on; what is stored is kept and a later call resumes.
     """
     observer = observer or Observer()
+    store, record = complete_run(config, observer, session)
+    observer.step("reducing")
+    return reduce_run(store, record, config.certificate)
+
+
+def complete_run(config: RunConfig, observer: Observer, session: Session | None = None) -> tuple[Store, RunRecord]:
+    """`certify_run` up to its counts: all of them are stored then. Returns where, and the record in force."""
     store = open_store(config.output.uri, config.output.endpoint_url)
     store.check_writable()
     with nullcontext(session) if session is not None else open_session(config.engine) as session:
         config = resolve(config, session)
+        session.check(config.engine)
         record, joined = create_or_join(store, describe_run(config, observer))
         frontier = Frontier(record, store)
         todo = frontier.missing()
@@ -53,17 +61,18 @@ def certify_run(config: RunConfig, observer: Observer | None = None, session: Se
         observer.planned(todo, len(frontier.stored))
         set_aside = _carry_out(todo, record, frontier, store, session, observer) if todo else {}
     _verify(set_aside, record, store)
-    observer.step("reducing")
-    return reduce_run(store, record, config.certificate)
+    return store, record
 
 
 def _carry_out(
     todo: list[Unit], record: RunRecord, frontier: Frontier, store: Store, session: Session, observer: Observer
 ) -> dict[Unit, str]:
     started = datetime.now(UTC)
-    set_aside = session.run(todo, record, frontier, store, observer)
-    write_session(store, started)
-    return set_aside
+    try:
+        return session.run(todo, record, frontier, store, observer)
+    finally:
+        with suppress(StoreError):  # how long it took must not hide what went wrong
+            write_session(store, started)
 
 
 def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
@@ -82,14 +91,24 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
     images = chosen.images
     image_ids = select_image_ids(len(dataset), images.start, images.stop, images.skip, images.ids)
     shape = dataset.image_shape
-    partition = make_partition(config.partition.name, shape[1], shape[2], config.partition.layout)
+    cut = config.partition
+    partition = make_partition(cut.name, shape[1], shape[2], cut.layout, cut.interleave)
     digests = []
     for sub_image in range(len(partition)):
         classifier = classifier_of(config, partition, sub_image, shape, dataset.num_classes)
+        if config.classifiers[sub_image].checkpoint is None:
+            again = classifier_of(config, partition, sub_image, shape, dataset.num_classes)
+            if again.digest != classifier.digest:
+                raise ClassifierError(
+                    f"sub-image {sub_image}: {config.classifiers[sub_image].architecture} returns other weights each "
+                    "time; a factory without a checkpoint must load or seed its weights itself"
+                )
         digests.append(classifier.digest)
         for warning in classifier.warnings:
             observer.event(f"warning: {warning}")
-    described = DatasetRecord(digest=dataset.digest, num_classes=dataset.num_classes, image_shape=shape)
+    described = DatasetRecord(
+        digest=dataset.digest, num_classes=dataset.num_classes, image_shape=shape, size=len(dataset)
+    )
     return RunRecord(
         run_id=run_id(identity(config, described, image_ids, tuple(digests))),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -130,6 +149,31 @@ class Session:
         from drs_ray.engine import driver
 
         return driver.cluster_gpus() > 0
+
+    def check(self, engine: EngineConfig) -> None:
+        """Refuse what this machine can never serve; a cluster may still grow.
+
+        Raises:
+            ConfigError: a GPU is asked for and there is none, or more CPUs than there are.
+        """
+        if engine.address not in ("inline", "local"):
+            return
+        import torch
+
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if engine.device == "cuda" and not gpus:
+            raise ConfigError(
+                "engine.device: cuda needs a GPU and this machine has none; use device cpu, or a cluster (address auto)"
+            )
+        for key, have, want in (
+            ("gpus_per_worker", gpus, engine.gpus_per_worker or 0),
+            ("cpus_per_worker", os.cpu_count() or 1, engine.cpus_per_worker),
+        ):
+            if want > have:
+                raise ConfigError(
+                    f"engine.{key}: must be <= {have}, what this machine has, got {want:g}; "
+                    "lower it or use a cluster (engine.address: auto)"
+                )
 
     def room(self, engine: EngineConfig) -> int:
         """How many workers would find room now."""

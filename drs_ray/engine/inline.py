@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
 import torch
 
 from drs_ray.engine.frontier import Frontier
-from drs_ray.engine.ledger import Ledger
+from drs_ray.engine.ledger import RETRY_SECONDS, Ledger
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit
 from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible, threads_of
-from drs_ray.errors import DrsError
+from drs_ray.errors import DrsError, StoreError
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.store import Store
 
@@ -40,6 +41,11 @@ def run_inline(
                 runners[unit.sub_image] = UnitRunner(record, unit.sub_image)
             try:
                 part = runners[unit.sub_image].run(unit, store)
+            except StoreError as error:
+                if ledger.not_stored(unit, str(error)):
+                    queue.append(unit)
+                    time.sleep(RETRY_SECONDS)  # the next unit would meet the same store
+                continue
             except DrsError as error:
                 ledger.raised(unit, str(error))
                 continue

@@ -10,6 +10,11 @@ from drs_ray.errors import EngineError
 
 KILLS_BEFORE_SET_ASIDE = 5
 """A unit that took down so many workers is set aside."""
+NODES_BEFORE_SET_ASIDE = 50
+"""Nodes are lost through no fault of a unit; but a unit that lost so many may be what brings them down."""
+STORE_RETRIES = 3
+RETRY_SECONDS = 2.0
+"""A unit whose part could not be stored is tried again so often, after so long at the earliest."""
 RAISES_BEFORE_GIVING_UP = 20
 """So many units in a row raising an error: the fault is not the units'."""
 
@@ -20,6 +25,8 @@ class Ledger:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._kills: Counter[Unit] = Counter()
+        self._lost_nodes: Counter[Unit] = Counter()
+        self._not_stored: Counter[Unit] = Counter()
         self._raised_in_a_row = 0
         self.set_aside: dict[Unit, str] = {}
 
@@ -35,21 +42,50 @@ class Ledger:
             EngineError: unit after unit raises; going on would only repeat it.
         """
         self._set_aside(unit, reason)
+        self._count_raise(reason)
+
+    def not_stored(self, unit: Unit, reason: str) -> bool:
+        """The store failed, not the unit. Returns whether the unit is to be tried again, after the others.
+
+        Raises:
+            EngineError: unit after unit raises; going on would only repeat it.
+        """
+        self._not_stored[unit] += 1
+        again = self._not_stored[unit] <= STORE_RETRIES
+        if again:
+            self._observer.event(f"could not store {unit.key}: {reason}; the unit is tried again")
+        else:
+            self._set_aside(unit, reason)
+        self._count_raise(reason)
+        return again
+
+    def killed_its_worker(self, unit: Unit, reason: str) -> bool:
+        """The unit's worker died under it. Returns whether the unit is to be tried again."""
+        self._kills[unit] += 1
+        if self._kills[unit] < KILLS_BEFORE_SET_ASIDE:
+            return self._try_again(unit, reason)
+        self._set_aside(unit, f"took down {self._kills[unit]} workers, last: {reason}")
+        return False
+
+    def lost_its_node(self, unit: Unit, reason: str) -> bool:
+        """The unit's worker was lost with its node or behind a link. Returns whether the unit is to be tried again."""
+        self._lost_nodes[unit] += 1
+        if self._lost_nodes[unit] < NODES_BEFORE_SET_ASIDE:
+            return self._try_again(unit, reason)
+        self._set_aside(unit, f"lost {self._lost_nodes[unit]} nodes, last: {reason}")
+        return False
+
+    def _try_again(self, unit: Unit, reason: str) -> bool:
+        self._observer.event(f"lost a worker at {unit.key}: {reason}; the unit is tried again")
+        return True
+
+    def _count_raise(self, reason: str) -> None:
         self._raised_in_a_row += 1
         if self._raised_in_a_row >= RAISES_BEFORE_GIVING_UP:
             raise EngineError(
                 f"the last {self._raised_in_a_row} units all failed, giving up; last cause: {reason}; "
                 "mend the cause, then run the same command to resume"
             )
-
-    def killed_its_worker(self, unit: Unit, reason: str) -> bool:
-        """The unit's worker died under it. Returns whether the unit is to be tried again."""
-        self._kills[unit] += 1
-        if self._kills[unit] < KILLS_BEFORE_SET_ASIDE:
-            self._observer.event(f"lost a worker at {unit.key}: {reason}; the unit is tried again")
-            return True
-        self._set_aside(unit, f"took down {self._kills[unit]} workers, last: {reason}")
-        return False
 
     def _set_aside(self, unit: Unit, reason: str) -> None:
         self.set_aside[unit] = reason

@@ -9,6 +9,7 @@ from drs_ray.config import RunConfig
 from drs_ray.engine.certify import describe_run, open_session, resolve
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Draw, Unit, plan_units
+from drs_ray.errors import ConfigError
 from drs_ray.results.run_record import RunRecord
 
 PROBE_SECONDS = 2.0
@@ -47,12 +48,25 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
     """
     observer = observer or Observer()
     with open_session(config.engine) as session:
-        record = describe_run(resolve(config, session), observer)
+        config = resolve(config, session)
+        session.check(config.engine)
+        _check_can_measure(config)
+        record = describe_run(config, observer)
         units = plan_units(record)
         observer.step("measuring")
         rates = tuple(_measure(record, sub_image) for sub_image in range(record.sub_images))
         workers = record.config.engine.workers or session.room(record.config.engine)
     return RunPlan(record, len(units), sum(unit.samples for unit in units), rates, workers)
+
+
+def _check_can_measure(config: RunConfig) -> None:
+    import torch
+
+    if config.engine.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "engine.device: plan measures on this machine, which has no GPU, and the run is for cuda; "
+            "run it on a node with a GPU"
+        )
 
 
 def _measure(record: RunRecord, sub_image: int) -> float:

@@ -12,10 +12,10 @@ import torch
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import load_dataset
 from drs_ray.engine.plan import Unit
-from drs_ray.errors import ClassifierError
+from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
 from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier
 from drs_ray.results.counts import CountsRow, encode_part
-from drs_ray.results.run_record import RunRecord
+from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.store import Store, open_store
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.partition import Partition, make_partition
@@ -41,8 +41,14 @@ class UnitRunner:
         self._dataset = load_dataset(
             config.dataset.name, config.dataset.root, config.dataset.split, False, config.dataset.image_size
         )
+        if self._dataset.digest != record.dataset.digest:
+            raise DataError(
+                f"data set {config.dataset.name}: what this worker reads has digest {self._dataset.digest[:12]}, the "
+                f"run has {record.dataset.digest[:12]}; give every node the same data"
+            )
         _, height, width = record.dataset.image_shape
-        partition = make_partition(config.partition.name, height, width, config.partition.layout)
+        cut = config.partition
+        partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
         classifier = classifier_of(record.config, partition, sub_image, record.dataset.image_shape, self._classes)
         if classifier.digest != record.classifier_digests[sub_image]:
             raise ClassifierError(
@@ -102,7 +108,7 @@ def classifier_of(
         arguments=chosen.arguments,
         checkpoint=chosen.checkpoint,
         sub_image=sub_image,
-        partition=config.partition.name,
+        partition=config.partition.label,
         layout=config.partition.layout,
         sigma=chosen.sigma,
         image_shape=partition.layout_shape(sub_image, image_shape[0]),
@@ -123,12 +129,26 @@ class RemoteWorker:
         if record.config.engine.device == "cuda":
             make_cuda_reproducible()
         self._store = open_store(uri, record.config.output.endpoint_url)
+        _check_sees_run(self._store, record)
         self._runner = UnitRunner(record, sub_image)
 
     def run(self, unit: Unit, returns_part: bool) -> bytes | None:
         """Do one unit and store its part; return it too where the next stage depends on it."""
         part = self._runner.run(unit, self._store)
         return part if returns_part else None
+
+
+def _check_sees_run(store: Store, record: RunRecord) -> None:
+    """A directory that is not shared would swallow all parts: nothing is computed before this worker sees run.json."""
+    try:
+        seen = read_record(store).run_id
+    except (CountsError, StoreError) as error:
+        raise StoreError(
+            f"{store.uri}: a worker's node does not see the run there ({error}); "
+            "use an s3:// output, or a directory that all nodes share"
+        ) from error
+    if seen != record.run_id:
+        raise StoreError(f"{store.uri}: a worker's node sees run {seen} there, not {record.run_id}; use a shared place")
 
 
 def make_cuda_reproducible() -> None:

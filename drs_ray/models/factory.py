@@ -94,8 +94,8 @@ def load_classifier(
                 )
         load_tensors(module, tensors, checkpoint)
     module.eval()
+    check_classifier(module, image_shape, num_classes, sub_image)  # before all else: lazy layers take their shape
     module.requires_grad_(False)
-    check_classifier(module, image_shape, num_classes, sub_image)
     return BaseClassifier(module=module, digest=module_digest(module), warnings=tuple(warnings))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ import numpy as np
 from drs_ray.certificates.curve import Curve, certified_accuracy_curve
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import ConfigError
+from drs_ray.results.readouts import AtSamples
 from drs_ray.results.reduce import RunResult
 from drs_ray.results.store import Store
-from drs_ray.results.summary import RunSummary, summarise_side_by_side
+from drs_ray.results.summary import Certified, RunSummary, summarise_side_by_side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,7 @@ INK, GRID, PAPER = "#1f2328", "#d8dee4", "#ffffff"
 """Text and axes, grid lines, background. No palette colour: the HTML report recolours all of them by name."""
 
 _LEVELS = 900  # steps kept per curve: a third of a point of the figure's height, 1,800 points
+_FEWER_LEVELS = 300  # steps kept in the small panels
 _PNG_DPI = 200
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
@@ -57,12 +59,46 @@ def certified_accuracy_figure(results: Sequence[RunResult], *, legend: bool = Tr
     axes = figure.add_subplot()
     stop = _right_end(results)
     handles = [
-        _draw(axes, step_curve(result, stop), colour)
+        _draw(axes, step_curve(result, stop), colour, comparison=bool(result.variant))
         for result, colour in zip(results, run_colours(len(results)), strict=True)
     ]
     _dress(axes, stop)
     if legend:
         _add_legend(figure, handles, summaries)
+    return figure
+
+
+def convergence_figure(convergence: Sequence[tuple[str, Sequence[AtSamples]]]) -> Figure:
+    """Certified accuracy against radius at fewer samples, one panel per run; the palest line has the fewest.
+
+    Args:
+        convergence: name and numbers of samples of at least one run.
+    """
+    from matplotlib.figure import Figure
+
+    panels = len(convergence)
+    columns = min(panels, 2)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(8.4, 3.4 * rows), layout="constrained", facecolor=PAPER)
+    stop = _right_end(point for _, points in convergence for point in points)
+    for index, (name, points) in enumerate(convergence):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        for position, point in enumerate(points):
+            curve = step_curve(point, stop, _FEWER_LEVELS)
+            axes.step(
+                curve.radii,
+                curve.certified_accuracy,
+                where="pre",
+                color=INK,
+                alpha=1 - 0.75 * (len(points) - 1 - position) / len(points),
+                linewidth=1.4,
+                label=f"n = {point.samples:,}",
+            )
+        _dress(axes, stop, f"panel-{index}-")
+        title = axes.set_title("", loc="left", color=INK, fontsize=10)
+        title.set_parse_math(False)
+        title.set_text(_short(name))
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
@@ -96,33 +132,38 @@ def run_colours(runs: int) -> list[str]:
     return list(islice(cycle(PALETTE), runs))
 
 
-def step_curve(result: RunResult, stop: float, levels: int = _LEVELS) -> Curve:
-    """The run's certified accuracy at the radii where it steps down, for lines that hold until the next of them.
+def step_curve(certified: Certified, stop: float, levels: int = _LEVELS) -> Curve:
+    """Certified accuracy at the radii where it steps down, for lines that hold until the next of them.
 
     Point i is the value on (radii[i - 1], radii[i]]. Of more than `levels` steps, those within 1 / levels of each other
     become one at the largest of their radii, with the smallest of their values: the drawn curve is nowhere above the
     true one.
 
     Args:
-        result: the run.
+        certified: the run, or its images at fewer samples.
         stop: where the line ends, pixel units, not below the largest radius.
         levels: most steps to keep.
     """
-    steps = np.unique(result.radius[result.correct])
-    ordered = np.sort(result.radius[result.correct])
-    certified = len(ordered) - np.searchsorted(ordered, steps, side="left")
-    level = certified * levels // result.images
+    ordered = np.sort(certified.radius[certified.correct])
+    steps = np.unique(ordered)
+    reach = len(ordered) - np.searchsorted(ordered, steps, side="left")
+    level = reach * levels // len(certified.radius)
     last_of_level = np.r_[level[1:] != level[:-1], True][: len(level)]
     grid: Floats = np.unique(np.r_[0.0, steps[last_of_level], stop])
-    return certified_accuracy_curve(grid, result.radius, result.correct, result.alpha)
+    return certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha)
 
 
-def _right_end(results: Sequence[RunResult]) -> float:
-    largest = max(float(np.max(result.radius, where=result.correct, initial=0.0)) for result in results)
+def _right_end(shown: Iterable[Certified]) -> float:
+    largest = max(float(np.max(one.radius, where=one.correct, initial=0.0)) for one in shown)
     return 1.04 * largest if largest > 0 else 1.0
 
 
-def _draw(axes: Axes, curve: Curve, colour: str) -> Any:
+def _draw(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> Any:
+    if comparison:  # no band and no guarantee: it is not what the run certifies
+        (line,) = axes.step(
+            curve.radii, curve.certified_accuracy, where="pre", color=colour, linewidth=1.8, linestyle=(0, (1, 1.2))
+        )
+        return line
     axes.fill_between(curve.radii, curve.ci_low, curve.ci_high, step="pre", color=colour, alpha=0.15, linewidth=0)
     axes.step(
         curve.radii, curve.guaranteed_low, where="pre", color=colour, linewidth=1.1, linestyle=(0, (4, 2)), alpha=0.9
@@ -133,12 +174,12 @@ def _draw(axes: Axes, curve: Curve, colour: str) -> Any:
     return line
 
 
-def _dress(axes: Axes, stop: float) -> None:
+def _dress(axes: Axes, stop: float, prefix: str = "") -> None:
     axes.set_xlim(0, stop)
     axes.set_ylim(0, 1)
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.set_xlabel("l2 radius (pixel units, images in [0, 1])", color=INK, gid="x-label")
-    axes.set_ylabel("certified accuracy (share of all images)", color=INK, gid="y-label")
+    axes.set_xlabel("l2 radius (pixel units, images in [0, 1])", color=INK, gid=f"{prefix}x-label")
+    axes.set_ylabel("certified accuracy (share of all images)", color=INK, gid=f"{prefix}y-label")
     axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=3)
@@ -165,5 +206,8 @@ def _add_legend(figure: Figure, handles: list[Any], summaries: Sequence[RunSumma
 
 
 def _label(run: RunSummary) -> str:
-    name = run.name if len(run.name) <= 40 else run.name[:39] + "…"
-    return f"{name}: {run.method}, sigma {run.sigma_text}, ACR {run.acr_text}"
+    return f"{_short(run.name)}: {run.method}, sigma {run.sigma_text}, ACR {run.acr_text}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else name[:39] + "…"

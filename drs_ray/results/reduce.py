@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
-from drs_ray.certificates.certify import CertifiedRadii, Rule, pooled_images
+from drs_ray.certificates.certify import Rule, pooled_images
 from drs_ray.certificates.curve import average_certified_radius, certified_accuracy_curve
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
@@ -34,7 +33,8 @@ _REMEDY = "write it again with `drs-ray reduce`"
 class RunResult:
     """A reduced run: where it is, what it is, and its two tables (see `schema.CERTIFICATES` and `schema.CURVE`).
 
-    seconds: wall time of the driver sessions that ended, None where none did.
+    seconds: wall time of the driver sessions that ended, None where none did. variant: what tells a comparison, derived
+    in memory from the same counts, from the run itself; empty for the run's stored certificates.
     """
 
     uri: str
@@ -42,6 +42,7 @@ class RunResult:
     certificates: pa.Table
     curve: pa.Table
     seconds: float | None = None
+    variant: str = ""
 
     @property
     def images(self) -> int:
@@ -97,12 +98,32 @@ def reduce_run(store: Store, record: RunRecord, certificate: CertificateConfig) 
         CountsError: counts that are missing or cannot be trusted; nothing is written then.
         StoreError: the place cannot be read or written.
     """
+    rule_of(record.config, certificate)  # a rule that does not fit is told before counts are read
+    return reduce_history(store, read_counts(store, record), record, certificate)
+
+
+def reduce_history(
+    store: Store, history: CountsHistory, record: RunRecord, certificate: CertificateConfig
+) -> RunResult:
+    """`reduce_run` of counts that were read already."""
     rule = rule_of(record.config, certificate)
-    certificates = certify_history(read_counts(store, record), record, rule, certificate.alpha)
+    certificates = certify_history(history, record, rule, certificate.alpha)
     curve = _curve_table(certificates, record.run_id, certificate, rule)
     store.put(CERTIFICATES_KEY, _parquet(certificates))
     store.put(CURVE_KEY, _parquet(curve))
     return RunResult(store.uri, record, certificates, curve, total_seconds(store))
+
+
+def compare_rule(history: CountsHistory, result: RunResult, rule: Rule, variant: str) -> RunResult:
+    """What another rule would have made of a run's counts, at the same alpha, radii and stages; nothing is stored.
+
+    A comparison: the run's certificates stay the stored ones, whichever radius is the larger.
+    """
+    radii = tuple(float(radius) for radius in result.curve["radius"].to_numpy())
+    certificate = result.record.config.certificate.model_copy(update={"alpha": result.alpha, "radii": radii})
+    certificates = certify_history(history, result.record, rule, result.alpha)
+    curve = _curve_table(certificates, result.record.run_id, certificate, rule)
+    return replace(result, certificates=certificates, curve=curve, variant=variant)
 
 
 def read_result(store: Store) -> RunResult:
@@ -196,16 +217,10 @@ def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, sha
         "estimation_samples": evidence.samples,
         "class_votes": evidence.class_votes,
         "runner_up_votes": votes_of(counts.estimation, everyone, runner_up),
-        **_bounds(radii),
-        "rule": np.where(pooled, rule.name_of_pooled, rule.name_of_boxes).astype(object),
-    }
-
-
-def _bounds(radii: CertifiedRadii) -> dict[str, NDArray[np.float64]]:
-    return {
-        "p_lower": np.nextafter(ndtr(radii.a_lower), 0.0),  # ndtr rounds to nearest: step to the safe side
-        "rival_upper": np.nextafter(ndtr(radii.b_upper), 1.0),
+        "p_lower": radii.p_lower,
+        "rival_upper": radii.rival_upper,
         "margin": radii.margin,
+        "rule": np.where(pooled, rule.name_of_pooled, rule.name_of_boxes).astype(object),
     }
 
 
@@ -245,7 +260,7 @@ def _parquet(table: pa.Table) -> bytes:
 def _read_table(store: Store, key: str, schema: pa.Schema, run_id: str) -> pa.Table:
     where = f"{store.uri}/{key}"
     try:
-        table = pq.read_table(pa.BufferReader(store.get(key)))
+        table = pq.ParquetFile(pa.BufferReader(store.get(key))).read(use_threads=False)
     except MissingObjectError as error:
         raise CountsError(
             f"{where}: not there; finish the run with `drs-ray certify`, then `drs-ray reduce`"

@@ -17,11 +17,12 @@ from drs_ray.results.store import Store
 
 
 class DatasetRecord(Section):
-    """What was loaded under the data set's name; image_shape is (C, H, W)."""
+    """What was loaded under the data set's name; image_shape is (C, H, W), size the number of images of the split."""
 
     digest: str
     num_classes: int
     image_shape: tuple[int, int, int]
+    size: int | None = None
 
 
 class RunRecord(Section):
@@ -67,7 +68,7 @@ def identity(
             "digest": dataset.digest,
             "image_ids": list(image_ids),
         },
-        "partition": config.partition.model_dump(mode="json"),
+        "partition": config.partition.model_dump(mode="json", exclude_none=True),  # runs of old keep their ids
         "classifiers": [
             {
                 "architecture": classifier.architecture,
@@ -110,8 +111,8 @@ def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
         _extend(store, there, record.config.budget.estimation)
     elif differences:
         raise ConfigError(
-            f"output.uri: {store.uri} holds run {there.run_id}, which is not this one ({'; '.join(differences)}); "
-            "choose another output or restore the config"
+            f"output.uri: {store.uri} holds run {there.run_id}, which is not this one ({_first_few(differences)}); "
+            "choose another output, restore the config, or delete what is there"
         )
     sizes = there.config.engine.model_dump(include={"images_per_unit", "samples_per_unit"})
     config = record.config.updated("engine", **sizes)
@@ -201,8 +202,13 @@ def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: {_brief(there)} there, {_brief(here)} here"
 
 
+def _first_few(differences: list[str]) -> str:
+    more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
+    return "; ".join(differences[:4]) + more
+
+
 def _brief(value: Any) -> str:
     if isinstance(value, list):
-        return f"a list of {len(value)}"
+        return f"[{', '.join(map(str, value[:3]))}{', ...' if len(value) > 3 else ''}] ({len(value)} entries)"
     text = str(value)
     return text if len(text) <= 24 else text[:12] + "..."

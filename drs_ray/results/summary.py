@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drs_ray.certificates.curve import certified_accuracy_curve, failed_certificates
+from drs_ray.certificates.radius import Floats
 from drs_ray.config import DatasetConfig
 from drs_ray.errors import ConfigError
 from drs_ray.results.reduce import ABSTAIN, RunResult
@@ -17,6 +20,22 @@ from drs_ray.results.run_record import RunRecord
 
 SHARE_DIGITS = 3
 """Decimals of displayed shares of images and of radii."""
+
+
+class Certified(Protocol):
+    """Images with their certificates: a run, or its images at fewer samples. radius: float64 [N]; correct: bool [N]."""
+
+    @property
+    def radius(self) -> Floats:
+        """Certified radii, pixel units, 0 where abstaining."""
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the prediction equals the label; False where abstaining."""
+
+    @property
+    def alpha(self) -> float:
+        """Failure probability of one certificate."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +78,28 @@ class AtRadius:
 class RunSummary:
     """What is said about one run. sigmas, radii and acr are in pixel units; selection, estimation: samples of the
     budget, per image and sub-image; samples: noise samples of the whole run; seconds: None where nobody measured.
+    variant: empty for the run's own certificates, else which comparison this is. split_size: images of the split, None
+    where the run's record does not say. stages: cumulative estimation samples. image_rules: the rules that images got,
+    and how many got each.
     """
 
     name: str
+    variant: str
     uri: str
     run_id: str
     method: str
     dataset: str
     split: str
+    split_size: int | None
     images: int
     sub_images: int
     sigmas: tuple[float, ...]
     selection: int
     estimation: int
+    stages: tuple[int, ...]
     alpha: float
     rule: str
+    image_rules: tuple[tuple[str, int], ...]
     noise_law: str
     correct: int
     abstained: int
@@ -116,7 +142,26 @@ class RunSummary:
     @property
     def budget_text(self) -> str:
         """Samples per image and sub-image: selection + estimation."""
-        return f"{self.selection:,} + {self.estimation:,}"
+        return f"{self.selection:,} + {'up to ' if self.adaptive else ''}{self.estimation:,}"
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether images may stop at different numbers of samples."""
+        return len(self.stages) > 1
+
+    @property
+    def scope_text(self) -> str:
+        """How many images, and of how many: 200 images must not be mistaken for all 10,000."""
+        if self.split_size is None:
+            return f"{self.images:,} images"
+        if self.split_size == self.images:
+            return f"all {self.images:,} images"
+        return f"{self.images:,} of {self.split_size:,} images"
+
+    @property
+    def middle(self) -> AtRadius:
+        """The radius in the middle of the grid: the one to quote where there is room for one."""
+        return self.at_radii[len(self.at_radii) // 2]
 
     @property
     def time_text(self) -> str:
@@ -141,25 +186,29 @@ def summarise(result: RunResult, name: str, *, radii: Sequence[float] | None = N
     record, config = result.record, result.record.config
     return RunSummary(
         name=name,
+        variant=result.variant,
         uri=result.uri,
         run_id=record.run_id,
         method=f"{'RS' if record.sub_images == 1 else 'DRS'} (K = {record.sub_images})",
         dataset=config.dataset.name,
         split=config.dataset.split,
+        split_size=record.dataset.size,
         images=result.images,
         sub_images=record.sub_images,
         sigmas=config.sigmas,
         selection=config.budget.selection,
         estimation=config.budget.estimation,
+        stages=record.schedule.samples,
         alpha=result.alpha,
         rule=result.rule,
+        image_rules=tuple(Counter(result.certificates["rule"].to_pylist()).most_common()),
         noise_law=config.noise.law,
         correct=int(result.correct.sum()),
         abstained=int((result.certificates["prediction"].to_numpy() == ABSTAIN).sum()),
         acr=result.average_certified_radius,
         samples=result.samples,
         seconds=result.seconds,
-        at_radii=_at_radii(result, radius_grid([result]) if radii is None else radii),
+        at_radii=at_radii(result, radius_grid([result]) if radii is None else radii),
         provenance=tuple(_provenance(record)),
     )
 
@@ -200,7 +249,10 @@ def check_same_test_set(results: Sequence[RunResult]) -> None:
 
 
 def run_names(results: Sequence[RunResult]) -> list[str]:
-    """Names for runs: the last component of each uri, with the components before it where two would be the same."""
+    """Names for runs: the last component of each uri, with the components before it where two would be the same.
+
+    A comparison has its variant behind the name of its run.
+    """
     paths = {}
     for uri in (result.uri for result in results):
         parts = [part for part in uri.rpartition("://")[2].split("/") if part]
@@ -216,7 +268,7 @@ def run_names(results: Sequence[RunResult]) -> list[str]:
     seen: Counter[str] = Counter()
     unique = []
     for result in results:
-        name = names[result.uri]
+        name = names[result.uri] + (f", {result.variant}" if result.variant else "")
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")  # one place twice: at two alphas, say
     return unique
@@ -242,10 +294,11 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _at_radii(result: RunResult, radii: Sequence[float]) -> tuple[AtRadius, ...]:
+def at_radii(certified: Certified, radii: Sequence[float]) -> tuple[AtRadius, ...]:
+    """Certified accuracy at radius 0 and at increasing radii, pixel units."""
     grid = radii if radii and radii[0] == 0 else [0.0, *radii]
-    curve = certified_accuracy_curve(grid, result.radius, result.correct, result.alpha)
-    images = result.images
+    curve = certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha)
+    images = len(certified.radius)
     return tuple(
         AtRadius(float(radius), images, round(accuracy * images), round(guaranteed * images), float(low), float(high))
         for radius, accuracy, low, high, guaranteed in zip(
@@ -278,7 +331,7 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     shape = " x ".join(str(size) for size in record.dataset.image_shape)
     yield "image shape", f"{shape} (channels x height x width), {record.dataset.num_classes} classes"
     partition = config.partition
-    yield "partition", partition.name if partition.sub_images == 1 else f"{partition.name}, layout {partition.layout}"
+    yield "partition", partition.label if partition.sub_images == 1 else f"{partition.label}, layout {partition.layout}"
     for index, (classifier, digest) in enumerate(zip(config.classifiers, record.classifier_digests, strict=True)):
         which = "classifier" if record.sub_images == 1 else f"classifier of sub-image {index}"
         checkpoint = "" if classifier.checkpoint is None else f", {classifier.checkpoint}"

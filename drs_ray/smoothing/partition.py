@@ -19,6 +19,9 @@ from drs_ray.errors import ConfigError
 
 Owner = NDArray[np.int64]
 
+MOST_SUB_IMAGES = 64
+"""Largest K of an interleaved partition."""
+
 
 @dataclass(frozen=True, eq=False)
 class SubImage:
@@ -95,20 +98,40 @@ class Partition:
         return arranged.flatten(-2)[..., self.parts[sub_image].cells.to(arranged.device)]
 
 
-def make_partition(name: str, height: int, width: int, layout: str) -> Partition:
-    """The partition `name` of height x width images, with `layout` "packed" or "masked".
+def make_partition(
+    name: str, height: int, width: int, layout: str, interleave: tuple[int, int] | None = None
+) -> Partition:
+    """A partition of height x width images.
 
-    Odd sizes: a packed row that owns one pixel less than the others ends in one cell that is always 0.
+    Odd sizes: a packed checkerboard row that owns one pixel less than the others ends in one cell that is always 0;
+    packed interleaved sub-images may differ in size by one row and one column.
+
+    Args:
+        name: none (K = 1), checkerboard (K = 2: pixel (r, c) belongs to sub-image (r + c) mod 2), or interleave.
+        height: H, in pixels.
+        width: W, in pixels.
+        layout: packed or masked.
+        interleave: (rows, columns), for the name interleave alone: pixel (r, c) belongs to sub-image
+            (r mod rows) * columns + (c mod columns), so K = rows * columns, 2 to 64.
 
     Raises:
-        ConfigError: unknown name or layout, or an image too small for every sub-image to own a pixel.
+        ConfigError: unknown name or layout, an interleave that does not fit, or an image too small for every sub-image
+            to own a pixel.
     """
-    if name not in _OWNERS:
-        raise ConfigError(f"partition.name must be one of {', '.join(_OWNERS)}, got '{name}'")
+    if name not in _NAMES:
+        raise ConfigError(f"partition.name must be one of {', '.join(_NAMES)}, got '{name}'")
     if layout not in _LAYOUTS:
         raise ConfigError(f"partition.layout must be one of {', '.join(_LAYOUTS)}, got '{layout}'")
-    owner = _OWNERS[name](height, width)
-    count = _SUB_IMAGES[name]
+    if (name == "interleave") != (interleave is not None):
+        raise ConfigError(
+            f"partition.interleave must be (rows, columns) for the partition interleave and for no other, "
+            f"got {interleave} for {name}"
+        )
+    if interleave is not None and (min(interleave) < 1 or not 2 <= interleave[0] * interleave[1] <= MOST_SUB_IMAGES):
+        raise ConfigError(
+            f"partition.interleave must make 2 to {MOST_SUB_IMAGES} sub-images (rows * columns), got {interleave}"
+        )
+    owner, count = _owners(name, height, width, interleave)
     present = len(np.unique(owner))
     if present != count:
         raise ConfigError(
@@ -118,13 +141,13 @@ def make_partition(name: str, height: int, width: int, layout: str) -> Partition
     return Partition(name, layout, height, width, parts)
 
 
-def _whole(height: int, width: int) -> Owner:
-    return np.zeros((height, width), np.int64)
-
-
-def _checkerboard(height: int, width: int) -> Owner:
-    rows, columns = np.indices((height, width))
-    return np.asarray((rows + columns) % 2, np.int64)
+def _owners(name: str, height: int, width: int, interleave: tuple[int, int] | None) -> tuple[Owner, int]:
+    """The sub-image that each pixel belongs to, and their number K."""
+    row, column = np.indices((height, width))
+    if name == "checkerboard":
+        return np.asarray((row + column) % 2, np.int64), 2
+    rows, columns = interleave or (1, 1)  # the whole image is the partition with one sub-image
+    return np.asarray(row % rows * columns + column % columns, np.int64), rows * columns
 
 
 def _packed(mine: NDArray[np.bool_]) -> SubImage:
@@ -142,6 +165,5 @@ def _masked(mine: NDArray[np.bool_]) -> SubImage:
     return SubImage(pixels, pixels, mine.shape[0], mine.shape[1])
 
 
-_OWNERS: Mapping[str, Callable[[int, int], Owner]] = {"none": _whole, "checkerboard": _checkerboard}
-_SUB_IMAGES: Mapping[str, int] = {"none": 1, "checkerboard": 2}
+_NAMES = ("none", "checkerboard", "interleave")
 _LAYOUTS: Mapping[str, Callable[[NDArray[np.bool_]], SubImage]] = {"packed": _packed, "masked": _masked}

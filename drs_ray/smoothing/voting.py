@@ -83,7 +83,13 @@ def count_votes(
         device=sampler.device,
     ):
         noisy = sampler.partition.arrange(sampler.noise.add(values, drawn), key.sub_image)
-        logits = classifier(noisy.contiguous(memory_format=torch.channels_last))
+        try:
+            logits = classifier(noisy.contiguous(memory_format=torch.channels_last))
+        except Exception as error:  # the user's module may raise anything: it is the unit's fault, not the engine's
+            raise ClassifierError(
+                f"sub-image {key.sub_image}: the classifier failed on image {key.image_id} ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}); correct it, or lower engine.batch if memory ran out"
+            ) from error
         if logits.shape != (len(noisy), num_classes):  # a class beyond the end would break CUDA for good
             raise ClassifierError(
                 f"sub-image {key.sub_image}: logits must be [{len(noisy)}, {num_classes}] (batch, classes), "

@@ -54,7 +54,8 @@ def train_run(
         image_size=config.dataset.image_size,
     )
     channels, height, width = dataset.image_shape
-    partition = make_partition(config.partition.name, height, width, config.partition.layout)
+    cut = config.partition
+    partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
     ids = range(len(dataset))
     images, labels = torch.from_numpy(dataset.images(ids)), torch.from_numpy(np.asarray(dataset.labels(ids)))
     device = config.engine.device
@@ -91,7 +92,7 @@ def train_run(
         metadata = CheckpointMetadata(
             architecture=classifier.architecture,
             arguments=classifier.arguments,
-            partition=config.partition.name,
+            partition=config.partition.label,
             layout=config.partition.layout,
             sub_image=sub_image,
             sigma=classifier.sigma,
@@ -108,7 +109,7 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:
     """Where a classifier is to be written; all that can be wrong with it is said before hours of training."""
     if not 0 <= sub_image < len(config.classifiers):
         raise ConfigError(
-            f"sub_images: partition {config.partition.name} has the sub-images 0..{len(config.classifiers) - 1}, "
+            f"sub_images: partition {config.partition.label} has the sub-images 0..{len(config.classifiers) - 1}, "
             f"got {sub_image}"
         )
     key = f"classifiers.{sub_image}.checkpoint"
@@ -116,7 +117,7 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:
     if checkpoint is None or "://" in checkpoint or not checkpoint.endswith(".safetensors"):
         raise ConfigError(
             f"{key}: training writes a local .safetensors file, got {checkpoint}; "
-            f"give a path such as checkpoints/{config.partition.name}-{sub_image}.safetensors"
+            f"give a path such as checkpoints/{config.partition.label}-{sub_image}.safetensors"
         )
     if sum(other.checkpoint == checkpoint for other in config.classifiers) > 1:
         raise ConfigError(f"{key}: every sub-image needs a file of its own, got {checkpoint} twice; rename one")

@@ -59,6 +59,22 @@ def test_an_interrupted_driver_says_how_to_go_on(tmp_path, environment, undistur
     assert counts_digest(tmp_path / "run") == undisturbed
 
 
+def test_an_interrupted_inline_run_stops_and_blames_no_unit(tmp_path, environment, undisturbed):
+    data = run_data(tmp_path / "run", **SLOW)
+    config = write_config(tmp_path / "config.yaml", data)
+    with (tmp_path / "stderr").open("w") as stderr:
+        driver = subprocess.Popen(command(["certify", str(config)]), env=environment, stdout=stderr, stderr=stderr)
+    _wait_for_parts(driver, tmp_path / "run", 1)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=60) == 130
+    text = (tmp_path / "stderr").read_text()
+    assert "interrupted by SIGINT" in text.splitlines()[-1]
+    assert "set aside" not in text
+    assert _parts(tmp_path / "run") < 8
+    certify(parse_config(data))
+    assert counts_digest(tmp_path / "run") == undisturbed
+
+
 def test_two_drivers_at_once_make_one_run(tmp_path, environment, undisturbed):
     drivers = [_start(tmp_path, environment) for _ in range(2)]
     for driver in drivers:

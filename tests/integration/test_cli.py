@@ -134,6 +134,11 @@ def _refused(done: subprocess.CompletedProcess[str], code: int, *what: str) -> N
         ("classifiers.0.checkpoint=missing.safetensors", 1, ["missing.safetensors"]),
         ("engine.address=somewhere", 2, ["engine.address"]),
         ("engine=fast", 2, ["engine"]),
+        ("engine.device=cuda", 2, ["engine.device: cuda needs a GPU"]),
+        ("engine.gpus_per_worker=3", 2, ["engine.gpus_per_worker: must be <= 0"]),
+        ("certificate.radii=0.5", 2, ["certificate.radii: must be a list, for example [0, 1], got 0.5"]),
+        ("classifiers.0.architecture=tests.support.classifiers:unseeded", 1, ["returns other weights each time"]),
+        ("classifiers.0.architecture=tests.support.classifiers:raising", 1, ["sub-image 0", "on purpose"]),
     ],
 )
 def test_bad_input_gets_one_line(tmp_path, override, code, what):
@@ -146,6 +151,8 @@ def test_missing_and_broken_configs(tmp_path):
     _refused(drs_ray(["certify", str(tmp_path / "none.yaml")]), 2, "none.yaml", "cannot be read")
     (tmp_path / "broken.yaml").write_text("a: [1")
     _refused(drs_ray(["certify", str(tmp_path / "broken.yaml")]), 2, "not valid YAML")
+    (tmp_path / "twice.yaml").write_text("noise: {seed: 1}\nnoise: {seed: 2}")
+    _refused(drs_ray(["certify", str(tmp_path / "twice.yaml")]), 2, "the key 'noise' is there twice")
     (tmp_path / "list.yaml").write_text("- 1")
     _refused(drs_ray(["certify", str(tmp_path / "list.yaml")]), 2, "must be a mapping")
 

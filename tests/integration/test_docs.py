@@ -60,7 +60,7 @@ def test_commands_in_docs_parse():
     for document in DOCUMENTS:
         for inline in re.findall(r"`(drs-ray [a-z][^`]*)`", document.read_text()):
             name = inline.split()[1]
-            assert name in group.commands or name in "|".join(group.commands), inline
+            assert name in group.commands, inline
             known += 1
         for words in _commands(document):
             if words[0] == "drs-ray":
@@ -86,8 +86,9 @@ def test_readme_commands_and_snippets_run(tmp_path, moto_endpoint, monkeypatch):
     # The README's second certify is of a run of its own: another seed is another run.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     ran = set()
-    for words in sorted(_commands(ROOT / "README.md"), key=lambda words: words[1] == "plan"):
-        assert words[0] == "drs-ray"
+    for words in _commands(ROOT / "README.md"):
+        if words[0] != "drs-ray":
+            continue  # making the environment is what `make` does
         done = subprocess.run(command(words[1:]), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, (words, done.stderr)
         ran.add(words[1])
@@ -102,7 +103,9 @@ def test_readme_commands_and_snippets_run(tmp_path, moto_endpoint, monkeypatch):
 @pytest.mark.slow
 def test_demo_prints_both_methods_and_writes_the_report(tmp_path):
     arguments = ["demo", "--directory", str(tmp_path), "--images", "20", "--samples", "500", "--address", "inline"]
-    done = subprocess.run(command(arguments), capture_output=True, text=True, timeout=500)
+    # One thread: two that share a busy machine's cores wait for each other at every layer.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(arguments), capture_output=True, text=True, timeout=550, env=environment)
     assert done.returncode == 0, done.stderr
     assert "RS (K = 1), sigma 1" in done.stdout
     assert "DRS (K = 2), sigma 0.7071" in done.stdout

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from drs_ray import certify, read_certificates
 from drs_ray.config import parse_config
 from drs_ray.engine.observer import Observer
-from drs_ray.errors import ConfigError, EngineError, UnitsSetAsideError
+from drs_ray.engine.worker import RemoteWorker, UnitRunner
+from drs_ray.errors import ConfigError, DataError, EngineError, StoreError, UnitsSetAsideError
 from tests.support.runs import BATCH, counts_digest, run_config, run_data
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray")
@@ -133,6 +136,25 @@ def test_units_that_raise_are_set_aside_and_named(tmp_path):
         certify(run_config(tmp_path / "run", images=6, factory="overflows", trigger=BATCH))
     assert caught.value.exit_code == 3
     assert not (tmp_path / "run" / "certificates.parquet").exists()
+
+
+def test_a_classifier_that_raises_is_named_like_any_other_fault(tmp_path):
+    with pytest.raises(UnitsSetAsideError, match=r"sub-image 0: the classifier failed on image 0 \(RuntimeError: only"):
+        certify(run_config(tmp_path / "run", images=6, factory="raises_under_load", trigger=BATCH))
+
+
+def test_other_data_under_the_same_name_is_refused(tmp_path):
+    record = certify(run_config(tmp_path / "run", images=3)).record
+    other = record.model_copy(update={"dataset": record.dataset.model_copy(update={"digest": "0" * 64})})
+    with pytest.raises(DataError, match="give every node the same data"):
+        UnitRunner(other, 0)
+
+
+def test_a_worker_that_does_not_see_the_run_computes_nothing(tmp_path):
+    record = certify(run_config(tmp_path / "run", images=3)).record
+    start = RemoteWorker().start
+    with pytest.raises(StoreError, match=r"a worker's node does not see the run .* use an s3:// output"):
+        start(record.model_dump_json().encode(), 0, str(tmp_path / "elsewhere"), str(Path.cwd()))
 
 
 def test_a_run_in_which_every_unit_raises_ends_early(tmp_path):

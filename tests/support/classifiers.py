@@ -96,3 +96,28 @@ def only_in(image_shape: tuple[int, int, int], num_classes: int, process: int) -
     if os.getpid() != process:
         raise FileNotFoundError("weights.safetensors is not on this node")
     return Prototypes(image_shape, num_classes)
+
+
+def unseeded(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Other weights each time: no two workers would hold the same classifier."""
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+class _Raises(Prototypes):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("on purpose")
+
+
+def raising(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Cannot even be tried."""
+    return _Raises(image_shape, num_classes)
+
+
+class _RaisesUnderLoad(_Faulty):
+    def misbehave(self, logits: Tensor) -> Tensor:
+        raise RuntimeError("only on full batches")
+
+
+def raises_under_load(image_shape: tuple[int, int, int], num_classes: int, trigger: int) -> nn.Module:
+    """Passes the check on loading, raises in the run."""
+    return _RaisesUnderLoad(image_shape, num_classes, trigger)

@@ -57,6 +57,21 @@ def test_a_short_config_is_enough() -> None:
     assert (config.budget.selection, config.budget.estimation) == (100, 100_000)
 
 
+@pytest.mark.parametrize(("interleave", "k"), [((2, 2), 4), ((1, 2), 2), ((3, 1), 3), ((8, 8), 64)])
+def test_interleaved_partitions(interleave: tuple[int, int], k: int) -> None:
+    partition = {"name": "interleave", "interleave": list(interleave)}
+    config = parse_config(drs(partition=partition, classifiers=[classifiers()[0]] * k))
+    assert config.partition.sub_images == k
+    assert config.partition.label == f"interleave-{interleave[0]}x{interleave[1]}"
+    assert config.confidence == ("staircase" if k == 2 else "bonferroni")
+    assert config.updated("noise", seed=1).partition == config.partition
+    jsonschema.validate(config.model_dump(mode="json"), json.loads(json_schema()))
+
+
+def test_the_other_partitions_are_their_own_label() -> None:
+    assert parse_config(drs()).partition.label == "checkerboard"
+
+
 def test_a_config_cannot_be_changed() -> None:
     config = parse_config(drs())
     with pytest.raises(ValidationError, match="frozen"):
@@ -74,7 +89,22 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"dataset": {"images": {"ids": []}}}, "dataset.images", "ids is empty: name at least one image id", ""),
     ({"dataset": {"images": {"ids": [3, 3]}}}, "dataset.images", "ids has duplicates", ""),
     ({"dataset": {"images": {"ids": [1], "skip": 2}}}, "dataset.images", "either ids or start/stop/skip, not both", ""),
-    ({"partition": {"name": "stripes"}}, "partition.name", "must be 'none' or 'checkerboard'", "'stripes'"),
+    (
+        {"partition": {"name": "stripes"}},
+        "partition.name",
+        "must be 'none', 'checkerboard' or 'interleave'",
+        "'stripes'",
+    ),
+    ({"partition": {"name": "interleave"}}, "partition", "needs interleave: [rows, columns], for example [2, 2]", ""),
+    ({"partition": {"interleave": [2, 2]}}, "partition", "applies to the name interleave, not to checkerboard", ""),
+    ({"partition": {"name": "interleave", "interleave": [1, 1]}}, "partition", "2 to 64 sub-images", "[1, 1] makes 1"),
+    ({"partition": {"name": "interleave", "interleave": [13, 5]}}, "partition", "2 to 64 sub-images", "makes 65"),
+    ({"partition": {"name": "interleave", "interleave": [0, 2]}}, "partition.interleave", "numbers >= 1", "[0, 2]"),
+    ({"partition": {"name": "interleave", "interleave": [2]}}, "partition.interleave", "two whole numbers", "[2]"),
+    ({"partition": {"name": "interleave", "interleave": [2, 1.5]}}, "partition.interleave", "two whole", "[2, 1.5]"),
+    ({"partition": {"name": "interleave", "interleave": [True, 2]}}, "partition.interleave", "two whole", "[True, 2]"),
+    ({"partition": {"name": "interleave", "interleave": 4}}, "partition.interleave", "two whole numbers", "4"),
+    ({"partition": {"name": "interleave", "interleave": [2, 2]}}, "classifiers", "interleave-2x2 has 4", "got 2"),
     ({"partition": {"layout": "sparse"}}, "partition.layout", "must be 'packed' or 'masked'", "'sparse'"),
     (
         {"partition": {"name": "none"}},
@@ -91,8 +121,8 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"budget": {"selection": 0}}, "budget.selection", "must be >= 1", "0"),
     ({"budget": {"estimation": 0}}, "budget.estimation", "must be >= 1", "0"),
     ({"budget": {"estimation": -100}}, "budget.estimation", "must be >= 1", "-100"),
-    ({"budget": {"estimation": 1.5}}, "budget.estimation", "integer", "1.5"),
-    ({"budget": {"estimation": "many"}}, "budget.estimation", "integer", "'many'"),
+    ({"budget": {"estimation": 1.5}}, "budget.estimation", "whole number", "1.5"),
+    ({"budget": {"estimation": "many"}}, "budget.estimation", "whole number", "'many'"),
     ({"budget": {"estimation": 10**12}}, "budget.estimation", "must be <= 1000000000", "1000000000000"),
     ({"engine": {"address": "cluster"}}, "engine.address", "must be inline, local, auto, ray://", "'cluster'"),
     ({"engine": {"workers": 0}}, "engine.workers", "must be >= 1", "0"),

@@ -232,12 +232,6 @@ class TestWholeRuns:
         assert counts.labels.tolist() == [2, 0, 1]
         assert counts.estimation[0].toarray()[1].tolist() == row(0, 0, "estimation", 0, ESTIMATION).votes.tolist()
 
-    def test_progress_is_told_part_by_part(self) -> None:
-        record = make_record(5)
-        calls: list[None] = []
-        read_counts(stored(record, rows_of(record), parts=4), record, lambda: calls.append(None))
-        assert len(calls) == 4
-
     def test_other_objects_of_the_run_are_no_parts(self) -> None:
         record = make_record(2)
         store = stored(record, rows_of(record))

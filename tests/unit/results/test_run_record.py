@@ -73,7 +73,7 @@ def test_another_config_is_refused_and_the_keys_are_named(section: str, values: 
     message = str(error.value)
     assert message.startswith(f"output.uri: memory holds run {first.run_id}, which is not this one (")
     assert named in message
-    assert message.endswith("choose another output or restore the config")
+    assert message.endswith("choose another output, restore the config, or delete what is there")
     assert "\n" not in message
     assert store.objects == before
 
@@ -81,7 +81,7 @@ def test_another_config_is_refused_and_the_keys_are_named(section: str, values: 
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"image_ids": (0, 1, 2, 3)}, "dataset.image_ids: a list of 5 there, a list of 4 here"),
+        ({"image_ids": (0, 1, 2, 3)}, "image_ids: [0, 1, 2, ...] (5 entries) there, [0, 1, 2, ...] (4 entries) here"),
         ({"image_ids": (0, 1, 2, 3, 9)}, "dataset.image_ids.4: 4 there, 9 here"),
         ({"classifier_digests": ("0" * 64, "f" * 64)}, "classifiers.1.weights_digest: 111111111111... there, ffff"),
     ],

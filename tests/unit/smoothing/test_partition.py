@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from drs_ray.smoothing.partition import Partition, make_partition
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=80)
 LAYOUTS = ["packed", "masked"]
+INTERLEAVES = [(1, 2), (2, 1), (2, 2), (3, 2), (4, 4)]
 SIZES = [(28, 28), (32, 32), (4, 6), (5, 4), (4, 5), (7, 7), (1, 2), (2, 1), (1, 5), (5, 1), (3, 1), (224, 224)]
 
 
@@ -22,7 +25,10 @@ def numbered(height: int, width: int, channels: int = 3) -> torch.Tensor:
 
 def all_partitions(height: int, width: int) -> list[Partition]:
     names = ["none"] + (["checkerboard"] if height * width > 1 else [])
-    return [make_partition(name, height, width, layout) for name in names for layout in LAYOUTS]
+    steps = [(rows, columns) for rows, columns in INTERLEAVES if rows <= height and columns <= width]
+    return [make_partition(name, height, width, layout) for name in names for layout in LAYOUTS] + [
+        make_partition("interleave", height, width, layout, interleave) for interleave in steps for layout in LAYOUTS
+    ]
 
 
 @steady
@@ -112,16 +118,45 @@ def test_masked_keeps_places_and_is_zero_elsewhere(size: tuple[int, int]) -> Non
         assert torch.equal(arranged[k].flatten(1)[:, partition.pixels(k)], image.flatten(1)[:, partition.pixels(k)])
 
 
+@pytest.mark.parametrize("size", [(28, 28), (32, 32), (7, 5), (5, 8), (2, 2)], ids=str)
+@pytest.mark.parametrize("interleave", [(1, 2), (2, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_interleave_owners(layout: str, interleave: tuple[int, int], size: tuple[int, int]) -> None:
+    (height, width), (rows, columns) = size, interleave
+    partition = make_partition("interleave", height, width, layout, interleave)
+    assert len(partition) == rows * columns
+    for k in range(rows * columns):
+        mine = [r * width + c for r in range(height) for c in range(width) if r % rows * columns + c % columns == k]
+        assert partition.pixels(k).tolist() == mine
+
+
+def test_packed_quarters_are_half_as_high_and_half_as_wide() -> None:
+    image = numbered(4, 6)
+    partition = make_partition("interleave", 4, 6, "packed", (2, 2))
+    for k, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        assert partition.layout_shape(k, 3) == (3, 2, 3)
+        assert torch.equal(partition.arrange(partition.extract(image, k), k), image[:, row::2, column::2])
+
+
+def test_packed_quarters_of_odd_sizes_are_dense_and_differ_by_a_row_and_a_column() -> None:
+    image = numbered(5, 7)
+    partition = make_partition("interleave", 5, 7, "packed", (2, 2))
+    assert [partition.layout_shape(k, 1)[1:] for k in range(4)] == [(3, 4), (3, 3), (2, 4), (2, 3)]
+    for k in range(4):
+        assert partition.parts[k].is_dense
+        assert torch.equal(partition.arrange(partition.extract(image, k), k), image[:, k // 2 :: 2, k % 2 :: 2])
+
+
 @steady
 @given(
     height=st.integers(1, 12), width=st.integers(2, 12), layout=st.sampled_from(LAYOUTS), seed=st.integers(0, 2**32 - 1)
 )
 def test_the_other_sub_image_never_shows(height: int, width: int, layout: str, seed: int) -> None:
     """The theorems need f^k to read x^k alone: change all other pixels, even to NaN, and nothing may move."""
-    partition = make_partition("checkerboard", height, width, layout)
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand((3, height, width), generator=generator)
-    for k in range(2):
+    partitions = [p for p in all_partitions(height, width) if len(p) > 1 and p.layout == layout]
+    for partition, k in [(partition, k) for partition in partitions for k in range(len(partition))]:
         seen = partition.arrange(partition.extract(image, k), k)
         for other in (torch.rand(image.shape, generator=generator), torch.full_like(image, torch.nan)):
             changed = other.clone()
@@ -135,12 +170,18 @@ def test_the_other_sub_image_never_shows(height: int, width: int, layout: str, s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("stripes", 4, 4, "packed"), "partition.name must be one of none, checkerboard, got 'stripes'"),
+        (("stripes", 4, 4, "packed"), "partition.name must be one of none, checkerboard, interleave, got 'stripes'"),
+        (("interleave", 4, 4, "packed"), "must be (rows, columns) for the partition interleave and for no other, got"),
+        (("checkerboard", 4, 4, "packed", (2, 2)), "for no other, got (2, 2) for checkerboard"),
+        (("interleave", 4, 4, "packed", (1, 1)), "must make 2 to 64 sub-images (rows * columns), got (1, 1)"),
+        (("interleave", 99, 4, "packed", (-2, -2)), "must make 2 to 64 sub-images (rows * columns), got (-2, -2)"),
+        (("interleave", 99, 4, "packed", (65, 1)), "must make 2 to 64 sub-images (rows * columns), got (65, 1)"),
+        (("interleave", 1, 5, "packed", (2, 2)), "has 4 sub-images but a 1x5 image gives pixels to only 2"),
         (("none", 4, 4, "sparse"), "partition.layout must be one of packed, masked, got 'sparse'"),
         (("checkerboard", 1, 1, "packed"), "checkerboard has 2 sub-images but a 1x1 image gives pixels to only 1"),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments: tuple[str, int, int, str], message: str) -> None:
+def test_what_does_not_fit_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         make_partition(*arguments)
     assert message in str(error.value)

@@ -1,0 +1,313 @@
+"""Feeding units to Ray actors: who does what, whose fault a lost worker is, and what is tried again.
+
+Each live worker has exactly one call in flight, its start or a unit, so blame is exact: an actor that dies gives its
+one unit back. Ray restarts and retries nothing by itself. What finds no room stays pending and is the autoscaler's
+demand; the run never waits for a fixed number of workers. The cost of an answer does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorUnavailableError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RaySystemError,
+    RayTaskError,
+)
+
+from drs_ray.engine.ledger import RETRY_SECONDS, Ledger
+from drs_ray.engine.observer import Observer
+from drs_ray.engine.plan import Unit
+from drs_ray.errors import DrsError, EngineError, StoreError
+
+_TICK_SECONDS = 1.0
+_FAILED_STARTS_AT_FIRST = 3
+_FAILED_STARTS_LATER = 20
+"""So many failed starts in a row, and no worker of the sub-image left, end the run: more once one has started."""
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+@contextmanager
+def ray_or_resume() -> Iterator[None]:
+    """Failures of Ray itself as one line that says how to go on. Also a decorator."""
+    try:
+        yield
+    except (RayError, ConnectionError) as error:
+        raise EngineError(
+            f"Ray was lost ({type(error).__name__}: {last_line(error)}); what is stored is kept: "
+            "start Ray again and run the same command to resume"
+        ) from error
+
+
+def last_line(error: BaseException) -> str:
+    """The line of a message that says most: Ray puts tracebacks and identifiers before it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip()[:200] if lines else type(error).__name__
+
+
+def node_was_lost(error: RayError) -> bool:
+    """Whether a worker went with its node, or cannot be reached there: nothing that its unit did."""
+    if isinstance(error, NodeDiedError | ActorUnavailableError | ObjectLostError):
+        return True
+    if isinstance(error, RayActorError) and error.preempted:
+        return True
+    return "node has died" in str(error)  # Ray 2.60 knows the reason of an ActorDiedError, but gives its text alone
+
+
+@dataclass(eq=False)
+class _Pool:
+    """A sub-image: its units to do, and its workers by what they do now."""
+
+    sub_image: int
+    queue: deque[Unit] = field(default_factory=deque)
+    starting: int = 0
+    working: int = 0
+    has_started: bool = False
+    failed_starts: int = 0  # in a row
+    no_start_before: float = 0.0
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor; `unit` is None while it starts."""
+
+    actor: Any
+    pool: _Pool
+    unit: Unit | None = None
+
+
+class Dispatcher:
+    """One run's queues and workers.
+
+    `start(sub_image)` makes an actor and calls its start: (actor, call). `call(actor, unit)` has it do a unit.
+    `further(unit, result)` names the units that a finished one calls for; they are done first, so that blocks end.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        *,
+        start: Callable[[int], tuple[Any, Any]],
+        call: Callable[[Any, Unit], Any],
+        further: Callable[[Unit, Any], Sequence[Unit]],
+        limit: Callable[[], int],
+        needs: str,
+        observer: Observer,
+    ) -> None:
+        self._pools: dict[int, _Pool] = {}
+        for unit in units:
+            self._pool(unit).queue.append(unit)
+        self._start = start
+        self._call = call
+        self._further = further
+        self._limit = limit
+        self._needs = needs
+        self._observer = observer
+        self._ledger = Ledger(observer)
+        self._workers: set[_Worker] = set()
+        self._calls: dict[Any, _Worker] = {}
+        self._later: deque[tuple[float, Unit]] = deque()
+
+    @ray_or_resume()
+    def run(self, stall_seconds: float) -> dict[Unit, str]:
+        """Carry all units out; returns those set aside. Every actor is ended on the way out, whatever happens.
+
+        Raises:
+            EngineError: workers cannot start or cannot be had, unit after unit fails, or Ray itself does.
+        """
+        last_look, waiting_since = float("-inf"), time.monotonic()
+        try:
+            while self._unfinished():
+                if time.monotonic() - last_look >= _TICK_SECONDS:  # the cluster may have grown or shrunk
+                    places, last_look = max(1, self._limit()), time.monotonic()
+                self._queue_again()
+                self._drop_needless_starts()
+                self._hire(places)
+                for call in self._answered():
+                    self._answer(self._calls.pop(call), call)
+                if self._working() or not self._calls:
+                    waiting_since = time.monotonic()
+                elif time.monotonic() - waiting_since > stall_seconds:
+                    raise EngineError(
+                        f"no worker could be had for {stall_seconds:.0f} s: asked for {self._needs}; "
+                        f"free: {_resources(ray.available_resources())}; "
+                        "free or add nodes, or lower engine.cpus_per_worker / gpus_per_worker, then resume"
+                    )
+        finally:
+            for worker in self._workers:
+                _kill(worker.actor)
+        return self._ledger.set_aside
+
+    def _pool(self, unit: Unit) -> _Pool:
+        return self._pools.setdefault(unit.sub_image, _Pool(unit.sub_image))
+
+    def _unfinished(self) -> bool:
+        return self._working() or bool(self._later) or any(pool.queue for pool in self._pools.values())
+
+    def _working(self) -> bool:
+        return any(pool.working for pool in self._pools.values())
+
+    def _queue_again(self) -> None:
+        """Units whose pause is over go to the end of their queue."""
+        while self._later and self._later[0][0] <= time.monotonic():
+            _, unit = self._later.popleft()
+            self._pool(unit).queue.append(unit)
+
+    def _drop_needless_starts(self) -> None:
+        if not any(pool.starting and not pool.queue for pool in self._pools.values()):
+            return
+        for call, worker in list(self._calls.items()):
+            if worker.unit is None and not worker.pool.queue:
+                del self._calls[call]
+                worker.pool.starting -= 1
+                self._dismiss(worker)
+
+    def _hire(self, places: int) -> None:
+        """Fill the places with workers for the sub-images that need them most."""
+        while len(self._calls) < places:
+            pool = self._neediest()
+            if pool is None:
+                return
+            actor, call = self._start(pool.sub_image)
+            worker = _Worker(actor, pool)
+            self._workers.add(worker)
+            self._calls[call] = worker
+            pool.starting += 1
+
+    def _neediest(self) -> _Pool | None:
+        """The sub-image with the most queued units per worker, if starting one more worker for it makes sense."""
+        now = time.monotonic()
+        wanting = [p for p in self._pools.values() if len(p.queue) > p.starting and now >= p.no_start_before]
+        return max(wanting, key=lambda p: len(p.queue) / (1 + p.starting + p.working), default=None)
+
+    def _answered(self) -> Sequence[Any]:
+        """All calls that have ended, so that the cost of waiting for thousands is shared; waits for one for a tick."""
+        calls = list(self._calls)
+        if not calls:  # what is left is pausing
+            time.sleep(_TICK_SECONDS)
+            return []
+        ended: list[Any]
+        ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        if not ended:
+            ended, _ = ray.wait(calls, num_returns=1, timeout=_TICK_SECONDS)
+        return ended
+
+    def _answer(self, worker: _Worker, call: Any) -> None:
+        pool, unit = worker.pool, worker.unit
+        if unit is None:
+            pool.starting -= 1
+        else:
+            pool.working -= 1
+        try:
+            result = ray.get(call)
+        except RayTaskError as error:  # the worker lives; what it was asked to do raised
+            if unit is None:
+                self._start_raised(worker, error)
+                return
+            self._raised(unit, error)
+        except (LocalRayletDiedError, RaySystemError):  # not the worker: Ray
+            raise
+        except RayError as error:
+            self._lost(worker, error)
+            return
+        else:
+            if unit is None:
+                pool.has_started, pool.failed_starts, pool.no_start_before = True, 0, 0.0
+            else:
+                self._ledger.done(unit)
+                self._enqueue(self._further(unit, result))
+        self._next_unit(worker)
+
+    def _enqueue(self, units: Sequence[Unit]) -> None:
+        for unit in reversed(units):
+            self._pool(unit).queue.appendleft(unit)
+        self._observer.added(units)
+
+    def _next_unit(self, worker: _Worker) -> None:
+        pool = worker.pool
+        if pool.queue:
+            worker.unit = pool.queue.popleft()
+            pool.working += 1
+            self._calls[self._call(worker.actor, worker.unit)] = worker
+        else:  # this sub-image has no more: its place goes to the others
+            self._dismiss(worker)
+
+    def _raised(self, unit: Unit, error: RayTaskError) -> None:
+        if not isinstance(error.cause, StoreError):
+            self._ledger.raised(unit, _reason(error))
+        elif self._ledger.not_stored(unit, _reason(error)):
+            self._later.append((time.monotonic() + RETRY_SECONDS, unit))
+
+    def _lost(self, worker: _Worker, error: RayError) -> None:
+        """The actor is gone, or cut off behind a bad link: end it for certain, it may still hold a GPU."""
+        self._dismiss(worker)
+        pool, unit = worker.pool, worker.unit
+        reason = f"{type(error).__name__}: {last_line(error)}"
+        blameless = node_was_lost(error)
+        if unit is not None:
+            if self._ledger.lost_its_node(unit, reason) if blameless else self._ledger.killed_its_worker(unit, reason):
+                pool.queue.appendleft(unit)
+            return
+        self._observer.event(f"a worker of sub-image {pool.sub_image} was lost while starting: {reason}")
+        if not blameless:
+            self._start_failed(pool, reason)
+
+    def _start_raised(self, worker: _Worker, error: RayTaskError) -> None:
+        """The first start says what all would say, and ends the run; later the fault is that of one node."""
+        pool = worker.pool
+        if not pool.has_started:
+            raise _start_error(pool.sub_image, error) from error
+        self._dismiss(worker)
+        self._observer.event(f"a worker of sub-image {pool.sub_image} could not start: {_reason(error)}")
+        self._start_failed(pool, _reason(error))
+
+    def _start_failed(self, pool: _Pool, reason: str) -> None:
+        """Ends the run if no worker of the sub-image lives or may yet: one bad node among many is no reason to."""
+        pool.failed_starts += 1
+        allowed = _FAILED_STARTS_LATER if pool.has_started else _FAILED_STARTS_AT_FIRST
+        if pool.failed_starts >= allowed and not pool.starting and not pool.working:
+            raise EngineError(
+                f"sub-image {pool.sub_image}: {pool.failed_starts} workers in a row died while starting; last: "
+                f"{reason}; see the worker logs of Ray (out of memory?), then resume"
+            )
+        pause = min(pool.failed_starts * _TICK_SECONDS, _LONGEST_PAUSE_SECONDS)
+        pool.no_start_before = time.monotonic() + pause
+
+    def _dismiss(self, worker: _Worker) -> None:
+        self._workers.discard(worker)
+        _kill(worker.actor)
+
+
+def _kill(actor: Any) -> None:
+    """End an actor, if Ray can still be asked to. If not, the actor ends with the driver that owns it."""
+    with suppress(Exception):  # nothing may hide the error that a run ends with, or keep the other actors alive
+        if ray.is_initialized():  # or ray.kill would start a new Ray
+            ray.kill(actor)
+
+
+def _start_error(sub_image: int, error: RayTaskError) -> DrsError:
+    if isinstance(error.cause, DrsError):
+        return error.cause
+    return EngineError(f"sub-image {sub_image}: worker cannot start: {_reason(error)}")
+
+
+def _reason(error: RayTaskError) -> str:
+    if isinstance(error.cause, DrsError):
+        return str(error.cause)
+    return last_line(error)
+
+
+def _resources(resources: dict[str, float]) -> str:
+    shown = {name: amount for name, amount in sorted(resources.items()) if name in ("CPU", "GPU")}
+    return ", ".join(f"{amount:g} {name}s" for name, amount in shown.items()) or "nothing"

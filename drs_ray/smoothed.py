@@ -1,0 +1,326 @@
+"""`SmoothedClassifier`: certificates and predictions in a notebook, with the votes and the rules of the batch system.
+
+No Ray, no store: the same `count_votes`, the same keyed noise and the same rules. For the same partition, classifiers,
+sigmas, law, seed, block, batch, image ids and number of torch threads, votes and certificates are those of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+
+from drs_ray.certificates.certify import CertifiedRadii, Rule, certified_radii, pooled_images
+from drs_ray.certificates.prediction import predicted_classes
+from drs_ray.config import can_pool, default_confidence
+from drs_ray.engine.certify import DEFAULT_BATCH
+from drs_ray.engine.worker import make_cuda_reproducible
+from drs_ray.errors import ClassifierError, ConfigError, DataError
+from drs_ray.models.factory import check_classifier
+from drs_ray.results.counts import Counts
+from drs_ray.results.evidence import Evidence, evidence_of
+from drs_ray.results.reduce import ABSTAIN
+from drs_ray.smoothing.keys import NoiseKey, Phase
+from drs_ray.smoothing.laws import LawName
+from drs_ray.smoothing.partition import Partition
+from drs_ray.smoothing.voting import Sampler, count_votes
+
+
+@dataclass(frozen=True, eq=False)
+class Certificates:
+    """Certificates of N images, K sub-images, C classes; every number that they were derived from is here.
+
+    image_ids: int64 [N], the ids that the noise was keyed by. prediction: int64 [N], -1 = abstains. radius: float64
+    [N], l2 in pixel units, 0 where abstaining. selected_class: int64 [N], class chosen by the selection samples.
+    selection_votes, estimation_votes: int64 [N, K, C]. p_lower: float64 [N, K], lower bound of the selected class's
+    probability. rival_upper: float64 [N, K], upper bound of the deciding rival's. margin: float64 [N, K], pixel units,
+    signed. rules: the rule that each image got. alpha: failure probability of one image's certificate.
+    """
+
+    image_ids: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    radius: NDArray[np.float64]
+    selected_class: NDArray[np.int64]
+    selection_votes: NDArray[np.int64]
+    estimation_votes: NDArray[np.int64]
+    p_lower: NDArray[np.float64]
+    rival_upper: NDArray[np.float64]
+    margin: NDArray[np.float64]
+    rules: tuple[str, ...]
+    alpha: float
+
+    def __len__(self) -> int:
+        """Number of images N."""
+        return len(self.prediction)
+
+
+class SmoothedClassifier:
+    """The smoothed classifier of K base classifiers on a partition: predicts, certifies, and abstains where unsure.
+
+    Every image's noise is keyed by (seed, image id, sub-image, phase, block). The same call gives the same answer;
+    calls with other numbers of samples share samples. So quote one certificate per image: the better one of several
+    calls is none. And images of different calls that are to be counted together need different `image_ids`.
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        classifiers: Sequence[nn.Module],
+        sigmas: Sequence[float],
+        *,
+        num_classes: int,
+        rule: Rule | None = None,
+        weights: Sequence[float] | None = None,
+        law: LawName = "gaussian",
+        seed: int = 0,
+        block: int = 1000,
+        batch: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Put everything together; the classifiers are tried on the first images, when their channels are known.
+
+        Args:
+            partition: how images are split and laid out, from `make_partition`.
+            classifiers: K modules, float32 [b, C, h, w] of the sub-image as laid out -> logits [b, num_classes]. Each
+                call of `predict` and `certify` puts them into eval mode and moves them to `device` (colour: to
+                channels-last memory), as the batch system does, and leaves them so: call `.train()` to train on.
+            sigmas: K noise standard deviations, pixel units.
+            num_classes: number of classes C.
+            rule: how votes become certificates; None: the config's default for this K (probit vote with rivals,
+                staircase for K = 2, pooled where sigmas and weights are equal).
+            weights: of the default rule's probit vote, fixed before the images are seen; None: all 1.
+            law: gaussian, or lattice for 8-bit images.
+            seed: root of every noise key.
+            block: samples per keyed block of noise.
+            batch: forward batch; None: 125 on the CPU, 1000 on CUDA, at most `block`.
+            device: where classifiers and noise are; CPU and CUDA noise are different streams.
+
+        Raises:
+            ConfigError: a value that cannot be, a rule that does not fit. ClassifierError: not a torch module.
+        """
+        k = len(partition)
+        for name, values in (("classifiers", classifiers), ("sigmas", sigmas)):
+            if len(values) != k:
+                raise ConfigError(f"{name} must have one entry per sub-image, {k}, got {len(values)}")
+        for index, module in enumerate(classifiers):
+            if not isinstance(module, nn.Module):
+                raise ClassifierError(f"classifiers[{index}] must be a torch.nn.Module, got {type(module).__name__}")
+        if not all(isinstance(sigma, Real) and math.isfinite(sigma) and 0 < sigma <= 100 for sigma in sigmas):
+            raise ConfigError(f"sigmas must be in (0, 100], in pixel units, got {list(sigmas)}")
+        if law not in ("gaussian", "lattice"):
+            raise ConfigError(f"law must be gaussian or lattice, got '{law}'")
+        if rule is not None and weights is not None:
+            raise ConfigError("weights are a part of the rule: give rule=Rule(weights=...) or weights, not both")
+        where = _device(device)
+        block = _whole_number("block", block, 1)
+        batch = min(DEFAULT_BATCH.get(where.type, block), block) if batch is None else _whole_number("batch", batch, 1)
+        self._partition = partition
+        self._classifiers = tuple(classifiers)
+        self._sigmas = tuple(float(sigma) for sigma in sigmas)
+        self._classes = _whole_number("num_classes", num_classes, 2)
+        self._seed = _whole_number("seed", seed, 0)
+        self._fixed_rule = rule
+        self._weights = None if weights is None else tuple(float(weight) for weight in weights)
+        self._device = where
+        self._samplers = [Sampler(partition, sigma, block, batch, where, law) for sigma in self._sigmas]
+        one_vote = csr_array(np.eye(1, self._classes, dtype=np.int64))
+        nobody = np.zeros(1, np.int64)
+        self._certified(Counts(nobody, nobody, (one_vote,) * k, (one_vote,) * k), 0.001)  # does the rule fit?
+
+    def rule(self, alpha: float = 0.001) -> Rule:
+        """The rule in force at this alpha (from 1/2 on, the default rule does not pool)."""
+        if self._fixed_rule is not None:
+            return self._fixed_rule
+        pooled = can_pool(self._sigmas, self._weights, alpha)
+        confidence = default_confidence(len(self._partition))
+        return Rule(confidence=confidence, weights=self._weights, rivals=True, pooled=pooled)
+
+    def predict(
+        self,
+        x: Tensor | NDArray[np.float32],
+        n: int,
+        alpha: float = 0.001,
+        image_ids: Sequence[int] | None = None,
+    ) -> NDArray[np.int64]:
+        """The smoothed classifier's class of each image, or -1; wrong with probability at most alpha.
+
+        K = 1: PREDICT of Cohen et al. 2019, a two-sided binomial test of the two classes with the most votes. K > 1:
+        of the n samples, min(100, n // 2) choose a class and the others certify it; the class is returned where its
+        certified radius is > 0, which says that it wins the vote at x itself.
+
+        Args:
+            x: float32 [N, C, H, W] or [C, H, W], in [0, 1].
+            n: noisy copies of each sub-image; K > 1: at least 2.
+            alpha: failure probability of one image's prediction.
+            image_ids: as in `certify`.
+
+        Returns:
+            int64 [N] (N = 1 for a single image), -1 where it abstains.
+
+        Raises:
+            As `certify`.
+        """
+        n = _whole_number("n", n, 1 if len(self._partition) == 1 else 2)
+        if len(self._partition) > 1:
+            selection = min(100, n // 2)
+            return self.certify(x, n - selection, alpha, selection, image_ids).prediction
+        alpha, images = _probability(alpha), self._images(x)
+        ids = _ids(image_ids, len(images))
+        self._get_ready(images.shape[1])
+        return predicted_classes(csr_array(self._votes(images, ids, "estimation", n)[:, 0]), alpha)
+
+    def certify(
+        self,
+        x: Tensor | NDArray[np.float32],
+        n: int,
+        alpha: float = 0.001,
+        selection: int = 100,
+        image_ids: Sequence[int] | None = None,
+    ) -> Certificates:
+        """Certified l2 radii: no perturbation of x smaller than the radius changes the smoothed classifier's class.
+
+        Args:
+            x: float32 [N, C, H, W] or [C, H, W], in [0, 1].
+            n: estimation samples of each sub-image.
+            alpha: failure probability of one image's whole certificate.
+            selection: samples of each sub-image that choose the class.
+            image_ids: N different ids >= 0 that key the noise, those of a data set to repeat a run's votes;
+                None: 0 .. N - 1.
+
+        Returns:
+            One certificate per image (N = 1 for a single image).
+
+        Raises:
+            ConfigError: n, alpha, selection or ids that cannot be. DataError: images of another shape or range.
+            ClassifierError: a classifier that fails, or whose logits have another shape or are not finite.
+        """
+        n, selection = _whole_number("n", n, 1), _whole_number("selection", selection, 1)
+        alpha, images = _probability(alpha), self._images(x)
+        ids = _ids(image_ids, len(images))
+        self._get_ready(images.shape[1])
+        chosen, estimated = self._votes(images, ids, "selection", selection), self._votes(images, ids, "estimation", n)
+        per_sub_image = [tuple(csr_array(votes[:, k]) for k in range(votes.shape[1])) for votes in (chosen, estimated)]
+        rule, evidence, radii = self._certified(Counts(ids, np.full_like(ids, -1), *per_sub_image), alpha)
+        pooled = pooled_images(evidence.unanimous, evidence.samples) & rule.pooled
+        return Certificates(
+            image_ids=ids,
+            prediction=np.where(radii.radius > 0, evidence.selected, ABSTAIN),
+            radius=radii.radius,
+            selected_class=evidence.selected,
+            selection_votes=chosen,
+            estimation_votes=estimated,
+            p_lower=radii.p_lower,
+            rival_upper=radii.rival_upper,
+            margin=radii.margin,
+            rules=tuple(rule.name_of_pooled if image else rule.name_of_boxes for image in pooled),
+            alpha=alpha,
+        )
+
+    def _certified(self, counts: Counts, alpha: float) -> tuple[Rule, Evidence, CertifiedRadii]:
+        try:
+            rule = self.rule(alpha)
+            evidence = evidence_of(counts, rule)
+            radii = certified_radii(
+                evidence.class_votes,
+                evidence.samples,
+                self._sigmas,
+                rule,
+                alpha,
+                rivals=evidence.rivals,
+                unanimous=evidence.unanimous,
+            )
+        except ValueError as error:  # the rule's own words: what does not fit, and what was given
+            raise ConfigError(str(error)) from error
+        return rule, evidence, radii
+
+    def _votes(self, images: Tensor, ids: NDArray[np.int64], phase: Phase, samples: int) -> NDArray[np.int64]:
+        """int64 [N, K, C]."""
+        votes = np.empty((len(images), len(self._partition), self._classes), np.int64)
+        with _fixed_kernels(self._device):
+            for k, (module, sampler) in enumerate(zip(self._classifiers, self._samplers, strict=True)):
+                for at, image in enumerate(images):
+                    key = NoiseKey(self._seed, int(ids[at]), k, phase)
+                    votes[at, k] = count_votes(module, image, sampler, key, 0, samples, self._classes)
+        return votes
+
+    def _images(self, x: Tensor | NDArray[np.float32]) -> Tensor:
+        """The images on the CPU, float32 [N, C, H, W], checked."""
+        height, width = self._partition.height, self._partition.width
+        if not isinstance(x, Tensor | np.ndarray):
+            raise DataError(f"x must be a tensor or a numpy array, got {type(x).__name__}")
+        if x.dtype not in (torch.float32, np.float32):
+            raise DataError(f"x must be float32 in [0, 1], got {x.dtype}; 8-bit pixels are float32(x) / 255")
+        images = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))  # it may be read-only
+        if images.ndim not in (3, 4) or tuple(images.shape[-2:]) != (height, width) or not images.numel():
+            raise DataError(
+                f"x must be [N, C, {height}, {width}] or [C, {height}, {width}] and not empty, got {list(images.shape)}"
+            )
+        images = images.reshape(-1, *images.shape[-3:])
+        outside = ~((images >= 0) & (images <= 1))  # NaN is outside
+        if bool(outside.any()):
+            at = int(outside.flatten(1).any(dim=1).nonzero()[0])
+            value = images[outside][0].item()
+            raise DataError(f"x must be in [0, 1], got {value:g} in image {at}; normalise inside the classifier")
+        return images
+
+    def _get_ready(self, channels: int) -> None:
+        """Every time: between two calls, somebody may have trained a classifier or moved it."""
+        for k, module in enumerate(self._classifiers):
+            module.to(self._device).eval()
+            if channels > 1:
+                module.to(memory_format=torch.channels_last)
+            check_classifier(module, self._partition.layout_shape(k, channels), self._classes, k, self._device)
+
+
+@contextmanager
+def _fixed_kernels(device: torch.device) -> Iterator[None]:
+    """The kernels of the batch system's workers; whoever uses the GPU besides gets their own settings back."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    make_cuda_reproducible()
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device must be cpu or cuda, got '{device}'") from error
+    if where.type not in DEFAULT_BATCH or (where.type == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"device must be cpu, or cuda where there is a GPU, got '{device}'")
+    return where
+
+
+def _whole_number(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name} must be a whole number >= {least}, got {value!r}")
+    return int(value)
+
+
+def _probability(alpha: float) -> float:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 1e-50 <= alpha < 1:
+        raise ConfigError(f"alpha must be in (0, 1), at least 1e-50, got {alpha!r}")
+    return float(alpha)
+
+
+def _ids(image_ids: Sequence[int] | None, images: int) -> NDArray[np.int64]:
+    if image_ids is None:
+        return np.arange(images)
+    ids = [_whole_number("image_ids", image_id, 0) for image_id in image_ids]
+    if len(ids) != images or len(set(ids)) != len(ids):
+        raise ConfigError(f"image_ids must be {images} different ids, one per image, got {len(ids)}: {ids[:5]}")
+    return np.array(ids, np.int64)

@@ -1,0 +1,62 @@
+"""Runs in memory for the engine's tests: records with stages, units, and hand-made parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from drs_ray.engine.observer import Observer
+from drs_ray.engine.plan import Draw, Unit
+from drs_ray.results.counts import CountsRow, encode_part
+from drs_ray.results.run_record import RunRecord
+from tests.unit.results.factories import CLASSES, make_record
+
+
+def record_of(
+    images: int = 12, *, stages: int = 1, estimation: int = 400, ids: tuple[int, ...] | None = None, **engine: Any
+) -> RunRecord:
+    """A DRS run of two sub-images in blocks of three images."""
+    record = make_record(images, 2, radii=(0.0, 0.1, 0.2))
+    config = record.config.updated("budget", stages=stages, estimation=estimation, selection=50)
+    config = config.updated("engine", **({"images_per_unit": 3, "batch": 50} | engine))
+    return record.model_copy(update={"config": config, "image_ids": ids or record.image_ids})
+
+
+def unit(number: int, sub_image: int = 0) -> Unit:
+    """The `number`-th unit of a sub-image, one image."""
+    return Unit(sub_image, (number, number), (number,), (Draw("estimation", 0, 0, 10),))
+
+
+def part_of(record: RunRecord, unit: Unit, own: Callable[[int], float]) -> bytes:
+    """The unit's part, where class 0 gets the share `own(image_id)` of the votes and class 1 the others."""
+    rows = []
+    for position in unit.positions:
+        image_id = record.image_ids[position]
+        for draw in unit.draws:
+            votes = np.zeros(CLASSES, np.int64)
+            votes[0] = round(draw.samples * own(image_id))
+            votes[1] = draw.samples - votes[0]
+            rows.append(
+                CountsRow(image_id, 0, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes)
+            )
+    return encode_part(rows, record.run_id, unit.key)
+
+
+class Recorder(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.done: list[Unit] = []
+        self.further: list[Unit] = []
+        self.events: list[str] = []
+
+    def unit_done(self, unit: Unit) -> None:
+        self.done.append(unit)
+
+    def added(self, units: Any) -> None:
+        self.further += units
+
+    def event(self, message: str) -> None:
+        self.events.append(message)
