@@ -105,9 +105,26 @@ def train(config: RunConfig) -> list[str]:
     return [str(path) for path in train_run(config)]
 
 
-def write_report(runs: list[RunResult], directory: str) -> list[str]:
-    """Write report.html and the figure for one or several runs side by side; returns the files' keys."""
+def write_report(
+    runs: list[RunResult], directory: str, *, compare_rules: bool = False, endpoint_url: str | None = None
+) -> list[str]:
+    """Write report.html and the figure for one or several runs side by side; returns the files' keys.
+
+    Args:
+        runs: at least one run. Its counts, where they are, are read for what the report says about fewer samples.
+        directory: directory or s3:// URI to write to.
+        compare_rules: beside each run, what the plain rule makes of the same counts.
+        endpoint_url: endpoint of an S3-compatible server, if not the runs' own or the default.
+
+    Raises:
+        ConfigError: no runs, or runs over different test sets. CountsError: counts that cannot be trusted.
+    """
+    from drs_ray.results.readouts import read_columns
     from drs_ray.results.report import write_report as write
     from drs_ray.results.store import open_store
+    from drs_ray.results.summary import check_same_test_set
 
-    return write(runs, open_store(directory))
+    check_same_test_set(runs)
+    stores = [open_store(run.uri, endpoint_url or run.record.config.output.endpoint_url) for run in runs]
+    columns = read_columns(zip(runs, stores, strict=True), compare_rules=compare_rules)
+    return write(columns, open_store(directory, endpoint_url))

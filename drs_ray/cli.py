@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,8 +79,8 @@ def demo(
     from drs_ray.interrupts import interruptible
 
     with interruptible("run the same command to resume"):
-        results, report_file = run_demo(directory, images, samples, address or "local", _stderr(), quiet)
-    _print_table(results)
+        columns, report_file = run_demo(directory, images, samples, address or "local", _stderr(), quiet)
+    _print_table(columns.results)
     print(f"report: {report_file}")
 
 
@@ -180,16 +181,27 @@ def reduce(
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="One or more reduced runs.")],
     output: Annotated[str | None, typer.Option(help="Where the report goes [default: the first run].")] = None,
+    compare_rules: Annotated[
+        bool, typer.Option("--compare-rules", help="Beside each run, what the plain rule makes of the same counts.")
+    ] = False,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Print the table of one or several runs and write report.html and the figure."""
+    from drs_ray.results.readouts import read_columns
     from drs_ray.results.reduce import read_result
     from drs_ray.results.report import write_report
+    from drs_ray.results.summary import check_same_test_set
+    from drs_ray.results.terminal import render_convergence
 
-    results = [read_result(_open(run, endpoint_url)) for run in runs]
+    stores = [_open(run, endpoint_url) for run in runs]
+    results = [read_result(store) for store in stores]
+    check_same_test_set(results)
+    columns = read_columns(zip(results, stores, strict=True), compare_rules=compare_rules)
     target = _open(output or runs[0], endpoint_url)
-    _print_table(results)
-    for key in write_report(results, target):
+    _print_table(columns.results)
+    if columns.convergence:
+        _stdout().print(render_convergence(columns))
+    for key in write_report(columns, target):
         print(f"{target.uri}/{key}")
 
 
@@ -236,7 +248,10 @@ def _stderr() -> Console:
     return Console(stderr=True)
 
 
-def _print_table(results: list[RunResult]) -> None:
+def _print_table(results: Sequence[RunResult]) -> None:
+    from drs_ray.results.readouts import rule_gains
     from drs_ray.results.terminal import render_table
 
     _stdout().print(render_table(results))
+    for gain in rule_gains(results):
+        print(gain.text)

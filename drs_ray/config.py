@@ -12,12 +12,14 @@ import itertools
 import json
 import math
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,7 +37,14 @@ PartitionName = Literal["none", "checkerboard", "interleave"]
 LayoutName = Literal["packed", "masked"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
-Sigma = Annotated[float, Field(gt=0, le=100)]
+
+def float32(value: float) -> float:
+    """The nearest float32: noise is added in float32, so its standard deviation is one, and certificates use it too."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+Sigma = Annotated[float, Field(ge=1e-3, le=100), AfterValidator(float32)]
+"""Noise standard deviation in pixel units; far below 1/255 the sum of pixel and noise would hardly be Gaussian."""
 
 
 class Section(BaseModel):

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 
+from drs_ray.certificates.stages import doubling_schedule
 from drs_ray.config import EngineConfig, RunConfig
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
@@ -93,7 +94,7 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
     shape = dataset.image_shape
     cut = config.partition
     partition = make_partition(cut.name, shape[1], shape[2], cut.layout, cut.interleave)
-    digests = []
+    digests, probes = [], []
     for sub_image in range(len(partition)):
         classifier = classifier_of(config, partition, sub_image, shape, dataset.num_classes)
         if config.classifiers[sub_image].checkpoint is None:
@@ -104,6 +105,7 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
                     "time; a factory without a checkpoint must load or seed its weights itself"
                 )
         digests.append(classifier.digest)
+        probes.append(classifier.probe)
         for warning in classifier.warnings:
             observer.event(f"warning: {warning}")
     described = DatasetRecord(
@@ -116,6 +118,7 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
         dataset=described,
         image_ids=image_ids,
         classifier_digests=tuple(digests),
+        classifier_probes=tuple(probes),
         stopping=config.certificate,
         software={"python": platform.python_version()} | {name: metadata.version(name) for name in _SOFTWARE},
         hardware=_hardware(config.engine.device),
@@ -128,7 +131,19 @@ def resolve(config: RunConfig, session: Session) -> RunConfig:
     if device == "auto":
         device = "cuda" if session.has_gpus() else "cpu"
     batch = config.engine.batch or min(DEFAULT_BATCH[device], config.noise.block)
+    _check_stages(config, device)
     return config.updated("engine", device=device, batch=batch)
+
+
+def _check_stages(config: RunConfig, device: str) -> None:
+    """On CUDA a block is drawn whole, and otherwise on another GPU: stages must not share a block of noise."""
+    budget, block = config.budget, config.noise.block
+    ends = doubling_schedule(budget.planned or budget.estimation, budget.stages).samples[:-1]
+    if device == "cuda" and any(end % block for end in ends):
+        raise ConfigError(
+            f"budget: on cuda, stages must end at multiples of noise.block ({block}), got {', '.join(map(str, ends))}; "
+            f"use an estimation of {block} x a power of 2, fewer stages, or a smaller block"
+        )
 
 
 class Session:

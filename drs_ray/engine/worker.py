@@ -13,7 +13,7 @@ from drs_ray.config import RunConfig
 from drs_ray.data.datasets import load_dataset
 from drs_ray.engine.plan import Unit
 from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
-from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier
+from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier, same_probe
 from drs_ray.results.counts import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.store import Store, open_store
@@ -55,6 +55,11 @@ class UnitRunner:
                 f"sub-image {sub_image}: this worker loaded weights {classifier.digest[:12]}, the run has "
                 f"{record.classifier_digests[sub_image][:12]}; give every node the same checkpoint"
             )
+        if record.classifier_probes and not same_probe(classifier.probe, record.classifier_probes[sub_image]):
+            raise ClassifierError(
+                f"sub-image {sub_image}: the weights are the run's, but not the answers to fixed inputs: the code of "
+                f"{config.classifiers[sub_image].architecture} has changed; restore it, or start a new run"
+            )
         self._device = torch.device(config.engine.device)
         self._module = classifier.module.to(self._device)
         if record.dataset.image_shape[0] > 1:  # measured: 1.25x for a ResNet on colour images, a loss on grey ones
@@ -78,12 +83,13 @@ class UnitRunner:
 
     def count(self, unit: Unit) -> Iterator[CountsRow]:
         """The unit's rows: a function of the run's identity and the unit, of nothing else."""
+        seed = self._record.config.noise.seed
         for position in unit.positions:
             image_id = self._record.image_ids[position]
             image = torch.from_numpy(self._dataset.image(image_id))
             label = self._dataset.label(image_id)
             for draw in unit.draws:
-                key = NoiseKey(self._record.config.noise.seed, image_id, unit.sub_image, draw.phase)
+                key = NoiseKey(seed, image_id, unit.sub_image, draw.phase, self._record.dataset.digest)
                 votes = count_votes(
                     self._module, image, self._sampler, key, draw.first_sample, draw.samples, self._classes
                 )

@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +19,22 @@ from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint
 
+_PROBES = 8
+_TOLERANCE = 1e-3  # of the largest logit: kernels differ far less, other samples in the batch far more
+
 
 @dataclass(frozen=True)
 class BaseClassifier:
     """A base classifier ready to vote: on the CPU, in eval mode, without gradients.
 
     digest: sha256 (hex) of all parameters and buffers; warnings: what the user should know and may ignore.
+    probe: its answers to fixed inputs (`check_classifier`), by which other code behind the same weights is noticed.
     """
 
     module: nn.Module
     digest: str
     warnings: tuple[str, ...]
+    probe: tuple[float, ...]
 
 
 def load_classifier(
@@ -94,9 +99,9 @@ def load_classifier(
                 )
         load_tensors(module, tensors, checkpoint)
     module.eval()
-    check_classifier(module, image_shape, num_classes, sub_image)  # before all else: lazy layers take their shape
+    probe = check_classifier(module, image_shape, num_classes, sub_image)  # first: lazy layers take their shape
     module.requires_grad_(False)
-    return BaseClassifier(module=module, digest=module_digest(module), warnings=tuple(warnings))
+    return BaseClassifier(module, module_digest(module), tuple(warnings), probe)
 
 
 def build_module(
@@ -180,17 +185,51 @@ def check_classifier(
     num_classes: int,
     sub_image: int,
     device: str | torch.device = "cpu",
-) -> None:
-    """Try a classifier on two noisy inputs: it must turn [N, C, h, w] into finite float logits [N, num_classes].
+) -> tuple[float, ...]:
+    """Try a classifier on a few noisy inputs: it must be a fixed function of each sample alone.
+
+    It must turn [N, C, h, w] into finite float logits [N, num_classes], be in eval mode, give the same answer twice,
+    and answer each sample as it would alone. Layers that draw at random or mix the samples of a batch (dropout or batch
+    norm in train mode) would make votes that no certificate covers.
+
+    Returns:
+        The largest logit of each input: what another copy of the classifier must give too (`same_probe`).
 
     Raises:
         ClassifierError: naming the sub-image, what was got and what is expected.
     """
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand((2, *image_shape), generator=generator)
-    inputs = (pixels + 0.5 * torch.randn(pixels.shape, generator=generator)).to(device)
     who = f"sub-image {sub_image}: the classifier"
-    expected = [2, num_classes]
+    in_training = [name or type(part).__name__ for name, part in module.named_modules() if part.training]
+    if in_training:
+        raise ClassifierError(f"{who} is in train mode ({_few(in_training)}); call eval() on every part of it")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand((_PROBES, *image_shape), generator=generator)
+    inputs = (pixels + 0.5 * torch.randn(pixels.shape, generator=generator)).to(device)
+    logits = _answer(module, inputs, num_classes, who)
+    alone = torch.cat([_answer(module, one, num_classes, who) for one in inputs.unsqueeze(1)])
+    for answer, fault in (
+        (_answer(module, inputs, num_classes, who), "gives another answer to the same inputs the second time"),
+        (alone, "answers a sample differently alone and in a batch"),
+    ):
+        if not _alike(answer, logits):
+            raise ClassifierError(
+                f"{who} {fault}; it must be a fixed function of each sample: no dropout, no statistics over the batch"
+            )
+    return tuple(logits.amax(dim=1).tolist())
+
+
+def same_probe(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether two copies of a classifier gave the same answers, up to the last bits in which kernels differ."""
+    return len(first) == len(second) and _alike(torch.tensor(first), torch.tensor(second))
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    scale = float(torch.maximum(first.abs().max(), second.abs().max()))
+    return bool(((first - second).abs() <= _TOLERANCE * scale + 1e-6).all())
+
+
+def _answer(module: nn.Module, inputs: Tensor, num_classes: int, who: str) -> Tensor:
+    expected = [len(inputs), num_classes]
     try:
         with torch.inference_mode():
             logits: object = module(inputs)
@@ -209,6 +248,7 @@ def check_classifier(
         )
     if not bool(torch.isfinite(logits).all()):
         raise ClassifierError(f"{who} returns NaN or infinite logits; check its checkpoint (diverged training?)")
+    return logits
 
 
 def module_digest(module: nn.Module) -> str:

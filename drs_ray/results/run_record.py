@@ -40,6 +40,7 @@ class RunRecord(Section):
     dataset: DatasetRecord
     image_ids: tuple[int, ...]
     classifier_digests: tuple[str, ...]
+    classifier_probes: tuple[tuple[float, ...], ...] = ()
     stopping: CertificateConfig
     software: dict[str, str]
     hardware: str

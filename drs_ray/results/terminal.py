@@ -8,12 +8,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from drs_ray.results.readouts import AtSamples, Columns, saving
 from drs_ray.results.reduce import RunResult
-from drs_ray.results.summary import AtRadius, RunSummary, summarise_side_by_side
+from drs_ray.results.summary import AtRadius, RunSummary, run_names, summarise_side_by_side
 
 
 def render_table(results: Sequence[RunResult]) -> Table:
-    """Rows are radii, then totals; one column per run. Plain ASCII text; 80 columns hold two runs.
+    """Rows are radii, then totals; one column per run or comparison. Plain ASCII text.
+
+    80 columns hold three; with more than two, the guaranteed share gives way to a row that says what it takes off.
 
     Args:
         results: at least one run.
@@ -22,13 +25,10 @@ def render_table(results: Sequence[RunResult]) -> Table:
         ConfigError: no runs, or runs over different test sets.
     """
     runs = summarise_side_by_side(results)
-    first = runs[0]
+    first, many = runs[0], len(runs) > 2
     table = Table(
-        title=Text(f"Certified accuracy on {first.images:,} images of {first.dataset} ({first.split})"),
-        caption=Text(
-            "certified accuracy [95 % interval over images] >= share of these images that holds with 99 % "
-            "probability over the noise. Radii: l2, pixel units, images in [0, 1]. Shares and ACR are rounded down."
-        ),
+        title=Text(f"Certified accuracy on {first.scope_text} of {first.dataset} ({first.split})"),
+        caption=Text(f"{_MEANING_OF_MANY if many else _MEANING} {_UNITS}"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         caption_justify="left",
@@ -36,19 +36,53 @@ def render_table(results: Sequence[RunResult]) -> Table:
     )
     table.add_column("radius", justify="right", no_wrap=True)
     for run in runs:
-        table.add_column(_header(run), overflow="fold")
+        table.add_column(_header(run), overflow="fold", ratio=1 if many else None)
     for position, row in enumerate(first.at_radii):
         last = position == len(first.at_radii) - 1
-        table.add_row(row.radius_text, *(_cell(run.at_radii[position]) for run in runs), end_section=last)
+        cell = _short_cell if many else _cell
+        table.add_row(row.radius_text, *(cell(run.at_radii[position]) for run in runs), end_section=last)
+    if many:
+        table.add_row("failed", *(f"<= {run.failures_allowed:,} images" for run in runs))
     table.add_row("ACR", *(Text(run.acr_text, "bold") for run in runs))
     table.add_row("abstains", *(f"{run.abstention_text} ({run.abstained:,} images)" for run in runs))
-    table.add_row("samples", *(f"{run.samples:,}" for run in runs))
+    table.add_row("samples", *(_samples(result) for result in results))
     table.add_row("time", *(run.time_text for run in runs))
     return table
 
 
+def render_convergence(columns: Columns) -> Table:
+    """How ACR and abstentions depend on the number of samples, one column per run whose counts were read."""
+    names = dict(zip(columns.results, run_names(columns.results), strict=True))
+    table = Table(
+        title=Text("With fewer samples, from the same votes (not certificates of these runs: each image has one)"),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+    )
+    table.add_column("n", justify="right", no_wrap=True)
+    for result, _ in columns.convergence:
+        table.add_column(Text(names[result]), overflow="fold")
+    by_run = [{point.samples: point for point in points} for _, points in columns.convergence]
+    for samples in sorted({samples for points in by_run for samples in points}):
+        cells = (points.get(samples) for points in by_run)
+        table.add_row(f"{samples:,}", *(_point(point) for point in cells))
+    return table
+
+
+_MEANING = (
+    "certified accuracy [95 % interval over images] >= share of these images that holds with 99 % probability over the "
+    "noise."
+)
+_MEANING_OF_MANY = (
+    "certified accuracy [95 % interval over images]. failed: with 99 % probability over the noise, no more "
+    "certificates than that are wrong."
+)
+_UNITS = "Radii: l2, pixel units, images in [0, 1]. Shares and ACR are rounded down."
+
+
 def _header(run: RunSummary) -> Text:
     lines = [
+        *(["comparison"] if run.variant else []),
         f"{run.method}, sigma {run.sigma_text}",
         f"n = {run.budget_text}",
         f"alpha = {run.alpha:g}",
@@ -59,3 +93,16 @@ def _header(run: RunSummary) -> Text:
 
 def _cell(row: AtRadius) -> Text:
     return Text.assemble((row.accuracy_text, "bold"), (f" {row.interval_text}", "dim"), f" >= {row.guaranteed_text}")
+
+
+def _short_cell(row: AtRadius) -> Text:
+    return Text.assemble((row.accuracy_text, "bold"), (f" {row.interval_text.replace(', ', ',')}", "dim"))
+
+
+def _samples(result: RunResult) -> str:
+    saved = saving(result)
+    return f"{result.samples:,}" + (f" ({saved.factor_text} times fewer)" if saved else "")
+
+
+def _point(point: AtSamples | None) -> str:
+    return "" if point is None else f"ACR {point.acr_text}, abstains {point.abstention_text}"

@@ -170,8 +170,8 @@ def test_a_bad_value_gets_one_line(sections: dict[str, Any], path: str, rule: st
 
 
 BAD_CLASSIFIERS: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"sigma": 0}, "classifiers.1.sigma", "must be > 0", "0"),
-    ({"sigma": -1}, "classifiers.1.sigma", "must be > 0", "-1"),
+    ({"sigma": 0}, "classifiers.1.sigma", "must be >= 0.001", "0"),
+    ({"sigma": -1}, "classifiers.1.sigma", "must be >= 0.001", "-1"),
     ({"sigma": 101}, "classifiers.1.sigma", "must be <= 100", "101"),
     ({"sigma": float("inf")}, "classifiers.1.sigma", "must be a finite number", "inf"),
     ({"sigma": "loud"}, "classifiers.1.sigma", "number", "'loud'"),

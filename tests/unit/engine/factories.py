@@ -10,7 +10,7 @@ import numpy as np
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Draw, Unit
 from drs_ray.results.counts import CountsRow, encode_part
-from drs_ray.results.run_record import RunRecord
+from drs_ray.results.run_record import RunRecord, identity, run_id
 from tests.unit.results.factories import CLASSES, make_record
 
 
@@ -20,8 +20,10 @@ def record_of(
     """A DRS run of two sub-images in blocks of three images."""
     record = make_record(images, 2, radii=(0.0, 0.1, 0.2))
     config = record.config.updated("budget", stages=stages, estimation=estimation, selection=50)
-    config = config.updated("engine", **({"images_per_unit": 3, "batch": 50} | engine))
-    return record.model_copy(update={"config": config, "image_ids": ids or record.image_ids})
+    config = config.updated("noise", block=50).updated("engine", **({"images_per_unit": 3, "batch": 50} | engine))
+    ids = ids or record.image_ids
+    name = run_id(identity(config, record.dataset, ids, record.classifier_digests))
+    return record.model_copy(update={"run_id": name, "config": config, "image_ids": ids})
 
 
 def unit(number: int, sub_image: int = 0) -> Unit:
@@ -30,13 +32,13 @@ def unit(number: int, sub_image: int = 0) -> Unit:
 
 
 def part_of(record: RunRecord, unit: Unit, own: Callable[[int], float]) -> bytes:
-    """The unit's part, where class 0 gets the share `own(image_id)` of the votes and class 1 the others."""
+    """The unit's part: class 0 is selected, and gets the share `own(image_id)` of the votes; class 1 has the rest."""
     rows = []
     for position in unit.positions:
         image_id = record.image_ids[position]
         for draw in unit.draws:
             votes = np.zeros(CLASSES, np.int64)
-            votes[0] = round(draw.samples * own(image_id))
+            votes[0] = round(draw.samples * (0.9 if draw.phase == "selection" else own(image_id)))
             votes[1] = draw.samples - votes[0]
             rows.append(
                 CountsRow(image_id, 0, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
-from drs_ray.models.factory import check_classifier, load_classifier, load_tensors, module_digest
+from drs_ray.models.factory import check_classifier, load_classifier, load_tensors, module_digest, same_probe
 
 SHAPE = (1, 28, 14)
 GIVEN: dict[str, Any] = {
@@ -163,18 +163,18 @@ def _raise(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda x: x.new_zeros(len(x), 9), r"logits of shape \[2, 10\] for inputs \[2, 1, 28, 14\] .*got \[2, 9\]"),
+        (lambda x: x.new_zeros(len(x), 9), r"logits of shape \[8, 10\] for inputs \[8, 1, 28, 14\] .*got \[8, 9\]"),
         (lambda x: x.new_zeros(10), r"got \[10\]"),
-        (lambda x: (x, x), r"must return float logits of shape \[2, 10\], got tuple"),
+        (lambda x: (x, x), r"must return float logits of shape \[8, 10\], got tuple"),
         (lambda x: x.new_zeros(len(x), 10).long(), r"got a tensor of torch.int64"),
         (lambda x: x.new_full((len(x), 10), math.inf), r"NaN or infinite"),
         (lambda x: x.new_full((len(x), 10), math.nan), r"NaN or infinite"),
-        (_raise, r"failed on an input of shape \[2, 1, 28, 14\] \(IndexError: size of\); it must accept"),
+        (_raise, r"failed on an input of shape \[8, 1, 28, 14\] \(IndexError: size of\); it must accept"),
     ],
 )
 def test_the_check_names_sub_image_and_what_was_got(answer: object, message: str) -> None:
     with pytest.raises(ClassifierError, match=rf"sub-image 7: the classifier .*{message}") as caught:
-        check_classifier(Answer(answer), SHAPE, 10, 7)
+        check_classifier(Answer(answer).eval(), SHAPE, 10, 7)
     assert "\n" not in str(caught.value)
 
 
@@ -182,7 +182,7 @@ def test_the_check_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(9)
     expected = torch.rand(1)
     torch.manual_seed(9)
-    check_classifier(Answer(lambda x: x.new_zeros(len(x), 10)), SHAPE, 10, 0)
+    check_classifier(Answer(lambda x: x.new_zeros(len(x), 10)).eval(), SHAPE, 10, 0)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -264,3 +264,53 @@ def test_mistakes_in_a_users_factory(
     with pytest.raises(ClassifierError, match=message) as caught:
         load_classifier(**{**GIVEN, "architecture": architecture, "arguments": arguments}, checkpoint=None)
     assert "\n" not in str(caught.value)
+
+
+class _Dropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x.flatten(1)[:, :10])  # training=True is its default
+
+
+class _Hidden(nn.Module):
+    """Parts in a plain list: `eval()` does not reach them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = [nn.BatchNorm1d(10)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts[0](x.flatten(1)[:, :10])
+
+
+class _Centred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        logits = x.flatten(1)[:, :10]
+        return logits - logits.mean(dim=0)
+
+
+class _StaysInTraining(Answer):
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(True)
+
+
+@pytest.mark.parametrize(
+    ("module", "fault"),
+    [
+        (_Dropout(), "another answer to the same inputs"),
+        (_Hidden(), "alone|failed on an input|another answer"),
+        (_Centred(), "answers a sample differently alone and in a batch"),
+        (_StaysInTraining(lambda x: x.new_zeros(len(x), 10)), "is in train mode"),
+    ],
+)
+def test_classifiers_that_are_no_function_of_a_sample_are_refused(module: nn.Module, fault: str) -> None:
+    with pytest.raises(ClassifierError, match=fault):
+        check_classifier(module.eval(), SHAPE, 10, 0)
+
+
+def test_the_probe_tells_other_code_behind_the_same_weights() -> None:
+    first = check_classifier(Answer(lambda x: x.flatten(1)[:, :10]).eval(), SHAPE, 10, 0)
+    again = check_classifier(Answer(lambda x: x.flatten(1)[:, :10] + 1e-6).eval(), SHAPE, 10, 0)
+    other = check_classifier(Answer(lambda x: x.flatten(1)[:, 1:11]).eval(), SHAPE, 10, 0)
+    assert same_probe(first, again)
+    assert not same_probe(first, other)
+    assert not same_probe(first, first[:-1])

@@ -156,7 +156,7 @@ def test_the_other_sub_image_never_shows(height: int, width: int, layout: str, s
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand((3, height, width), generator=generator)
     partitions = [p for p in all_partitions(height, width) if len(p) > 1 and p.layout == layout]
-    for partition, k in [(partition, k) for partition in partitions for k in range(len(partition))]:
+    for partition, k in [(p, k) for p in partitions for k in range(len(p))]:
         seen = partition.arrange(partition.extract(image, k), k)
         for other in (torch.rand(image.shape, generator=generator), torch.full_like(image, torch.nan)):
             changed = other.clone()

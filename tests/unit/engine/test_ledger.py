@@ -1,0 +1,70 @@
+"""The outcome of units: who is blamed for what, how often it is tried again, and when a run gives up."""
+
+from __future__ import annotations
+
+import pytest
+
+from drs_ray.engine import ledger
+from drs_ray.engine.ledger import Ledger
+from drs_ray.errors import EngineError
+from tests.unit.engine.factories import Recorder, unit
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def book(recorder: Recorder) -> Ledger:
+    return Ledger(recorder)
+
+
+def test_what_is_done_is_reported(book: Ledger, recorder: Recorder) -> None:
+    book.done(unit(0))
+    assert recorder.done == [unit(0)]
+    assert book.set_aside == {}
+
+
+def test_a_unit_that_raises_is_set_aside_at_once(book: Ledger, recorder: Recorder) -> None:
+    book.raised(unit(0), "NaN")
+    assert book.set_aside == {unit(0): "NaN"}
+    assert recorder.events == [f"set aside {unit(0).key}: NaN"]
+
+
+def test_five_kills_set_a_unit_aside(book: Ledger) -> None:
+    assert [book.killed_its_worker(unit(0), "gone") for _ in range(5)] == [True] * 4 + [False]
+    assert book.set_aside == {unit(0): "took down 5 workers, last: gone"}
+
+
+def test_lost_nodes_are_no_kills(book: Ledger) -> None:
+    assert all(book.lost_its_node(unit(0), "gone") for _ in range(ledger.NODES_BEFORE_SET_ASIDE - 1))
+    assert all(book.killed_its_worker(unit(0), "gone") for _ in range(4))
+    assert not book.lost_its_node(unit(0), "gone")
+    assert book.set_aside == {unit(0): "lost 50 nodes, last: gone"}
+
+
+def test_a_unit_that_could_not_be_stored_has_three_more_tries(book: Ledger, recorder: Recorder) -> None:
+    assert [book.not_stored(unit(0), "503") for _ in range(4)] == [True, True, True, False]
+    assert book.set_aside == {unit(0): "503"}
+    assert recorder.events[0] == f"could not store {unit(0).key}: 503; the unit is tried again"
+
+
+def test_counts_are_of_each_unit_alone(book: Ledger) -> None:
+    for number in range(4):
+        assert book.killed_its_worker(unit(number), "gone")
+        assert book.not_stored(unit(number), "503")
+        assert book.lost_its_node(unit(number), "gone")
+    assert book.set_aside == {}
+
+
+@pytest.mark.parametrize("outcome", ["raised", "not_stored"])
+def test_twenty_failures_in_a_row_end_the_run(book: Ledger, outcome: str) -> None:
+    fail = getattr(book, outcome)
+    for number in range(19):
+        fail(unit(number), "no")
+    book.done(unit(100))  # not in a row
+    for number in range(19):
+        fail(unit(200 + number), "no")
+    with pytest.raises(EngineError, match=r"the last 20 units all failed, giving up; last cause: last one; .*resume"):
+        fail(unit(300), "last one")
