@@ -147,23 +147,28 @@ class Saving:
 
 @dataclass(frozen=True)
 class RuleGain:
-    """ACR by a run's rule and by the baseline, from the same counts: measured, not promised."""
+    """ACR by a run's rule and by the baseline, from the same counts: measured, not promised.
+
+    adaptive: images stopped by the run's rule, which the baseline has to live with; it might have drawn more.
+    """
 
     name: str
     rule: str
     baseline_rule: str
     acr: float
     baseline_acr: float
+    adaptive: bool
 
     @property
     def text(self) -> str:
         """One line; the gain is rounded down."""
         gain = self.acr - self.baseline_acr
         share = f", {format_down(100 * gain / self.baseline_acr, 1)} %" if self.baseline_acr > 0 else ""
+        stages = " (samples stopped where the run's own rule was content)" if self.adaptive else ""
         return (
             f"{self.name}: ACR {format_down(self.acr, SHARE_DIGITS)} by {self.rule}, "
             f"{format_down(self.baseline_acr, SHARE_DIGITS)} by {self.baseline_rule} from the same counts: "
-            f"a measured gain of {format_down(gain, SHARE_DIGITS)}{share}"
+            f"a measured gain of {format_down(gain, SHARE_DIGITS)}{share}{stages}"
         )
 
 
@@ -356,7 +361,14 @@ def rule_gains(results: Sequence[RunResult]) -> tuple[RuleGain, ...]:
     """For every run that has its comparison beside it, what its rule gained."""
     runs = [(name, result) for name, result in zip(run_names(results), results, strict=True) if not result.variant]
     return tuple(
-        RuleGain(name, run.rule, other.rule, run.average_certified_radius, other.average_certified_radius)
+        RuleGain(
+            name,
+            run.rule,
+            other.rule,
+            run.average_certified_radius,
+            other.average_certified_radius,
+            adaptive=len(run.record.schedule.samples) > 1,
+        )
         for name, run in runs
         for other in results
         if other.variant and (other.uri, other.alpha, other.record.run_id) == (run.uri, run.alpha, run.record.run_id)

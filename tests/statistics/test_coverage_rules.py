@@ -92,10 +92,10 @@ def hard_probabilities(n: int, levels: Sequence[float], how_many: int) -> Floats
     """
     k = np.unique(np.linspace(max(1, n // 3), n, how_many).astype(int))
     just_below = np.concatenate([ndtr(lower_quantile(k, n, level) - 1e-9) for level in levels])
-    p_a = np.r_[just_below, 0.5, 0.9, 1 - 1e-6]
+    p_a = np.r_[just_below, 0.9]
     rest = 1 - p_a
     upper = 1 - ndtr(lower_quantile(n - 1, n, levels[0] / 8) - 1e-9)  # above a rival's bound from one vote
-    rows = [np.column_stack([p_a, share * rest, (1 - share) * rest]) for share in (1.0, 0.5, 0.9)]
+    rows = [np.column_stack([p_a, share * rest, (1 - share) * rest]) for share in (1.0, 0.6)]
     rows.append(np.column_stack([p_a, np.minimum(upper, rest), rest - np.minimum(upper, rest)]))
     return np.unique(np.maximum(np.concatenate(rows), 0.0), axis=0)
 
@@ -109,12 +109,12 @@ RULES = [
 ] + [(Rule("probit", "staircase", weights=(1.0, 3.0), rivals=True), (0.5, 0.5))]
 
 
-@pytest.mark.parametrize("alpha", [0.01, 0.2])
-@pytest.mark.parametrize("n", [(8, 8), (5, 12)], ids=str)
+@pytest.mark.parametrize("alpha", [0.05, 0.25])
+@pytest.mark.parametrize("n", [(8, 8), (6, 11)], ids=str)
 @pytest.mark.parametrize(("rule", "sigmas"), RULES, ids=lambda value: getattr(value, "name", str(value)))
 def test_two_sub_images(rule: Rule, sigmas: tuple[float, float], n: tuple[int, int], alpha: float) -> None:
     certified = radii_of_all_counts(n, rule, sigmas, alpha)
-    grids = [hard_probabilities(m, (alpha, alpha / 2, 0.75 * alpha), 4) for m in n]
+    grids = [hard_probabilities(m, (alpha, alpha / 2), 3) for m in n]
     chance = [chances(m, p) for m, p in zip(n, grids, strict=True)]
     pairs = np.indices([len(p) for p in grids]).reshape(2, -1)
     true = true_radii(np.stack([grids[0][pairs[0]], grids[1][pairs[1]]], axis=1), rule, sigmas)
@@ -186,11 +186,8 @@ def pooled_bounds(n: int, alpha: float) -> Floats:
 
 @pytest.mark.parametrize("alpha", [0.001, 0.05, 0.25])
 @pytest.mark.parametrize(("sub_images", "n"), [(1, 40), (2, 3), (2, 25), (3, 8), (4, 5)])
-@pytest.mark.parametrize("confidence", ["bonferroni", "staircase"])
-def test_pooled_rule_with_every_image_unanimous(confidence: str, sub_images: int, n: int, alpha: float) -> None:
-    if confidence == "staircase" and sub_images != 2:
-        pytest.skip("the staircase is for K = 2")
-    rule, sigmas, numbers = Rule("probit", confidence, pooled=True), [0.5] * sub_images, [n] * sub_images
+def test_pooled_rule_with_every_image_unanimous(sub_images: int, n: int, alpha: float) -> None:
+    rule, sigmas, numbers = Rule("probit", pooled=True), [0.5] * sub_images, [n] * sub_images
     votes = votes_for_a(numbers)
     everyone = np.ones(len(votes), np.bool_)
     certified = certified_radii(votes, np.full_like(votes, n), sigmas, rule, alpha, unanimous=everyone).radius
@@ -248,7 +245,7 @@ def test_from_selection_to_certificate(rule: Rule, classes: int, n0: int, n: int
 
     together = pooled_bounds(2 * n, alpha)
     p_a = np.r_[together[:: max(1, n // 6)], together[-1]]
-    p = np.array([[[x, *[(1 - x) / (classes - 1)] * (classes - 1)], [y, 1 - y, *[0.0] * (classes - 2)]]
+    p = np.array([[[x, *[(1 - x) / (classes - 1)] * (classes - 1)], [y, 1 - y - (classes - 2) * 1e-9, *[1e-9] * (classes - 2)]]
                   for x in p_a for y in (x, 0.5 + x / 2, max(0.0, 1.5 * x - 0.5))])  # fmt: skip
     groups = [evidence.unanimous, ~evidence.unanimous]
     groups += [evidence.selected == c for c in range(classes)]
@@ -300,7 +297,7 @@ def test_the_larger_of_two_rules_with_an_alpha_each_is_caught(alpha: float) -> N
     misses = []
     for p in pooled_bounds(2 * n, alpha)[n:]:
         chance = chance_of_votes((n, n), np.array([p, p]))
-        true = 0.5 * ndtri(p) * np.sqrt(2)
+        true = max(0.5 * ndtri(p) * np.sqrt(2), 0.0)
         misses.append([chance @ (radius > true) for radius in (pooled, boxes, np.maximum(pooled, boxes))])
     worst = np.max(misses, axis=0)
     assert worst[0] <= alpha

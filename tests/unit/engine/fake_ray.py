@@ -1,4 +1,4 @@
-"""Ray as the dispatcher sees it, without Ray: every call ends with what a script says, actors are only counted."""
+"""Ray and the clock as the dispatcher sees them: calls end as a script says, no time passes but what is waited for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from drs_ray.engine.plan import Unit
 
-HANGS = object()
+ANSWER_SECONDS = 0.01
 Script = Callable[["Actor", Any], Any]
 
 
@@ -24,17 +24,28 @@ class Actor:
     sub_image: int
 
 
+@dataclass(frozen=True)
+class After:
+    """The call ends so many seconds after it was made."""
+
+    seconds: float
+    outcome: Any = None
+
+
+HANGS = After(float("inf"))
+
+
 @dataclass(eq=False)
 class Call:
     actor: Actor
-    unit: Unit | None
     outcome: Any
+    ends: float
 
 
 class FakeRay:
-    """`on_start(actor, nth of its sub-image)` and `on_unit(actor, unit)` return a result, an error to raise, or HANGS.
+    """`on_start(actor, nth of its sub-image)` and `on_unit(actor, unit)` say what a call returns, raises, or `After`.
 
-    Calls end in the order they were made, `at_once` of them in one `wait`.
+    Calls end in the order they were made, at most `at_once` of them in one `wait`.
     """
 
     def __init__(
@@ -49,18 +60,24 @@ class FakeRay:
         self.killed: list[Actor] = []
         self.units: list[tuple[Actor, Unit]] = []
         self.most_alive = 0
+        self.now = 0.0
 
     def start(self, sub_image: int) -> tuple[Actor, Call]:
         actor = Actor(len(self.started), sub_image)
         self.started.append(actor)
         self._nth[sub_image] += 1
         self.most_alive = max(self.most_alive, len(self.alive))
-        return actor, Call(actor, None, self._on_start(actor, self._nth[sub_image]))
+        return actor, self._made(actor, self._on_start(actor, self._nth[sub_image]))
 
     def call(self, actor: Actor, unit: Unit) -> Call:
         assert actor in self.alive
         self.units.append((actor, unit))
-        return Call(actor, unit, self._on_unit(actor, unit))
+        return self._made(actor, self._on_unit(actor, unit))
+
+    def _made(self, actor: Actor, outcome: Any) -> Call:
+        if isinstance(outcome, After):
+            return Call(actor, outcome.outcome, self.now + outcome.seconds)
+        return Call(actor, outcome, self.now)
 
     @property
     def alive(self) -> set[Actor]:
@@ -71,10 +88,12 @@ class FakeRay:
     def wait(self, calls: Sequence[Call], num_returns: int, timeout: float) -> tuple[list[Call], list[Call]]:
         assert calls
         assert all(call.actor in self.alive for call in calls)
-        ended = [call for call in calls if call.outcome is not HANGS][: min(num_returns, self._at_once)]
+        self.now = max(self.now, min(self.now + timeout, *(call.ends for call in calls)))
+        ended = [call for call in calls if call.ends <= self.now][: min(num_returns, self._at_once)]
         return ended, [call for call in calls if call not in ended]
 
     def get(self, call: Call) -> Any:
+        self.now += ANSWER_SECONDS
         if isinstance(call.outcome, BaseException):
             raise call.outcome
         return call.outcome
@@ -87,6 +106,14 @@ class FakeRay:
 
     def available_resources(self) -> dict[str, float]:
         return {"CPU": 2.0, "memory": 1e9}
+
+    # what it uses of the module `time`
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def died(message: str = "The actor is dead because its worker process has died.", preempted: bool = False) -> Exception:

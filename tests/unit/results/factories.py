@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,13 +14,14 @@ from drs_ray.certificates.certify import Rule
 from drs_ray.certificates.curve import certified_accuracy_curve
 from drs_ray.config import parse_config
 from drs_ray.errors import MissingObjectError
-from drs_ray.results.counts import Counts
+from drs_ray.results.counts import Counts, CountsHistory, CountsRow, assemble, decode_part, encode_part
 from drs_ray.results.reduce import RunResult, certify_counts
 from drs_ray.results.run_record import DatasetRecord, RunRecord, identity, run_id
 from drs_ray.results.schema import CURVE, with_metadata
 from drs_ray.results.store import StoredObject
 
 CLASSES = 10
+PART_KEY = "counts/p.parquet"
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -115,6 +117,36 @@ def make_counts(record: RunRecord, seed: int = 0, hardest: float = 0.3) -> Count
         selection=tuple(votes(budget.selection) for _ in range(k)),
         estimation=tuple(votes(budget.estimation) for _ in range(k)),
     )
+
+
+def make_part(record: RunRecord, ends: Sequence[int], drawn: Sequence[int] | None = None, seed: int = 0) -> bytes:
+    """One part with all the run's rows, cut at `ends`; drawn: estimation samples of each image, its last row's end.
+
+    Labels are image ids modulo CLASSES; votes go to the label and to two rivals.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for position, image_id in enumerate(record.image_ids):
+        label = image_id % CLASSES
+        share = np.zeros(CLASSES)
+        share[[label, (label + 1) % CLASSES, (label + 2) % CLASSES]] = rng.dirichlet([6.0, 0.7, 0.2])
+        last = ends[-1] if drawn is None else drawn[position]
+        for k in range(record.sub_images):
+            selection = record.config.budget.selection
+            rows.append(CountsRow(image_id, label, k, "selection", 0, 0, selection, rng.multinomial(selection, share)))
+            for first, end in itertools.pairwise([0, *ends]):
+                if end <= last:
+                    votes = rng.multinomial(end - first, share)
+                    rows.append(CountsRow(image_id, label, k, "estimation", 0, first, end - first, votes))
+    return encode_part(rows, record.run_id, PART_KEY)
+
+
+def make_history(
+    record: RunRecord, ends: Sequence[int], drawn: Sequence[int] | None = None, seed: int = 0
+) -> CountsHistory:
+    """The votes of `make_part`."""
+    part = decode_part(make_part(record, ends, drawn, seed), PART_KEY, record.run_id, CLASSES)
+    return assemble([part], record, record.image_ids)
 
 
 def make_result(
