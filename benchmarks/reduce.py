@@ -38,8 +38,9 @@ def measure() -> Iterator[tuple[str, str, str]]:
         command = [sys.executable, "-m", __name__, *map(str, (images, classes, SAMPLES, int(rivals)))]
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         seconds, gib = map(float, found[:2])
+        rule = "rivals staircase" if rivals else "p_A staircase"
         yield (
-            f"reduce {images:,} images, K = 2, C = {classes}, n = {SAMPLES:,}, {'rivals' if rivals else 'p_A'} staircase",
+            f"reduce {images:,} images, K = 2, C = {classes}, n = {SAMPLES:,}, {rule}",
             f"{seconds:.0f} s, peak {gib:.2f} GiB",
             "" if aim is None else f"< {aim} s, < 4 GiB",
         )
@@ -63,7 +64,8 @@ def synthetic_counts(images: int, classes: int, samples: int) -> Counts:
                 found = csr_array((votes[row, column], (row, columns[row, column])), shape=(size, classes))
                 parts.setdefault((phase, k), []).append(found)
     selection, estimation = (
-        tuple(csr_array(vstack(parts[phase, k], format="csr")) for k in range(2)) for phase in ("selection", "estimation")
+        tuple(csr_array(vstack(parts[phase, k], format="csr")) for k in range(2))
+        for phase in ("selection", "estimation")
     )
     return Counts(np.arange(images), np.zeros(images, np.int64), selection, estimation)
 
@@ -77,7 +79,13 @@ def _one_case(images: int, classes: int, samples: int, rivals: int) -> None:
     evidence = evidence_of(counts, rule)
     gathered = time.perf_counter()
     radii = certified_radii(
-        evidence.class_votes, evidence.samples, SIGMAS, rule, ALPHA, rivals=evidence.rivals, unanimous=evidence.unanimous
+        evidence.class_votes,
+        evidence.samples,
+        SIGMAS,
+        rule,
+        ALPHA,
+        rivals=evidence.rivals,
+        unanimous=evidence.unanimous,
     )
     ended = time.perf_counter()
     print(ended - started, _peak_gib())

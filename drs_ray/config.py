@@ -418,7 +418,7 @@ def default_confidence(sub_images: int) -> str:
 
 
 def can_pool(sigmas: Sequence[float], weights: Sequence[float] | None, alpha: float) -> bool:
-    """Whether the pooled rule's theorem applies: equal sigmas, equal weights, alpha < 1/2."""
+    """Whether the pooled rule's theorem applies: equal sigmas, equal weights, alpha <= 1/4."""
     return len(set(sigmas)) == 1 and (weights is None or len(set(weights)) == 1) and alpha <= 0.25
 
 

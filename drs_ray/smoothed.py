@@ -1,7 +1,7 @@
 """`SmoothedClassifier`: certificates and predictions in a notebook, with the votes and the rules of the batch system.
 
 No Ray, no store: the same `count_votes`, the same keyed noise and the same rules. For the same partition, classifiers,
-sigmas, law, seed, block, batch, image ids and number of torch threads, votes and certificates are those of a run.
+sigmas, law, seed, data set, block, batch, image ids and number of torch threads, votes and certificates are a run's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from drs_ray.certificates.certify import CertifiedRadii, Rule, certified_radii, pooled_images
 from drs_ray.certificates.prediction import predicted_classes
-from drs_ray.config import can_pool, default_confidence
+from drs_ray.config import can_pool, default_confidence, float32
 from drs_ray.engine.certify import DEFAULT_BATCH
 from drs_ray.engine.worker import make_cuda_reproducible
 from drs_ray.errors import ClassifierError, ConfigError, DataError
@@ -65,9 +65,9 @@ class Certificates:
 class SmoothedClassifier:
     """The smoothed classifier of K base classifiers on a partition: predicts, certifies, and abstains where unsure.
 
-    Every image's noise is keyed by (seed, image id, sub-image, phase, block). The same call gives the same answer;
-    calls with other numbers of samples share samples. So quote one certificate per image: the better one of several
-    calls is none. And images of different calls that are to be counted together need different `image_ids`.
+    Every image's noise is keyed by (seed, data set, image id, sub-image, phase, block). The same call gives the same
+    answer; calls with other numbers of samples share samples. So quote one certificate per image: the better one of
+    several calls is none. And images of different calls that are to be counted together need different `image_ids`.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class SmoothedClassifier:
         weights: Sequence[float] | None = None,
         law: LawName = "gaussian",
         seed: int = 0,
+        dataset: str = "",
         block: int = 1000,
         batch: int | None = None,
         device: str | torch.device = "cpu",
@@ -92,13 +93,15 @@ class SmoothedClassifier:
             classifiers: K modules, float32 [b, C, h, w] of the sub-image as laid out -> logits [b, num_classes]. Each
                 call of `predict` and `certify` puts them into eval mode and moves them to `device` (colour: to
                 channels-last memory), as the batch system does, and leaves them so: call `.train()` to train on.
-            sigmas: K noise standard deviations, pixel units.
+            sigmas: K noise standard deviations, pixel units, in [0.001, 100]; rounded to float32, as the noise is.
             num_classes: number of classes C.
             rule: how votes become certificates; None: the config's default for this K (probit vote with rivals,
                 staircase for K = 2, pooled where sigmas and weights are equal).
             weights: of the default rule's probit vote, fixed before the images are seen; None: all 1.
             law: gaussian, or lattice for 8-bit images.
             seed: root of every noise key.
+            dataset: digest of the data set that `image_ids` count in (`Dataset.digest`), to repeat a run's votes; any
+                other text keys other noise.
             block: samples per keyed block of noise.
             batch: forward batch; None: 125 on the CPU, 1000 on CUDA, at most `block`.
             device: where classifiers and noise are; CPU and CUDA noise are different streams.
@@ -113,8 +116,8 @@ class SmoothedClassifier:
         for index, module in enumerate(classifiers):
             if not isinstance(module, nn.Module):
                 raise ClassifierError(f"classifiers[{index}] must be a torch.nn.Module, got {type(module).__name__}")
-        if not all(isinstance(sigma, Real) and math.isfinite(sigma) and 0 < sigma <= 100 for sigma in sigmas):
-            raise ConfigError(f"sigmas must be in (0, 100], in pixel units, got {list(sigmas)}")
+        if not all(isinstance(sigma, Real) and math.isfinite(sigma) and 1e-3 <= sigma <= 100 for sigma in sigmas):
+            raise ConfigError(f"sigmas must be in [0.001, 100], in pixel units, got {list(sigmas)}")
         if law not in ("gaussian", "lattice"):
             raise ConfigError(f"law must be gaussian or lattice, got '{law}'")
         if rule is not None and weights is not None:
@@ -124,9 +127,10 @@ class SmoothedClassifier:
         batch = min(DEFAULT_BATCH.get(where.type, block), block) if batch is None else _whole_number("batch", batch, 1)
         self._partition = partition
         self._classifiers = tuple(classifiers)
-        self._sigmas = tuple(float(sigma) for sigma in sigmas)
+        self._sigmas = tuple(float32(sigma) for sigma in sigmas)
         self._classes = _whole_number("num_classes", num_classes, 2)
         self._seed = _whole_number("seed", seed, 0)
+        self._dataset = dataset
         self._fixed_rule = rule
         self._weights = None if weights is None else tuple(float(weight) for weight in weights)
         self._device = where
@@ -136,7 +140,7 @@ class SmoothedClassifier:
         self._certified(Counts(nobody, nobody, (one_vote,) * k, (one_vote,) * k), 0.001)  # does the rule fit?
 
     def rule(self, alpha: float = 0.001) -> Rule:
-        """The rule in force at this alpha (from 1/2 on, the default rule does not pool)."""
+        """The rule in force at this alpha (above 1/4, the default rule does not pool)."""
         if self._fixed_rule is not None:
             return self._fixed_rule
         pooled = can_pool(self._sigmas, self._weights, alpha)
@@ -247,7 +251,7 @@ class SmoothedClassifier:
         with _fixed_kernels(self._device):
             for k, (module, sampler) in enumerate(zip(self._classifiers, self._samplers, strict=True)):
                 for at, image in enumerate(images):
-                    key = NoiseKey(self._seed, int(ids[at]), k, phase)
+                    key = NoiseKey(self._seed, int(ids[at]), k, phase, self._dataset)
                     votes[at, k] = count_votes(module, image, sampler, key, 0, samples, self._classes)
         return votes
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import signal
@@ -156,7 +157,14 @@ def _launch(home: Path, ports: Mapping[str, int], server: S3Server) -> subproces
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the tests; they end the server
+            preexec_fn=_end_with_parent,
         )
+
+
+def _end_with_parent() -> None:
+    """Killed tests must not leave their server behind (Linux only; elsewhere they may)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _wait_ready(process: subprocess.Popen[bytes], server: S3Server) -> bool:

@@ -9,60 +9,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorUnavailableError,
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayError,
-    RaySystemError,
-    RayTaskError,
-)
+from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError, RayTaskError
 
 from drs_ray.engine.ledger import RETRY_SECONDS, Ledger
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit
-from drs_ray.errors import DrsError, EngineError, StoreError
+from drs_ray.engine.ray_errors import last_line, node_was_lost, ray_or_resume, reason_of, start_error
+from drs_ray.errors import EngineError, StoreError
 
 _TICK_SECONDS = 1.0
 _FAILED_STARTS_AT_FIRST = 3
 _FAILED_STARTS_LATER = 20
 """So many failed starts in a row, and no worker of the sub-image left, end the run: more once one has started."""
 _LONGEST_PAUSE_SECONDS = 30.0
-
-
-@contextmanager
-def ray_or_resume() -> Iterator[None]:
-    """Failures of Ray itself as one line that says how to go on. Also a decorator."""
-    try:
-        yield
-    except (RayError, ConnectionError) as error:
-        raise EngineError(
-            f"Ray was lost ({type(error).__name__}: {last_line(error)}); what is stored is kept: "
-            "start Ray again and run the same command to resume"
-        ) from error
-
-
-def last_line(error: BaseException) -> str:
-    """The line of a message that says most: Ray puts tracebacks and identifiers before it."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip()[:200] if lines else type(error).__name__
-
-
-def node_was_lost(error: RayError) -> bool:
-    """Whether a worker went with its node, or cannot be reached there: nothing that its unit did."""
-    if isinstance(error, NodeDiedError | ActorUnavailableError | ObjectLostError):
-        return True
-    if isinstance(error, RayActorError) and error.preempted:
-        return True
-    return "node has died" in str(error)  # Ray 2.60 knows the reason of an ActorDiedError, but gives its text alone
 
 
 @dataclass(eq=False)
@@ -245,8 +210,8 @@ class Dispatcher:
 
     def _raised(self, unit: Unit, error: RayTaskError) -> None:
         if not isinstance(error.cause, StoreError):
-            self._ledger.raised(unit, _reason(error))
-        elif self._ledger.not_stored(unit, _reason(error)):
+            self._ledger.raised(unit, reason_of(error))
+        elif self._ledger.not_stored(unit, reason_of(error)):
             self._later.append((time.monotonic() + RETRY_SECONDS, unit))
 
     def _lost(self, worker: _Worker, error: RayError) -> None:
@@ -267,10 +232,10 @@ class Dispatcher:
         """The first start says what all would say, and ends the run; later the fault is that of one node."""
         pool = worker.pool
         if not pool.has_started:
-            raise _start_error(pool.sub_image, error) from error
+            raise start_error(pool.sub_image, error) from error
         self._dismiss(worker)
-        self._observer.event(f"a worker of sub-image {pool.sub_image} could not start: {_reason(error)}")
-        self._start_failed(pool, _reason(error))
+        self._observer.event(f"a worker of sub-image {pool.sub_image} could not start: {reason_of(error)}")
+        self._start_failed(pool, reason_of(error))
 
     def _start_failed(self, pool: _Pool, reason: str) -> None:
         """Ends the run if no worker of the sub-image lives or may yet: one bad node among many is no reason to."""
@@ -294,18 +259,6 @@ def _kill(actor: Any) -> None:
     with suppress(Exception):  # nothing may hide the error that a run ends with, or keep the other actors alive
         if ray.is_initialized():  # or ray.kill would start a new Ray
             ray.kill(actor)
-
-
-def _start_error(sub_image: int, error: RayTaskError) -> DrsError:
-    if isinstance(error.cause, DrsError):
-        return error.cause
-    return EngineError(f"sub-image {sub_image}: worker cannot start: {_reason(error)}")
-
-
-def _reason(error: RayTaskError) -> str:
-    if isinstance(error.cause, DrsError):
-        return str(error.cause)
-    return last_line(error)
 
 
 def _resources(resources: dict[str, float]) -> str:

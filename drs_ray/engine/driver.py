@@ -13,10 +13,11 @@ from typing import Any
 import ray
 
 from drs_ray.config import EngineConfig
-from drs_ray.engine.dispatcher import Dispatcher, last_line, ray_or_resume
+from drs_ray.engine.dispatcher import Dispatcher
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit
+from drs_ray.engine.ray_errors import last_line, ray_or_resume
 from drs_ray.engine.worker import RemoteWorker
 from drs_ray.errors import ConfigError, EngineError
 from drs_ray.results.run_record import RunRecord

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def load_classifier(
                 "image_shape": image_shape,
             }
             _check_metadata(checkpoint, metadata, expected)
-            if metadata.sigma != sigma:
+            if not math.isclose(metadata.sigma, sigma, rel_tol=1e-6):  # the config rounds sigma to float32
                 warnings.append(
                     f"sub-image {sub_image}: {checkpoint} was trained with sigma {metadata.sigma:g}, "
                     f"the run uses {sigma:g}; the certificates hold, but radii may be smaller than they could be"

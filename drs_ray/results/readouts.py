@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from drs_ray.certificates.certify import CLASS_SHARE, Rule
-from drs_ray.certificates.confidence import STAIRCASE_BOXES
+from drs_ray.certificates.confidence import CONFIDENCE_RULES, STAIRCASE_BOXES
 from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import CountsError
@@ -226,7 +226,7 @@ def rule_named(name: str) -> Rule:
         rule = Rule(vote, confidence, listed, rivals=bounded == "rivals", pooled=boxes != name)
     except ValueError:
         rule = None
-    if rule is None or rule.name != name:
+    if rule is None or rule.name != name or rule.confidence not in CONFIDENCE_RULES:
         raise CountsError(f"certificates: no rule is called '{name}'; write them again with `drs-ray reduce`")
     return rule
 

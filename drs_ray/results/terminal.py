@@ -36,7 +36,7 @@ def render_table(results: Sequence[RunResult]) -> Table:
     )
     table.add_column("radius", justify="right", no_wrap=True)
     for run in runs:
-        table.add_column(_header(run), overflow="fold", ratio=1 if many else None)
+        table.add_column(_header(run, many), overflow="fold", ratio=1 if many else None)
     for position, row in enumerate(first.at_radii):
         last = position == len(first.at_radii) - 1
         cell = _short_cell if many else _cell
@@ -80,12 +80,12 @@ _MEANING_OF_MANY = (
 _UNITS = "Radii: l2, pixel units, images in [0, 1]. Shares and ACR are rounded down."
 
 
-def _header(run: RunSummary) -> Text:
+def _header(run: RunSummary, narrow: bool) -> Text:
     lines = [
         *(["comparison"] if run.variant else []),
-        f"{run.method}, sigma {run.sigma_text}",
+        *([run.method, f"sigma {run.sigma_text}"] if narrow else [f"{run.method}, sigma {run.sigma_text}"]),
         f"n = {run.budget_text}",
-        f"alpha = {run.alpha:g}",
+        f"alpha = {run.alpha}",
         run.rule,
     ]
     return Text.assemble((run.name, "bold"), *(("\n" + line, "not bold dim") for line in lines))

@@ -52,7 +52,7 @@ def modules(partition: Partition, channels: int = 1) -> list[nn.Module]:
 
 
 SAME: list[tuple[dict[str, Any], list[float], dict[str, Any]]] = [
-    ({"name": "none"}, [0.5], {}),
+    ({"name": "none"}, [0.3], {}),
     ({"name": "checkerboard"}, [0.5, 0.25], {}),
     ({"name": "checkerboard"}, [0.5, 0.5], {"noise": {"law": "lattice", "seed": 3, "block": 100}}),
     ({"name": "interleave", "interleave": [2, 2]}, [0.25, 0.25, 0.25, 0.25], {"certificate": {"alpha": 0.05}}),
@@ -76,8 +76,10 @@ def test_it_gives_exactly_the_certificates_of_a_run(
     certificate = config.certificate
     rule = Rule(certificate.vote, config.confidence, certificate.weights, certificate.rivals, config.pooled)
     ids = list(run.record.image_ids)
-    images = load_dataset("mnist5k").images(ids)
-    options = {"law": config.noise.law, "seed": config.noise.seed, "batch": config.engine.batch}
+    data_set = load_dataset("mnist5k")
+    images = data_set.images(ids)
+    options: dict[str, Any] = {"law": config.noise.law, "seed": config.noise.seed, "batch": config.engine.batch}
+    options["dataset"] = data_set.digest
     for how in ({"rule": rule}, {}) if certificate.weights is None else ({"rule": rule},):
         ours = smoothed(partition["name"], config.partition.interleave, sigmas, **options, **how)
         found = ours.certify(torch.from_numpy(images), 400, certificate.alpha, 50, ids)
@@ -114,8 +116,8 @@ def test_an_image_is_certified_alike_alone_and_among_others() -> None:
     assert alone.radius.tolist() == [together.radius[2]]
     other_noise = ours.certify(images[2], 150, image_ids=[3])
     assert (other_noise.estimation_votes != alone.estimation_votes).any()
-    other_seed = smoothed(seed=1).certify(images[2], 150, image_ids=[2])
-    assert (other_seed.estimation_votes != alone.estimation_votes).any()
+    for other in (smoothed(seed=1), smoothed(dataset="train")):
+        assert (other.certify(images[2], 150, image_ids=[2]).estimation_votes != alone.estimation_votes).any()
 
 
 def test_predict_of_one_sub_image_is_the_test_of_its_votes() -> None:
@@ -180,6 +182,7 @@ def test_the_default_rule_is_the_configs() -> None:
     assert smoothed("none").rule() == Rule("probit", "bonferroni", None, True, True)
     assert smoothed().rule() == Rule("probit", "staircase", None, True, True)
     assert smoothed().rule(0.6).pooled is False
+    assert len(smoothed().certify(digits(1), 20, 0.6)) == 1
     assert smoothed(sigmas=[0.5, 0.25]).rule().pooled is False
     assert smoothed(weights=[1, 2]).rule() == Rule("probit", "staircase", (1.0, 2.0), True, False)
     assert smoothed("interleave", (2, 2)).rule().confidence == "bonferroni"
@@ -200,9 +203,9 @@ def test_other_settings_of_cudnn_come_back() -> None:
 
 WRONG_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"sigmas": [0.5]}, "sigmas must have one entry per sub-image, 2, got 1"),
-    ({"sigmas": [0.5, 0.0]}, "sigmas must be in (0, 100], in pixel units, got [0.5, 0.0]"),
-    ({"sigmas": [0.5, float("nan")]}, "sigmas must be in (0, 100]"),
-    ({"sigmas": [0.5, "loud"]}, "sigmas must be in (0, 100]"),
+    ({"sigmas": [0.5, 0.0]}, "sigmas must be in [0.001, 100], in pixel units, got [0.5, 0.0]"),
+    ({"sigmas": [0.5, float("nan")]}, "sigmas must be in [0.001, 100]"),
+    ({"sigmas": [0.5, "loud"]}, "sigmas must be in [0.001, 100]"),
     ({"num_classes": 1}, "num_classes must be a whole number >= 2, got 1"),
     ({"block": 0}, "block must be a whole number >= 1, got 0"),
     ({"batch": 0}, "batch must be a whole number >= 1, got 0"),

@@ -58,6 +58,7 @@ class FakeRay:
         self._nth: Counter[int] = Counter()
         self.started: list[Actor] = []
         self.killed: list[Actor] = []
+        self.alive: set[Actor] = set()
         self.units: list[tuple[Actor, Unit]] = []
         self.most_alive = 0
         self.now = 0.0
@@ -65,6 +66,7 @@ class FakeRay:
     def start(self, sub_image: int) -> tuple[Actor, Call]:
         actor = Actor(len(self.started), sub_image)
         self.started.append(actor)
+        self.alive.add(actor)
         self._nth[sub_image] += 1
         self.most_alive = max(self.most_alive, len(self.alive))
         return actor, self._made(actor, self._on_start(actor, self._nth[sub_image]))
@@ -78,10 +80,6 @@ class FakeRay:
         if isinstance(outcome, After):
             return Call(actor, outcome.outcome, self.now + outcome.seconds)
         return Call(actor, outcome, self.now)
-
-    @property
-    def alive(self) -> set[Actor]:
-        return set(self.started) - set(self.killed)
 
     # what the dispatcher uses of the module `ray`
 
@@ -100,6 +98,7 @@ class FakeRay:
 
     def kill(self, actor: Actor) -> None:
         self.killed.append(actor)
+        self.alive.discard(actor)
 
     def is_initialized(self) -> bool:
         return True

@@ -135,8 +135,8 @@ def make_part(record: RunRecord, ends: Sequence[int], drawn: Sequence[int] | Non
             selection = record.config.budget.selection
             rows.append(CountsRow(image_id, label, k, "selection", 0, 0, selection, rng.multinomial(selection, share)))
             for first, end in itertools.pairwise([0, *ends]):
+                votes = rng.multinomial(end - first, share)  # drawn in any case: an image's votes are always the same
                 if end <= last:
-                    votes = rng.multinomial(end - first, share)
                     rows.append(CountsRow(image_id, label, k, "estimation", 0, first, end - first, votes))
     return encode_part(rows, record.run_id, PART_KEY)
 

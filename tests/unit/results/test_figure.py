@@ -12,13 +12,15 @@ from drs_ray.results.figure import (
     PNG_KEY,
     SVG_KEY,
     certified_accuracy_figure,
+    convergence_figure,
     figure_bytes,
     run_colours,
     save_figures,
     step_curve,
 )
-from drs_ray.results.reduce import RunResult
-from tests.unit.results.factories import MemoryStore, make_result, with_radii
+from drs_ray.results.readouts import convergence
+from drs_ray.results.reduce import RunResult, reduce_history
+from tests.unit.results.factories import MemoryStore, make_history, make_record, make_result, with_radii
 
 
 def test_steps_are_exact() -> None:
@@ -64,6 +66,29 @@ def test_figure_says_what_it_shows() -> None:
     assert len(axes.collections) == 2
     for line in axes.lines:
         assert all(a >= b for a, b in pairwise(line.get_ydata()))
+
+
+def test_a_comparison_is_dotted_and_guarantees_nothing() -> None:
+    run = make_result(30, 2)
+    (axes,) = certified_accuracy_figure([dataclasses.replace(run, variant="plain"), run]).axes
+    assert len(axes.lines) == 3
+    assert len(axes.collections) == 1
+    dotted, solid = axes.lines[0], axes.lines[2]
+    assert dotted.get_linestyle() != solid.get_linestyle() == "-"
+    assert dotted.get_ydata().tolist() == solid.get_ydata().tolist()
+
+
+def test_convergence_has_a_panel_per_run_and_a_line_per_number_of_samples() -> None:
+    record = make_record(30, 1, estimation=800)
+    history = make_history(record, [200, 400, 800])
+    run = reduce_history(MemoryStore(), history, record, record.config.certificate)
+    points = convergence(run, history)
+    figure = convergence_figure([("$a_", points), ("b", points[1:]), ("c", points)])
+    assert [len(axes.lines) for axes in figure.axes] == [3, 2, 3]
+    first = figure.axes[0]
+    assert [line.get_label() for line in first.lines] == ["n = 200", "n = 400", "n = 800"]
+    assert first.lines[2].get_ydata().tolist() == step_curve(run, first.get_xlim()[1], 300).certified_accuracy.tolist()
+    assert ">$a_<" in figure_bytes(figure, "svg").decode()
 
 
 def test_figures_are_written_and_reproducible() -> None:

@@ -4,12 +4,37 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+import drs_ray
+from drs_ray.cli import app
 from drs_ray.errors import ConfigError
-from drs_ray.results.report import IMAGES_SHOWN, REPORT_KEY, render_report, write_report
-from tests.unit.results.factories import MemoryStore, make_result, with_radii
+from drs_ray.results.readouts import (
+    columns_of,
+    p_lower_histograms,
+    per_class,
+    radius_edges,
+    radius_histogram,
+    rule_gains,
+)
+from drs_ray.results.reduce import reduce_history, reduce_run
+from drs_ray.results.report import CLASSES_SHOWN, IMAGES_SHOWN, REPORT_KEY, render_report, write_report
+from drs_ray.results.run_record import RunRecord, create_or_join
+from drs_ray.results.store import LocalStore
+from drs_ray.results.summary import summarise
+from tests.unit.results.factories import (
+    PART_KEY,
+    MemoryStore,
+    make_history,
+    make_part,
+    make_record,
+    make_result,
+    with_radii,
+)
 
 
 def test_writes_the_page_and_the_figures() -> None:
@@ -31,6 +56,97 @@ def test_page_is_well_formed_and_fetches_nothing() -> None:
     assert all(value.startswith("#") for value in parser.links)
     assert not re.search(r"https?://|@import|url\((?!#)", page)
     assert {reference[1:] for reference in parser.links} <= set(parser.ids)
+
+
+def test_page_with_convergence_and_comparison_is_well_formed_and_says_what_is_no_certificate() -> None:
+    record = _sized(make_record(40, 2, estimation=800, uri="runs/drs"), 1000)
+    history = make_history(record, [100, 200, 400, 800])
+    run = reduce_history(MemoryStore("runs/drs"), history, record, record.config.certificate)
+    columns = columns_of(run, history, compare_rules=True)
+    page = render_report(columns)
+    parser = _Checker()
+    parser.feed(page)
+    assert parser.open == []
+    assert page.count("<svg") == 2
+    assert len(parser.ids) == len(set(parser.ids))
+    assert {reference[1:] for reference in parser.links} <= set(parser.ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", page)) <= set(parser.ids)
+    text = _text(page)
+    assert "1 run on 40 of 1,000 images of mnist5k (test)" in text
+    assert "drs, p_A Bonferroni : not a run but a comparison" in text
+    assert "These are not certificates" in text
+    assert rule_gains(columns.results)[0].text in text
+    ((_, points),) = columns.convergence
+    for point in points:
+        values = " ".join(row.accuracy_text for row in point.at_radii([row["radius"] for row in run.curve.to_pylist()]))
+        assert f"{point.samples:,} {values} {point.acr_text} {point.abstention_text}" in text
+    assert "Pooled: where no selection vote went against the class" in text
+    for rule, images in summarise(run, "drs").image_rules:
+        assert f"{rule} ({images} images)" in text
+    assert text.count(run.record.run_id) == 1  # a comparison has no provenance of its own
+    assert page.count('aria-label="Images of') == 1  # nor a table of images
+
+
+def test_page_without_counts_has_no_convergence() -> None:
+    page = render_report([make_result(20)])
+    assert page.count("<svg") == 1
+    assert "With fewer samples" not in page
+    assert "comparison" not in page
+
+
+def test_library_and_command_read_the_counts_and_compare_rules(tmp_path: Path) -> None:
+    record = make_record(12, 2, estimation=800, uri=str(tmp_path / "run"))
+    store = LocalStore(tmp_path / "run")
+    create_or_join(store, record)
+    store.put(PART_KEY, make_part(record, [400, 800]))
+    run = reduce_run(store, record, record.config.certificate)
+    stored = store.get("certificates.parquet")
+    drs_ray.write_report([run], str(tmp_path / "library"), compare_rules=True)
+    arguments = ["report", str(tmp_path / "run"), "--output", str(tmp_path / "command")]
+    done = CliRunner().invoke(app, [*arguments, "--compare-rules"])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "library" / "report.html").read_text()
+    assert page == (tmp_path / "command" / "report.html").read_text()
+    assert "With fewer samples" in page
+    for said in ("run, p_A Bonferroni", "a measured gain of", "not certificates"):
+        assert said in page
+        assert said in " ".join(done.output.split())
+    assert store.get("certificates.parquet") == stored
+    assert "measured gain" not in CliRunner().invoke(app, arguments).output
+
+
+def test_page_says_what_an_adaptive_run_saved() -> None:
+    record = make_record(30, 1, estimation=800)
+    record = record.model_copy(update={"config": record.config.updated("budget", stages=2, estimation=800)})
+    history = make_history(record, [400, 800])
+    run = reduce_history(MemoryStore(), history, record, record.config.certificate)
+    text = _text(render_report(columns_of(run, history, compare_rules=False)))
+    assert "100 + up to 800 noisy copies" in text
+    assert "400 to 800 estimation, in 2 stages" in text
+    assert f"{run.samples:,} noise samples were drawn" in text
+    assert "stages are not paid for" in text
+    assert "noise samples were drawn" not in _text(render_report([make_result(30)]))
+
+
+def test_page_shows_classes_and_spread() -> None:
+    run = make_result(80, hardest=0.1)
+    text = _text(render_report([run]))
+    for row in per_class(run):
+        cells = " ".join(f"{cell.accuracy_text} {cell.interval_text}" for cell in row.at_radii([0.25, 0.5, 0.75])[1:])
+        assert f"{row.label} {row.images} {row.accuracy_text} {cells} {row.acr_text} {row.abstained}" in text
+    (histogram,) = p_lower_histograms(run)
+    assert f"0.95 – 0.99 {histogram.counts[6]} 0.99 – 0.999 {histogram.counts[7]}" in text
+    assert f"abstains {radius_histogram(run, radius_edges([run])).abstained} " in text
+
+
+def test_many_classes_are_cut_to_those_that_do_worst() -> None:
+    run = make_result(100, hardest=0.1)
+    table = run.certificates
+    at = table.schema.get_field_index("label")
+    table = table.set_column(at, table.schema.field(at), pa.array(range(100), pa.int32()))
+    many = dataclasses.replace(run, certificates=table)
+    text = _text(render_report([many]))
+    assert f"the {CLASSES_SHOWN} classes with the smallest ACR, of 100" in text
 
 
 def test_page_says_what_was_certified_and_how_far_it_holds() -> None:
@@ -165,3 +281,7 @@ def _text(page: str) -> str:
     """What a reader sees, as one line."""
     body = page[page.index("<body") :]
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+def _sized(record: RunRecord, size: int) -> RunRecord:
+    return record.model_copy(update={"dataset": record.dataset.model_copy(update={"size": size})})

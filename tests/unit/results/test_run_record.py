@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from drs_ray.config import RunConfig
+from drs_ray.config import RunConfig, float32
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.run_record import RunRecord, create_or_join, identity, parse_record, read_record, run_id
 from tests.unit.results.factories import MemoryStore, make_record
@@ -22,10 +22,11 @@ def record_of(config: RunConfig, base: RunRecord, **changed: Any) -> RunRecord:
 
 
 def test_round_trip() -> None:
+    sigma = float32(0.1 + 0.2)
     store, record = MemoryStore(), make_record(5, 2, sigma=0.1 + 0.2)
     assert create_or_join(store, record) == (record, False)
     assert read_record(store) == record
-    assert read_record(store).config.sigmas == (0.1 + 0.2,) * 2  # to the last bit
+    assert read_record(store).config.sigmas == (sigma,) * 2  # to the last bit
 
 
 def test_the_run_id_is_fixed() -> None:

@@ -2,9 +2,10 @@ import dataclasses
 
 import pytest
 
+from drs_ray.certificates.certify import Rule
 from drs_ray.certificates.curve import failed_certificates
 from drs_ray.errors import ConfigError
-from drs_ray.results.reduce import RunResult
+from drs_ray.results.reduce import RunResult, certify_counts
 from drs_ray.results.summary import (
     check_same_test_set,
     duration_text,
@@ -14,7 +15,7 @@ from drs_ray.results.summary import (
     summarise,
     summarise_side_by_side,
 )
-from tests.unit.results.factories import make_result, with_radii
+from tests.unit.results.factories import make_counts, make_record, make_result, result_of, with_radii
 
 
 def test_numbers_of_a_run_are_those_of_its_result() -> None:
@@ -49,6 +50,35 @@ def test_provenance_names_everything_that_changes_a_vote() -> None:
     assert provenance["forward batch"] == "100"
     assert provenance["hardware"] == "2 CPU cores"
     assert provenance["software"] == "drs-ray 0.1.0, numpy 2.0"
+
+
+@pytest.mark.parametrize(("size", "text"), [(None, "40 images"), (1000, "40 of 1,000 images"), (40, "all 40 images")])
+def test_a_subset_is_called_a_subset(size: int | None, text: str) -> None:
+    result = make_result(40)
+    dataset = result.record.dataset.model_copy(update={"size": size})
+    record = result.record.model_copy(update={"dataset": dataset})
+    assert summarise(dataclasses.replace(result, record=record), "rs").scope_text == text
+
+
+def test_rules_that_images_got_are_counted() -> None:
+    record = make_record(40, 2)
+    rule = Rule(confidence="staircase", rivals=True, pooled=True)
+    result = result_of(record, certify_counts(make_counts(record), record, rule, 0.001))
+    rules = result.certificates["rule"].to_pylist()
+    run = summarise(result, "drs")
+    assert run.rule == "probit rivals staircase or pooled"
+    assert dict(run.image_rules) == {
+        name: rules.count(name) for name in ("probit rivals staircase", "probit p_A pooled")
+    }
+    assert min(dict(run.image_rules).values()) > 0
+
+
+def test_comparisons_are_named_after_their_run() -> None:
+    result = make_result(5, uri="a/rs")
+    plain = dataclasses.replace(result, variant="plain")
+    assert run_names([plain, result, _at(result, "b/rs")]) == ["a/rs, plain", "a/rs", "b/rs"]
+    assert run_names([plain, plain]) == ["rs, plain", "rs, plain (2)"]
+    assert summarise(plain, "x").variant == "plain"
 
 
 def test_shares_are_displayed_exactly_or_rounded_to_the_safe_side() -> None:

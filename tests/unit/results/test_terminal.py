@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 
 from drs_ray.errors import ConfigError
-from drs_ray.results.reduce import RunResult
-from drs_ray.results.terminal import render_table
-from tests.unit.results.factories import make_result, with_radii
+from drs_ray.results.readouts import Columns, columns_of
+from drs_ray.results.reduce import RunResult, reduce_history
+from drs_ray.results.terminal import render_convergence, render_table
+from tests.unit.results.factories import MemoryStore, make_history, make_record, make_result, with_radii
 
 
 def test_two_runs_fit_80_columns_one_line_per_radius() -> None:
@@ -27,6 +28,47 @@ def test_two_runs_fit_80_columns_one_line_per_radius() -> None:
     assert "12.3 s" in text
     assert "not recorded" in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(("runs", "width"), [(3, 80), (4, 100)])
+def test_comparisons_fit_one_line_per_radius(runs: int, width: int) -> None:
+    best = [make_result(200, 1, uri="runs/rs"), make_result(200, 2, uri="runs/drs")]
+    plain = [dataclasses.replace(run, variant="p_A Bonferroni") for run in best]
+    shown = [plain[0], best[0], plain[1], best[1]][-runs:]
+    lines = _printed(shown, width).splitlines()
+    assert max(len(line) for line in lines) <= width
+    for radius in ("0", "0.25", "0.5", "0.75", "1"):
+        (row,) = (line for line in lines if line.split()[:1] == [radius] and "[" in line)
+        assert row.count("[") == row.count("]") == runs
+    (failed,) = (line for line in lines if line.split()[:1] == ["failed"])
+    assert failed.count("<= 2 images") == runs  # binom.ppf(0.99, 200, 0.001)
+    assert "comparison" in "\n".join(lines)
+
+
+def test_adaptive_runs_say_what_they_saved() -> None:
+    record = make_record(20, 1, estimation=800)
+    record = record.model_copy(update={"config": record.config.updated("budget", stages=2)})
+    history = make_history(record, [400, 800])
+    run = reduce_history(MemoryStore(), history, record, record.config.certificate)
+    assert f"{run.samples:,} (1.0 times fewer)" in _printed([run])
+    assert "n = 100 + up to 800" in _printed([run])
+    assert "times fewer" not in _printed([make_result(20)])
+
+
+def test_convergence_has_a_row_per_number_of_samples() -> None:
+    columns = Columns()
+    for name, ends in (("rs", [200, 400, 800]), ("drs", [800])):
+        record = make_record(20, 1, estimation=800, uri=f"runs/{name}")
+        history = make_history(record, ends)
+        run = reduce_history(MemoryStore(record.config.output.uri), history, record, record.config.certificate)
+        columns += columns_of(run, history, compare_rules=True)
+    out = io.StringIO()
+    Console(file=out, width=80).print(render_convergence(columns))
+    lines = {line.split()[0]: line for line in out.getvalue().splitlines() if line.split()}
+    assert "not certificates" in out.getvalue()
+    assert lines["n"].split() == ["n", "rs", "drs"]
+    assert [lines[samples].count("ACR") for samples in ("200", "400", "800")] == [1, 1, 2]
+    assert columns.convergence[0][1][0].acr_text in lines["200"]
 
 
 def test_figures_are_those_of_the_run() -> None:
@@ -48,7 +90,7 @@ def test_other_test_sets_are_refused() -> None:
         render_table([make_result(5), make_result(6, uri="runs/other")])
 
 
-def _printed(runs: Sequence[RunResult]) -> str:
+def _printed(runs: Sequence[RunResult], width: int = 80) -> str:
     out = io.StringIO()
-    Console(file=out, width=80).print(render_table(runs))
+    Console(file=out, width=width).print(render_table(runs))
     return out.getvalue()

@@ -1,0 +1,185 @@
+"""What holds for every rule: monotone in the votes, blind to the order of classes and halves; and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.votes import Rivals, rivals_of
+
+steady = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+Dense = NDArray[np.int64]
+RULES = [
+    Rule(vote, confidence, rivals=rivals, pooled=pooled)
+    for vote in ("probit", "mean")
+    for confidence in ("bonferroni", "staircase")
+    for rivals in (False, True)
+    for pooled in (False, True)
+]
+SIGMAS = (0.5, 0.5)
+
+
+def radii(
+    votes: Dense, rule: Rule, alpha: float = 0.01, sigmas: tuple[float, ...] = SIGMAS, selected: int = 0
+) -> NDArray[np.float64]:
+    """Votes [N, K, C] -> radii, all images unanimous."""
+    chosen = np.full(len(votes), selected)
+    rivals = rivals_of([csr_array(votes[:, k]) for k in range(votes.shape[1])], chosen) if rule.rivals else None
+    return certified_radii(
+        votes[:, :, selected], votes.sum(axis=2), sigmas, rule, alpha,
+        rivals=rivals, unanimous=np.ones(len(votes), np.bool_),
+    ).radius  # fmt: skip
+
+
+@st.composite
+def some_votes(draw: st.DrawFn) -> Dense:
+    """[1, 2, C] votes that sum to n on both halves, most of them for class 0."""
+    classes, n = draw(st.integers(2, 5)), draw(st.sampled_from([20, 300, 10_000]))
+    rows = []
+    for _ in range(2):
+        left, others = n, []
+        for _ in range(classes - 1):
+            others.append(int(draw(st.sampled_from([0.0, 0.001, 0.02, 0.1, 0.6])) * left))
+            left -= others[-1]
+        rows.append([left, *others])
+    return np.array([rows], np.int64)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_every_vote_that_goes_to_a_instead_never_shrinks_a_radius(rule: Rule) -> None:
+    """All counts of 15 votes over 3 classes on either half, each beside the one with a vote moved from B to A."""
+    n = 15
+    half = np.array([[n - b - c, b, c] for b in range(n + 1) for c in range(n + 1 - b)])
+    first, second = (axis.ravel() for axis in np.indices((len(half), len(half))))
+    votes = np.stack([half[first], half[second]], axis=1)
+    here = radii(votes, rule, 0.05)
+    assert here.max() > 0
+    for k in range(2):
+        some = votes[:, k, 1] > 0
+        moved = votes[some].copy()
+        moved[:, k, 1] -= 1
+        moved[:, k, 0] += 1
+        assert np.all(radii(moved, rule, 0.05) >= here[some])
+
+
+@steady
+@given(some_votes(), st.sampled_from(RULES), st.randoms(use_true_random=False))
+def test_the_order_of_the_classes_does_not_matter(votes: Dense, rule: Rule, random: object) -> None:
+    order = list(range(votes.shape[2]))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    assert radii(votes[:, :, order], rule, selected=order.index(0)).tolist() == radii(votes, rule).tolist()
+
+
+@steady
+@given(some_votes(), st.sampled_from(RULES), st.sampled_from([(0.5, 0.5), (0.25, 1.0)]))
+def test_the_order_of_the_halves_does_not_matter(votes: Dense, rule: Rule, sigmas: tuple[float, float]) -> None:
+    """To the last bit but for the staircase, whose levels are symmetric up to rounding."""
+    if rule.pooled:
+        sigmas = SIGMAS
+    here, swapped = radii(votes, rule, sigmas=sigmas), radii(votes[:, ::-1], rule, sigmas=sigmas[::-1])
+    if rule.confidence == "bonferroni":
+        assert swapped.tolist() == here.tolist()
+    else:
+        assert swapped == pytest.approx(here, rel=1e-9, abs=1e-9)
+
+
+@steady
+@given(some_votes(), st.sampled_from([rule for rule in RULES if rule.rivals]))
+def test_rivals_without_votes_once_are_as_good_as_all_of_them(votes: Dense, rule: Rule) -> None:
+    classes = votes.shape[2] - 1
+    dense = Rivals(np.zeros(classes, np.int64), np.arange(1, classes + 1), votes[0, :, 1:].T, classes)
+    found = certified_radii(
+        votes[:, :, 0], votes.sum(axis=2), SIGMAS, rule, 0.01, rivals=dense, unanimous=np.zeros(1, np.bool_)
+    )
+    sparse = rivals_of([csr_array(votes[:, k]) for k in range(2)], np.zeros(1, np.int64))
+    same = certified_radii(
+        votes[:, :, 0], votes.sum(axis=2), SIGMAS, rule, 0.01, rivals=sparse, unanimous=np.zeros(1, np.bool_)
+    )
+    assert same.radius.tolist() == found.radius.tolist()
+    assert same.a_lower.tolist() == found.a_lower.tolist()
+
+
+def test_of_two_classes_the_rival_needs_no_level() -> None:
+    votes = np.array([[[990, 10], [950, 50]]])
+    for confidence in ("bonferroni", "staircase"):
+        assert radii(votes, Rule("probit", confidence, rivals=True)) == radii(votes, Rule("probit", confidence))
+
+
+@pytest.mark.parametrize(
+    ("sub_images", "n", "failures", "quantile"),
+    [(2, 100_000, 0, 3.979445), (4, 100_000, 0, 4.141272), (2, 1000, 0, 2.701833), (4, 1000, 3, 2.720268)],
+)
+def test_check_values_of_the_pooled_rule(sub_images: int, n: int, failures: int, quantile: float) -> None:
+    votes = np.full((1, sub_images), n)
+    votes[0, 0] -= failures
+    found = certified_radii(
+        votes, np.full_like(votes, n), [1.0] * sub_images, Rule(pooled=True), 0.001, unanimous=np.array([True])
+    )
+    assert found.radius[0] / np.sqrt(sub_images) == pytest.approx(quantile, abs=1e-6)
+    assert found.radius[0] / np.sqrt(sub_images) <= quantile + 5e-7  # as printed
+
+
+def test_which_images_are_pooled() -> None:
+    """Not those with a selection vote against the class, nor those whose halves have unequal numbers of samples."""
+    votes, samples = np.array([[1000, 1000]] * 3), np.array([[1000, 1000], [1000, 1000], [1000, 1001]])
+    rule, boxes = Rule(confidence="staircase", pooled=True), Rule(confidence="staircase")
+    found = certified_radii(votes, samples, SIGMAS, rule, 0.01, unanimous=np.array([True, False, True])).radius
+    plain = certified_radii(votes, samples, SIGMAS, boxes, 0.01).radius
+    assert found[0] > plain[0]
+    assert found[1:].tolist() == plain[1:].tolist()
+
+
+ONE = np.array([[90, 90]])
+OF = np.array([[100, 100]])
+YES = np.array([True])
+THREE = np.array([[9, 9, 9]])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: certified_radii(ONE, OF, SIGMAS, Rule(), 0.01, share=0.0), r"share must be in \(0, 1\], got 0"),
+        (lambda: certified_radii(ONE, OF, SIGMAS, Rule(), 0.01, share=1.5), r"share must be in \(0, 1\], got 1.5"),
+        (lambda: certified_radii(ONE, OF, SIGMAS, Rule(), 0.01, share=float("nan")), "share must be in"),
+        (lambda: certified_radii(ONE, OF, SIGMAS, Rule(), 0.0), "alpha must be in"),
+        (lambda: certified_radii(ONE, OF, SIGMAS, Rule(pooled=True), 0.01), "needs to know where the selection votes"),
+        (lambda: certified_radii(ONE, OF, SIGMAS, Rule(rivals=True), 0.01), "needs the rivals' votes"),
+        (
+            lambda: certified_radii(ONE, OF, (0.5, 0.25), Rule(pooled=True), 0.01, unanimous=YES),
+            "the pooled rule needs equal sigmas",
+        ),
+        (
+            lambda: certified_radii(ONE, OF, SIGMAS, Rule(pooled=True), 0.3, unanimous=YES),
+            "the pooled rule needs alpha <= 1/4",
+        ),
+        (lambda: Rule(pooled=True, weights=(1.0, 2.0)), "the pooled rule needs equal weights"),
+        (
+            lambda: certified_radii(THREE, THREE + 1, [0.5] * 3, Rule("probit", "staircase"), 0.01),
+            "the staircase is for K = 2 sub-images, got K = 3; use bonferroni",
+        ),
+        (
+            lambda: certified_radii(THREE, THREE + 1, [0.5] * 3, Rule("mean"), 0.01),
+            "use the probit vote",
+        ),
+        (lambda: certified_radii(ONE + 20, OF, SIGMAS, Rule(), 0.01), r"successes must be in \[0, samples\]"),
+        (lambda: certified_radii(ONE - 91, OF, SIGMAS, Rule(), 0.01), r"successes must be in \[0, samples\]"),
+        (
+            lambda: certified_radii(
+                ONE, OF, SIGMAS, Rule(rivals=True), 0.01,
+                rivals=Rivals(np.array([0]), np.array([1]), np.array([[101, 0]]), 2),
+            ),
+            r"successes must be in \[0, samples\]",
+        ),
+    ],
+)  # fmt: skip
+def test_one_clear_refusal_each(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        make()
+    assert "\n" not in str(refusal.value)
