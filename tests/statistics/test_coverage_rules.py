@@ -171,6 +171,29 @@ def test_staircase_of_more_samples(vote: str, n: tuple[int, int], alpha: float) 
     assert miss > alpha / 20
 
 
+@pytest.mark.parametrize("alpha", [0.001, 0.05, 0.3])
+@pytest.mark.parametrize("n", [(30, 30), (10, 40)], ids=str)
+@pytest.mark.parametrize("confidence", ["bonferroni", "staircase", "all of alpha on each half"])
+def test_some_box_holds_the_truth(confidence: str, n: tuple[int, int], alpha: float) -> None:
+    """The event behind every radius formula: a box in which both bounds hold (THEORY.md 5.3: not (alpha, alpha))."""
+    shared = confidence in ("bonferroni", "staircase")
+    boxes = level_boxes(confidence, alpha, 2) if shared else np.full((1, 2), alpha)
+    bounds = [lower_quantile(np.arange(m + 1)[:, None], m, boxes[:, k]) for k, m in enumerate(n)]  # [n + 1, J]
+    grids = [np.unique(np.r_[ndtr(bound[m // 2 :: 4] - 1e-9).ravel(), ndtr(bound[m] - 1e-9), 0.5])
+             for m, bound in zip(n, bounds, strict=True)]  # fmt: skip
+    chance = [binom.pmf(np.arange(m + 1), m, p[:, None]) for m, p in zip(n, grids, strict=True)]
+    holds = [bound <= ndtri(p)[:, None, None] for bound, p in zip(bounds, grids, strict=True)]  # [G, n + 1, J]
+    miss = 0.0
+    for i, j in np.ndindex(len(grids[0]), len(grids[1])):
+        in_some_box = holds[0][i].astype(float) @ holds[1][j].T.astype(float) > 0
+        miss = max(miss, float(chance[0][i] @ ~in_some_box @ chance[1][j]))
+    if shared:
+        assert miss <= alpha
+        assert miss > 0.4 * alpha
+    else:
+        assert miss > 1.6 * alpha
+
+
 # The pooled rule
 
 
