@@ -133,7 +133,7 @@ def certified_radii(
             raise ValueError(f"rule '{rule.name}' needs to know where the selection votes are unanimous")
         chosen = pooled_images(unanimous, samples)
         least = _where(chosen, _pooled(class_votes, samples, sigmas, alpha * share), least)
-    return CertifiedRadii(np.maximum(least.radius, 0.0), least.a_lower, least.b_upper, least.margin)
+    return CertifiedRadii(np.fmax(least.radius, 0.0), least.a_lower, least.b_upper, least.margin)
 
 
 def pooled_images(unanimous: NDArray[np.bool_], samples: Integers) -> NDArray[np.bool_]:
@@ -201,7 +201,7 @@ def _pooled(class_votes: Integers, samples: Integers, sigmas: Sequence[float], l
 
 def _lesser(first: CertifiedRadii, second: CertifiedRadii) -> CertifiedRadii:
     """Per image, the box with the smaller radius."""
-    return _where(second.radius < first.radius, second, first)
+    return _where((second.radius < first.radius) | np.isnan(second.radius), second, first)  # a NaN certifies nothing
 
 
 def _where(take: NDArray[np.bool_], first: CertifiedRadii, second: CertifiedRadii) -> CertifiedRadii:

@@ -85,6 +85,12 @@ class RunResult:
         return float(self.certificates["alpha"][0].as_py())
 
     @property
+    def as_planned(self) -> bool:
+        """Whether rule and alpha are those that were fixed when the run began, before any vote was counted."""
+        planned = self.record.stopping
+        return self.alpha == planned.alpha and self.rule == rule_of(self.record.config, planned).name
+
+    @property
     def rule(self) -> str:
         """Name of the rule, for example `probit rivals staircase or pooled`; each certificate says which one it got."""
         return metadata(self.certificates.schema)["rule"]

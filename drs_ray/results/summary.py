@@ -99,6 +99,7 @@ class RunSummary:
     stages: tuple[int, ...]
     alpha: float
     rule: str
+    as_planned: bool
     image_rules: tuple[tuple[str, int], ...]
     noise_law: str
     correct: int
@@ -209,7 +210,8 @@ def summarise(result: RunResult, name: str, *, radii: Sequence[float] | None = N
         samples=result.samples,
         seconds=result.seconds,
         at_radii=at_radii(result, radius_grid([result]) if radii is None else radii),
-        provenance=tuple(_provenance(record)),
+        as_planned=result.as_planned,
+        provenance=(*_provenance(record), ("rule and alpha", _PLANNED if result.as_planned else _UNPLANNED)),
     )
 
 
@@ -319,6 +321,10 @@ _TEST_SET: dict[str, Callable[[RunRecord], object]] = {
 def _brief(value: object) -> str:
     text = str(value)
     return text if len(text) <= 24 else text[:12] + "..."
+
+
+_PLANNED = "fixed when the run began"
+_UNPLANNED = "chosen after the run began: of several reductions of the same counts, quote one"
 
 
 def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:

@@ -28,7 +28,7 @@ def render_table(results: Sequence[RunResult]) -> Table:
     first, many = runs[0], len(runs) > 2
     table = Table(
         title=Text(f"Certified accuracy on {first.scope_text} of {first.dataset} ({first.split})"),
-        caption=Text(f"{_MEANING_OF_MANY if many else _MEANING} {_UNITS}"),
+        caption=Text(f"{_MEANING_OF_MANY if many else _MEANING} {_UNITS}{_chosen_later(runs)}"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         caption_justify="left",
@@ -78,6 +78,12 @@ _MEANING_OF_MANY = (
     "certificates than that are wrong."
 )
 _UNITS = "Radii: l2, pixel units, images in [0, 1]. Shares and ACR are rounded down."
+
+
+def _chosen_later(runs: Sequence[RunSummary]) -> str:
+    """Names the runs whose rule or alpha is not the one that they began with; comparisons say so already."""
+    names = [run.name for run in runs if not run.as_planned and not run.variant]
+    return f" Rule or alpha chosen after the run began: {', '.join(names)}." if names else ""
 
 
 def _header(run: RunSummary, narrow: bool) -> Text:

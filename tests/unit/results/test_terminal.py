@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
+from drs_ray.config import CertificateConfig
 from drs_ray.errors import ConfigError
 from drs_ray.results.readouts import Columns, columns_of
 from drs_ray.results.reduce import RunResult, reduce_history
@@ -94,3 +95,18 @@ def _printed(runs: Sequence[RunResult], width: int = 80) -> str:
     out = io.StringIO()
     Console(file=out, width=width).print(render_table(runs))
     return out.getvalue()
+
+
+def test_a_rule_chosen_after_the_run_began_is_said() -> None:
+    run = make_result(20)
+    later = dataclasses.replace(run, record=run.record.model_copy(update={"stopping": CertificateConfig(alpha=0.05)}))
+    assert not later.as_planned
+    assert "Rule or alpha chosen after the run began: demo." in " ".join(_printed([later]).split())
+    kept = dataclasses.replace(
+        run,
+        record=run.record.model_copy(
+            update={"stopping": CertificateConfig(rivals=False, confidence="bonferroni", pooled=False)}
+        ),
+    )
+    assert kept.as_planned
+    assert "chosen after" not in _printed([kept])
