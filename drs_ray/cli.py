@@ -140,10 +140,10 @@ def status(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
     from drs_ray.engine.status import run_status
 
     found = run_status(_open(run, endpoint_url))
-    rate = "- (nothing was written in the last 10 minutes)"
+    rate = "- (nobody seems to be at work)"
     if found.samples_per_second is not None:
         rate = f"{found.samples_per_second:,.0f} samples/s over the last 10 minutes"
-    left = found.seconds_left
+    left, age = found.seconds_left, found.seconds_since_part
     _stdout().print(
         render_facts(
             {
@@ -152,6 +152,7 @@ def status(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
                 "images": f"{len(found.record.image_ids):,}",
                 "units": f"{found.units_done:,} of {found.units:,} ({100 * found.units_done // found.units} %)",
                 "noise samples": f"{found.samples_done:,} of {found.samples:,}",
+                "last part": "-" if age is None else f"{age / 60:,.1f} minutes ago",
                 "rate": rate,
                 "time left": "unknown" if left is None else "none" if left == 0 else f"{left / 60:,.1f} minutes",
                 "reduced": "yes" if found.reduced else "no",

@@ -52,10 +52,17 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
     with nullcontext(session) if session is not None else open_session(config.engine) as session:
         config = resolve(config, session)
         session.check(config.engine)
-        record, joined = create_or_join(store, describe_run(config, observer))
+        described = describe_run(config, observer)
+        record, joined = create_or_join(store, described)
         frontier = Frontier(record, store)
         todo = frontier.missing()
         if joined:
+            for name, version in described.software.items():
+                if version != record.software.get(name):
+                    observer.event(
+                        f"warning: the run began with {name} {record.software.get(name)}, this is {version}; "
+                        "the last bit of a logit, and so a vote on a decision boundary, may differ"
+                    )
             observer.event(
                 f"resuming run {record.run_id}: {len(frontier.stored)} units are stored, {len(todo)} are to do"
             )

@@ -18,7 +18,8 @@ RATE_WINDOW_SECONDS = 600.0
 class RunStatus:
     """Units and noise samples known and stored. With adaptive stages, finished units can call for further ones.
 
-    samples_per_second: over the last minutes, None where nothing was written in them. seconds_left: at that rate.
+    samples_per_second: over the last minutes, None where nobody seems to be at work. seconds_left: at that rate.
+    seconds_since_part: age of the newest part, None where there is none.
     unknown_parts: keys among the counts that no planned unit has.
     """
 
@@ -28,6 +29,7 @@ class RunStatus:
     samples: int
     samples_done: int
     samples_per_second: float | None
+    seconds_since_part: float | None
     reduced: bool
     unknown_parts: tuple[str, ...]
 
@@ -51,21 +53,29 @@ def run_status(store: Store) -> RunStatus:
     frontier = Frontier(record, store)
     todo = frontier.missing()
     done = frontier.stored
+    now = time.time()
     return RunStatus(
         record=record,
         units=len(done) + len(todo),
         units_done=len(done),
         samples=sum(unit.samples for unit in [*done, *todo]),
         samples_done=sum(unit.samples for unit in done),
-        samples_per_second=_rate([(there[unit.key], unit.samples) for unit in done], time.time()),
+        samples_per_second=_rate([(there[unit.key], unit.samples) for unit in done], now),
+        seconds_since_part=max(now - max(there.values()), 0.0) if there else None,
         reduced=any(item.key == CERTIFICATES_KEY for item in store.list(CERTIFICATES_KEY)),
         unknown_parts=tuple(sorted(there.keys() - {unit.key for unit in done})),
     )
 
 
 def _rate(written: list[tuple[float, int]], now: float) -> float | None:
-    """Samples per second between the first and the last part of the window; the first part only starts the clock."""
+    """Samples per second between the first and the last part of the window; the first part only starts the clock.
+
+    None where the last part is so old, by the parts' own rhythm, that no driver can be at work.
+    """
     recent = sorted(item for item in written if now - item[0] <= RATE_WINDOW_SECONDS)
     if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+        return None
+    rhythm = (recent[-1][0] - recent[0][0]) / (len(recent) - 1)
+    if now - recent[-1][0] > max(60.0, 5 * rhythm):
         return None
     return sum(samples for _, samples in recent[1:]) / (recent[-1][0] - recent[0][0])

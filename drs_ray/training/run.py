@@ -18,6 +18,9 @@ from drs_ray.models.factory import build_module, check_classifier
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.training.gaussian import train_classifier
 
+MEMORY_GIB = 8
+"""Larger splits are refused, not killed for memory half-way."""
+
 TrainingReport = Callable[[int, int, int, float, float], None]
 """Called after every epoch with: sub-image, epoch (from 1), epochs, mean loss, accuracy under noise."""
 
@@ -54,6 +57,12 @@ def train_run(
         image_size=config.dataset.image_size,
     )
     channels, height, width = dataset.image_shape
+    gib = len(dataset) * channels * height * width * 4 / 2**30
+    if gib > MEMORY_GIB:
+        raise ConfigError(
+            f"training.split: training keeps the whole split in memory, at most {MEMORY_GIB} GiB; {dataset.name} "
+            f"({training.split}) would take {gib:.0f} GiB; train these classifiers elsewhere and name their checkpoints"
+        )
     cut = config.partition
     partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
     ids = range(len(dataset))

@@ -95,7 +95,7 @@ def test_for_equal_sigmas_probit_is_at_least_cross_pairing_is_at_least_p_a_alone
 
 
 def test_the_square_root_rule_is_caught() -> None:
-    """THEORY.md 5.1: sqrt(R_1^2 + R_2^2), negative parts clipped or not, by either vote."""
+    """docs/theory.md 9: sqrt(R_1^2 + R_2^2), negative parts clipped or not, by either vote."""
     a, b = some_bounds(2, rivals=False)
     sigmas = SIGMAS[2]
     printed = certified(lambda a, b: np.linalg.norm(np.maximum(margins(a, b, sigmas), 0), axis=-1), a, b)
@@ -106,7 +106,7 @@ def test_the_square_root_rule_is_caught() -> None:
 
 
 def test_clipped_margins_are_caught() -> None:
-    """THEORY.md 5.2."""
+    """docs/theory.md 9."""
     a, b = some_bounds(2, rivals=False)
     printed = certified(lambda a, b: probit_radius(np.maximum(margins(a, b, SIGMAS[2]), 0)), a, b)
     assert np.max(printed - shortest_flip("probit", a, b, SIGMAS[2])) > 0.3
@@ -114,7 +114,7 @@ def test_clipped_margins_are_caught() -> None:
 
 @pytest.mark.parametrize(("a", "by_attack"), [(2.0, 4.0), (3.0, 5.94), (3.8, 7.33)])
 def test_the_linear_rule_for_the_mean_vote_of_four_is_caught(a: float, by_attack: float) -> None:
-    """THEORY.md 6: attacking some of the sub-images is cheaper than the formula's equal parts."""
+    """docs/theory.md 10: attacking some of the sub-images is cheaper than the formula's equal parts."""
     bounds = np.full((1, 4), a)
     linear = certified(lambda a, b: a.sum(axis=-1) / np.linalg.norm([1, 1, 1, 1]), bounds, -bounds)[0]
     true = shortest_flip("mean", bounds, -bounds, SIGMAS[4], rounds=20, directions=256)[0] / 0.5

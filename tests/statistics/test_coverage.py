@@ -94,7 +94,7 @@ def test_the_simultaneous_bounds_hold(sub_images: int) -> None:
 
 
 def test_published_shortcuts_do_miss() -> None:
-    """The same sum catches alpha spent in full on both halves, and clipped negative margins (THEORY.md 5.2, 5.3)."""
+    """The same sum catches alpha spent in full on both halves, and clipped negative margins (docs/theory.md 9)."""
     n, alpha = 100, 0.05
     a = lower_quantile(np.arange(n + 1), n, alpha)
     clipped = np.add.outer(np.maximum(a, 0), np.maximum(a, 0)) / np.sqrt(2)

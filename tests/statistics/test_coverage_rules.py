@@ -175,7 +175,7 @@ def test_staircase_of_more_samples(vote: str, n: tuple[int, int], alpha: float) 
 @pytest.mark.parametrize("n", [(30, 30), (10, 40)], ids=str)
 @pytest.mark.parametrize("confidence", ["bonferroni", "staircase", "all of alpha on each half"])
 def test_some_box_holds_the_truth(confidence: str, n: tuple[int, int], alpha: float) -> None:
-    """The event behind every radius formula: a box in which both bounds hold (THEORY.md 5.3: not (alpha, alpha))."""
+    """The event behind every radius formula: a box in which both bounds hold (docs/theory.md 9: not (alpha, alpha))."""
     shared = confidence in ("bonferroni", "staircase")
     boxes = level_boxes(confidence, alpha, 2) if shared else np.full((1, 2), alpha)
     bounds = [lower_quantile(np.arange(m + 1)[:, None], m, boxes[:, k]) for k, m in enumerate(n)]  # [n + 1, J]
@@ -311,7 +311,7 @@ def test_from_selection_to_certificate(rule: Rule, classes: int, n0: int, n: int
 
 
 def test_all_of_alpha_on_each_half_is_caught() -> None:
-    """THEORY.md 5.3. Both bounds hold together with 1 - 2 alpha only: the joint event, and a radius that reads it."""
+    """docs/theory.md 9. Both bounds hold together with 1 - 2 alpha only: the joint event, and a radius that reads it."""
     n, alpha = 40, 0.05
     bound = lower_quantile(np.arange(n + 1), n, alpha)
     p = ndtr(bound[n] - 1e-9)  # only k = n misses
@@ -326,7 +326,7 @@ def test_all_of_alpha_on_each_half_is_caught() -> None:
 
 @pytest.mark.parametrize("alpha", [0.05, 0.001])
 def test_the_larger_of_two_rules_with_an_alpha_each_is_caught(alpha: float) -> None:
-    """THEORY.md 3, one event: the pooled rule alone spends all of alpha, and the boxes miss elsewhere."""
+    """docs/theory.md 5.8, one event: the pooled rule alone spends all of alpha, and the boxes miss elsewhere."""
     n, sigmas = 60, (0.5, 0.5)
     votes = votes_for_a((n, n))
     samples, everyone = np.full_like(votes, n), np.ones(len(votes), np.bool_)

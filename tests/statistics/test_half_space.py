@@ -189,7 +189,7 @@ def test_just_inside_the_certified_radius_nothing_flips(case: Case, digits: dict
 
 
 def test_a_rule_from_published_code_is_caught(digits: dict[int, Tensor]) -> None:
-    """THEORY.md 5.1, 5.2: within the radius that sqrt(R_1^2 + R_2^2) prints, the smoothed class does flip."""
+    """docs/theory.md 9: within the radius that sqrt(R_1^2 + R_2^2) prints, the smoothed class does flip."""
     world = World(Case("checkerboard", "packed", (0.5, 0.5), (2.2, -0.3)), digits[1], 1)
     votes = world.votes(world.image, samples=FEWER)[None, :]
     margin = certified_radii(votes, np.full_like(votes, FEWER), (0.5, 0.5), Rule(), ALPHA).margin[0]

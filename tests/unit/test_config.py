@@ -385,7 +385,7 @@ class TestSchema:
 
 
 class TestIdentity:
-    """DESIGN.md: run_id is a hash of all that changes a vote, and of nothing else."""
+    """docs/architecture.md: run_id is a hash of all that changes a vote, and of nothing else."""
 
     IDS, DIGESTS = (0, 5, 10), ("a" * 64, "b" * 64)
 

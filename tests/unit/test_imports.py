@@ -1,4 +1,4 @@
-"""Imports go one way (DESIGN.md), and the heavy libraries are loaded only where they are needed."""
+"""Imports go one way (docs/architecture.md), and the heavy libraries are loaded only where they are needed."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from drs_ray.certificates.bounds import QUANTILE_SLACK, lower_quantile
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)
 
-# THEORY.md 6: k, n, level, 1 - p_lower, a = Phi^-1(p_lower); computed elsewhere in 40-digit arithmetic.
+# docs/theory.md 10: k, n, level, 1 - p_lower, a = Phi^-1(p_lower); computed elsewhere in 40-digit arithmetic.
 CHECK_VALUES = [
     (100, 100, 0.001, "0.066745699203009", "1.50047502412"),
     (60, 100, 0.001, "0.5590157347787", "-0.148474219315"),

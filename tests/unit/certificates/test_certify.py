@@ -33,7 +33,7 @@ def certify(
     ],
 )
 def test_check_values_of_bonferroni(k_1: int, k_2: int, n: int, joint: float, rule: Rule) -> None:
-    """THEORY.md 6: a_1 + a_2 at alpha = 0.001."""
+    """docs/theory.md 10: a_1 + a_2 at alpha = 0.001."""
     sigma = 0.5
     radius = certify([[k_1, k_2]], n, [sigma, sigma], rule).radius[0]
     assert radius * np.sqrt(2) / sigma == pytest.approx(joint, abs=6e-5)
@@ -51,7 +51,7 @@ def test_one_sub_image_spends_all_of_alpha(k: int, n: int, alpha: float, a: floa
 
 
 def test_alpha_is_shared_not_spent_twice() -> None:
-    """THEORY.md 5.3: alpha in full on each half is only 1 - 2 alpha confident."""
+    """docs/theory.md 9: alpha in full on each half is only 1 - 2 alpha confident."""
     both = certify([[900, 950]], 1000, [1.0, 1.0])
     assert both.a_lower[0].tolist() == lower_quantile([900, 950], 1000, 0.0005).tolist()
     assert both.radius[0] < (lower_quantile([900, 950], 1000, 0.001)).sum() / np.sqrt(2)
@@ -66,7 +66,7 @@ def test_where_nothing_is_certified_the_radius_is_zero() -> None:
 
 
 def test_a_half_that_votes_against_subtracts() -> None:
-    """THEORY.md 5.2: clipping at 0 would certify what the good half alone is worth."""
+    """docs/theory.md 9: clipping at 0 would certify what the good half alone is worth."""
     result = certify([[1000, 350], [1000, 0], [1000, 1000]], 1000, [1.0, 1.0])
     assert result.margin[0, 1] < 0
     assert result.radius[0] == pytest.approx(result.margin[0].sum() / np.sqrt(2), rel=1e-14)

@@ -54,7 +54,7 @@ def test_equal_sigmas_give_the_drs_theorem() -> None:
 def test_the_published_rules_are_larger_and_wrong(
     p: tuple[float, float], true: float, square_root: float, clipped: float
 ) -> None:
-    """THEORY.md 5.1 and 5.2. Which one is right is decided by an attack on half-spaces, not by a formula."""
+    """docs/theory.md 9. Which one is right is decided by an attack on half-spaces, not by a formula."""
     a = ndtri(np.array(p))
     ours = p_a_only(list(a))
     assert ours == pytest.approx(true, abs=5e-4)

@@ -83,7 +83,7 @@ def test_many_boxes_are_fishers_region(alpha: float, monkeypatch: pytest.MonkeyP
 )
 @pytest.mark.parametrize("vote", ["probit", "mean"])
 def test_check_values_from_below(k_1: int, k_2: int, n: int, printed: float, vote: str) -> None:
-    """THEORY.md 6, a_1 + a_2 at alpha = 0.001; printed with four digits, so known to 5e-5."""
+    """docs/theory.md 10, a_1 + a_2 at alpha = 0.001; printed with four digits, so known to 5e-5."""
     votes = np.array([[k_1, k_2]])
     found = certified_radii(votes, np.full_like(votes, n), [1.0, 1.0], Rule(vote, "staircase"), 0.001)
     joint = found.radius[0] * math.sqrt(2)
@@ -102,7 +102,7 @@ def _all_successes(n: int, level: float) -> mpmath.mpf:
 
 
 def test_bonferroni_and_staircase_together_are_no_event_of_probability_alpha() -> None:
-    """THEORY.md 3, one event: the bounds behind the larger of two rules' radii fail more often than either's."""
+    """docs/theory.md 5.8, one event: the bounds behind the larger of two rules' radii fail more often than either's."""
     for alpha in (1e-6, 1e-3, 0.05):
         rules = [level_boxes(name, alpha, 2) for name in ("bonferroni", "staircase")]
         assert all(exact_missed_area(boxes) <= Fraction(alpha) for boxes in rules)

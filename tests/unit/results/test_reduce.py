@@ -72,7 +72,7 @@ def fill(store: Store, record: RunRecord, votes: Votes) -> None:
 
 
 def slow_certificate(record: RunRecord, votes: Votes, at: int, alpha: float) -> dict[str, object]:
-    """One image, step by step, as THEORY.md says it: scipy's beta quantiles, plain sums."""
+    """One image, step by step, as docs/theory.md says it: scipy's beta quantiles, plain sums."""
     k, sigmas = record.sub_images, record.config.sigmas
     total = [sum(int(votes["selection"][j, at, c]) for j in range(k)) for c in range(CLASSES)]
     selected = total.index(max(total))
