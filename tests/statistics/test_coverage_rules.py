@@ -311,7 +311,7 @@ def test_from_selection_to_certificate(rule: Rule, classes: int, n0: int, n: int
 
 
 def test_all_of_alpha_on_each_half_is_caught() -> None:
-    """docs/theory.md 9. Both bounds hold together with 1 - 2 alpha only: the joint event, and a radius that reads it."""
+    """docs/theory.md 9. Both bounds hold with 1 - 2 alpha only: the joint event, and a radius that reads it."""
     n, alpha = 40, 0.05
     bound = lower_quantile(np.arange(n + 1), n, alpha)
     p = ndtr(bound[n] - 1e-9)  # only k = n misses

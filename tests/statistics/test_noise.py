@@ -87,7 +87,7 @@ def test_keys_that_differ_in_one_part_share_nothing() -> None:
 
 
 def test_adjacent_run_seeds_share_nothing() -> None:
-    """`root + i` as a key would give image i of seed s the noise of image i + 1 of seed s - 1 (docs/architecture.md)."""
+    """`root + i` as a key would give image i of seed s the noise of image i + 1 of seed s - 1."""
     seen: dict[bytes, tuple[int, int, int]] = {}
     for seed, image_id, block in itertools.product(range(4), range(4), range(3)):
         values = draw(NoiseKey(seed, image_id, 0, "estimation"), samples=100, width=20, first=block * 100, block=100)
