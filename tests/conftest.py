@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 
@@ -9,6 +10,10 @@ import pytest
 
 from tests import servers
 from tests.servers import S3Server
+
+# One torch thread, in this process and in those that tests start: on a busy machine several threads wait for each other
+# in every small operation. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
