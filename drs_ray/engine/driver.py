@@ -41,7 +41,8 @@ def connect(engine: EngineConfig) -> bool:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise EngineError(
             f"engine.address: no Ray answers at '{engine.address}' ({last_line(error)}); "
-            "start one (`ray start --head`) or use address local or inline"
+            "start one (`ray start --head`), give it the cluster's token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH), "
+            "or use address local or inline"
         ) from error
     finally:
         if on_sigterm is not None:
