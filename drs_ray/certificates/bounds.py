@@ -67,8 +67,11 @@ class DistinctCounts:
         self._columns = []
         for count, trials in zip(successes.T, samples.T, strict=True):
             width = int(trials.max(initial=0)) + 1
-            distinct, where = np.unique(trials * width + count, return_inverse=True)
-            self._columns.append((distinct % width, distinct // width, where))
+            kinds, kind = np.unique(
+                trials, return_inverse=True
+            )  # few: trials * width would overflow beyond 3e9 samples
+            distinct, where = np.unique(kind * width + count, return_inverse=True)
+            self._columns.append((distinct % width, kinds[distinct // width], where))
 
     def lower_quantile(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
         """`lower_quantile` of all counts, column k at level levels[k]: float64 [N, K]."""

@@ -89,7 +89,7 @@ class Frontier:
             units = stage_units(self._record, block, stage, positions)
             there = [unit.key for unit in units if unit.key in tables]
             if stage and there:
-                positions = self._positions_in(tables[there[0]])
+                positions = self._positions_in(block, tables[there[0]])
                 units = stage_units(self._record, block, stage, positions)
             mine |= {key: tables[key] for key in there}
             stored += [unit for unit in units if unit.key in mine]
@@ -107,7 +107,7 @@ class Frontier:
         answer = open_images(assemble(list(tables), self._record, ids), self._record)
         return [position for position in positions if answer[position - block[0]]]
 
-    def _positions_in(self, table: pa.Table) -> list[int]:
-        """Positions of a part's images; the order of image ids need not be theirs."""
-        ids = np.asarray(self._record.image_ids)
-        return [int(at) for at in np.flatnonzero(np.isin(ids, table["image_id"].to_numpy()))]
+    def _positions_in(self, block: Block, table: pa.Table) -> list[int]:
+        """Positions of a part's images, all of its block; the order of image ids need not be theirs."""
+        ids = np.asarray(self._record.image_ids[block[0] : block[1] + 1])
+        return [block[0] + int(at) for at in np.flatnonzero(np.isin(ids, table["image_id"].to_numpy()))]

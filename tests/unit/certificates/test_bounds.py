@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import binom
 
-from drs_ray.certificates.bounds import QUANTILE_SLACK, lower_quantile
+from drs_ray.certificates.bounds import QUANTILE_SLACK, DistinctCounts, lower_quantile
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)
 
@@ -136,3 +136,21 @@ def test_the_tail_at_the_bound_is_the_level(n: int, share: float, level: float) 
     value = lower_quantile(k, n, level)
     # scipy's own tail is good to about 1e-9 relative; the exact comparisons are above.
     assert binom.sf(k - 1, n, ndtr(value)) <= level * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("failures", [[0], [10], [0, 10, 2_000_000_000]])
+def test_counts_beyond_the_square_root_of_int64_are_not_confused(failures: list[int]) -> None:
+    """64 sub-images of 1e9 samples each: count and samples together do not fit into one product."""
+    n = 64 * 10**9
+    samples = np.full((len(failures), 1), n)
+    folded = DistinctCounts(samples - np.array(failures)[:, None], samples).lower_quantile(np.array([0.001]))
+    assert folded[:, 0].tolist() == [float(lower_quantile(n - s, n, 0.001)) for s in failures]
+
+
+@pytest.mark.parametrize("failures", [0, 1, 10])
+def test_the_bound_holds_for_the_samples_of_all_sub_images_together(failures: int) -> None:
+    n, level = 64 * 10**9, 0.001
+    with mpmath.workdps(60):
+        q = mpmath.ncdf(-mpmath.mpf(float(lower_quantile(n - failures, n, level))))
+        tail = mpmath.fsum(mpmath.binomial(n, i) * q**i * (1 - q) ** (n - i) for i in range(failures + 1))
+        assert tail <= level
