@@ -15,6 +15,7 @@ from drs_ray.engine import dispatcher
 from drs_ray.engine.dispatcher import Dispatcher
 from drs_ray.engine.driver import connect
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Draw, Unit
 
 UNITS = 4000
@@ -130,6 +131,6 @@ class _Clock(Observer):
 
     first = last = 0.0
 
-    def unit_done(self, unit: Unit) -> None:
+    def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         self.last = time.perf_counter()
         self.first = self.first or self.last

@@ -15,6 +15,7 @@ from drs_ray import certify
 from drs_ray.config import parse_config
 from drs_ray.engine.certify import DEFAULT_BATCH
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 
 ROUNDS = 3
@@ -44,7 +45,7 @@ class _Clock(Observer):
     def __init__(self) -> None:
         self.done: list[tuple[float, int]] = []
 
-    def unit_done(self, unit: Unit) -> None:
+    def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         self.done.append((time.perf_counter(), unit.samples))
 
     def samples_per_second(self) -> float:

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from drs_ray.config import RunConfig
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 
 
@@ -80,7 +81,7 @@ class ConsoleObserver(Observer):
         total = (self._progress.tasks[0].total or 0) + sum(unit.samples for unit in units)
         self._progress.update(self._task, total=total, units=self._fraction())
 
-    def unit_done(self, unit: Unit) -> None:
+    def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """Advance the bar."""
         self._done += 1
         self._progress.update(self._task, advance=unit.samples, units=self._fraction(), description=self._label)
@@ -88,7 +89,7 @@ class ConsoleObserver(Observer):
         if tenths > 10 * (self._done - 1) // self._units:
             self._plain(f"{self._fraction()} units done")
 
-    def event(self, message: str) -> None:
+    def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         """Show the message, quiet or not."""
         self._console.print(f"{self._label}: {message}", markup=False, highlight=False, soft_wrap=True)
 

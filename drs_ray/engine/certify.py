@@ -61,10 +61,14 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
                 if version != record.software.get(name):
                     observer.event(
                         f"warning: the run began with {name} {record.software.get(name)}, this is {version}; "
-                        "the last bit of a logit, and so a vote on a decision boundary, may differ"
+                        "the last bit of a logit, and so a vote on a decision boundary, may differ",
+                        "warning",
                     )
             observer.event(
-                f"resuming run {record.run_id}: {len(frontier.stored)} units are stored, {len(todo)} are to do"
+                f"resuming run {record.run_id}: {len(frontier.stored)} units are stored, {len(todo)} are to do",
+                "resumed",
+                stored=len(frontier.stored),
+                todo=len(todo),
             )
         observer.planned(todo, len(frontier.stored))
         set_aside = _carry_out(todo, record, frontier, store, session, observer) if todo else {}
@@ -114,7 +118,7 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
         digests.append(classifier.digest)
         probes.append(classifier.probe)
         for warning in classifier.warnings:
-            observer.event(f"warning: {warning}")
+            observer.event(f"warning: {warning}", "warning")
     described = DatasetRecord(
         digest=dataset.digest, num_classes=dataset.num_classes, image_shape=shape, size=len(dataset)
     )

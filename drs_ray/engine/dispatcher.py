@@ -190,7 +190,7 @@ class Dispatcher:
             if unit is None:
                 pool.has_started, pool.failed_starts, pool.no_start_before = True, 0, 0.0
             else:
-                self._ledger.done(unit)
+                self._ledger.done(unit, result)
                 self._enqueue(self._further(unit, result))
         self._next_unit(worker)
 
@@ -224,7 +224,12 @@ class Dispatcher:
             if self._ledger.lost_its_node(unit, reason) if blameless else self._ledger.killed_its_worker(unit, reason):
                 pool.queue.appendleft(unit)
             return
-        self._observer.event(f"a worker of sub-image {pool.sub_image} was lost while starting: {reason}")
+        self._observer.event(
+            f"a worker of sub-image {pool.sub_image} was lost while starting: {reason}",
+            "worker_lost",
+            sub_image=pool.sub_image,
+            reason=reason,
+        )
         if not blameless:
             self._start_failed(pool, reason)
 
@@ -234,7 +239,12 @@ class Dispatcher:
         if not pool.has_started:
             raise start_error(pool.sub_image, error) from error
         self._dismiss(worker)
-        self._observer.event(f"a worker of sub-image {pool.sub_image} could not start: {reason_of(error)}")
+        self._observer.event(
+            f"a worker of sub-image {pool.sub_image} could not start: {reason_of(error)}",
+            "worker_start_failed",
+            sub_image=pool.sub_image,
+            reason=reason_of(error),
+        )
         self._start_failed(pool, reason_of(error))
 
     def _start_failed(self, pool: _Pool, reason: str) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit, blocks, missing_units, plan_units, stage_units
 from drs_ray.results.counts import assemble, decode_part
 from drs_ray.results.evidence import open_images
@@ -56,14 +57,19 @@ class Frontier:
             todo += self._next((first, last), tables, self.stored)
         return todo
 
-    def done(self, unit: Unit, part: bytes) -> list[Unit]:
+    def done(self, unit: Unit, outcome: Outcome) -> list[Unit]:
         """The units that a finished one calls for: none, unless it was the last of its block and stage.
+
+        Args:
+            unit: what was done.
+            outcome: with its part.
 
         Raises:
             CountsError: a part that cannot be trusted.
         """
         parts = self._parts.setdefault(unit.block, {})
-        parts[unit.key] = decode_part(part, unit.key, self._record.run_id, self._record.dataset.num_classes)
+        assert outcome.part is not None
+        parts[unit.key] = decode_part(outcome.part, unit.key, self._record.run_id, self._record.dataset.num_classes)
         if self._siblings(unit) - parts.keys():
             return []
         todo = self._next(unit.block, parts, [])

@@ -40,7 +40,7 @@ def run_inline(
             if unit.sub_image not in runners:
                 runners[unit.sub_image] = UnitRunner(record, unit.sub_image)
             try:
-                part = runners[unit.sub_image].run(unit, store)
+                outcome = runners[unit.sub_image].run(unit, store)
             except StoreError as error:
                 if ledger.not_stored(unit, str(error)):
                     queue.append(unit)
@@ -49,9 +49,9 @@ def run_inline(
             except DrsError as error:
                 ledger.raised(unit, str(error))
                 continue
-            ledger.done(unit)
+            ledger.done(unit, outcome)
             if frontier.adaptive:
-                further = frontier.done(unit, part)
+                further = frontier.done(unit, outcome)
                 observer.added(further)
                 queue.extendleft(reversed(further))
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 from drs_ray.errors import EngineError
 
@@ -30,10 +31,10 @@ class Ledger:
         self._raised_in_a_row = 0
         self.set_aside: dict[Unit, str] = {}
 
-    def done(self, unit: Unit) -> None:
+    def done(self, unit: Unit, outcome: Outcome) -> None:
         """The unit's part is stored."""
         self._raised_in_a_row = 0
-        self._observer.unit_done(unit)
+        self._observer.unit_done(unit, outcome)
 
     def raised(self, unit: Unit, reason: str) -> None:
         """The unit raised: the same input raises again, so it is set aside at once.
@@ -53,7 +54,12 @@ class Ledger:
         self._not_stored[unit] += 1
         again = self._not_stored[unit] <= STORE_RETRIES
         if again:
-            self._observer.event(f"could not store {unit.key}: {reason}; the unit is tried again")
+            self._observer.event(
+                f"could not store {unit.key}: {reason}; the unit is tried again",
+                "unit_not_stored",
+                unit=unit.key,
+                reason=reason,
+            )
         else:
             self._set_aside(unit, reason)
         self._count_raise(reason)
@@ -76,7 +82,12 @@ class Ledger:
         return False
 
     def _try_again(self, unit: Unit, reason: str) -> bool:
-        self._observer.event(f"lost a worker at {unit.key}: {reason}; the unit is tried again")
+        self._observer.event(
+            f"lost a worker at {unit.key}: {reason}; the unit is tried again",
+            "unit_retried",
+            unit=unit.key,
+            reason=reason,
+        )
         return True
 
     def _count_raise(self, reason: str) -> None:
@@ -89,4 +100,4 @@ class Ledger:
 
     def _set_aside(self, unit: Unit, reason: str) -> None:
         self.set_aside[unit] = reason
-        self._observer.event(f"set aside {unit.key}: {reason}")
+        self._observer.event(f"set aside {unit.key}: {reason}", "unit_set_aside", unit=unit.key, reason=reason)

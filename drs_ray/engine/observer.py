@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 
 
@@ -19,8 +20,12 @@ class Observer:
     def added(self, units: Sequence[Unit]) -> None:
         """A finished stage calls for further units."""
 
-    def unit_done(self, unit: Unit) -> None:
+    def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """The unit's part is stored."""
 
-    def event(self, message: str) -> None:
-        """Something that the user should see: a warning, a lost worker, a unit set aside."""
+    def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
+        """Something that the user should see, as a line and as data.
+
+        kind: note, warning, resumed, worker_started, worker_lost, worker_start_failed, unit_retried, unit_not_stored or
+        unit_set_aside. fields: what it is about, for example unit="counts/...", reason="...", sub_image=0.
+        """

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import load_dataset
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
 from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier, same_probe
@@ -97,11 +100,13 @@ class UnitRunner:
                     image_id, label, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes
                 )
 
-    def run(self, unit: Unit, store: Store) -> bytes:
-        """Do the unit, store its part, whole or not at all, and return it."""
+    def run(self, unit: Unit, store: Store) -> Outcome:
+        """Do the unit and store its part, whole or not at all. The outcome has the part."""
+        started = time.perf_counter()
         part = encode_part(self.count(unit), self._record.run_id, unit.key)
+        counted = time.perf_counter()
         store.put(unit.key, part)
-        return part
+        return Outcome(counted - started, time.perf_counter() - counted, part)
 
 
 def classifier_of(
@@ -138,10 +143,10 @@ class RemoteWorker:
         _check_sees_run(self._store, record)
         self._runner = UnitRunner(record, sub_image)
 
-    def run(self, unit: Unit, returns_part: bool) -> bytes | None:
-        """Do one unit and store its part; return it too where the next stage depends on it."""
-        part = self._runner.run(unit, self._store)
-        return part if returns_part else None
+    def run(self, unit: Unit, returns_part: bool) -> Outcome:
+        """Do one unit and store its part; the outcome has it only where the next stage depends on it."""
+        outcome = self._runner.run(unit, self._store)
+        return outcome if returns_part else replace(outcome, part=None)
 
 
 def _check_sees_run(store: Store, record: RunRecord) -> None:

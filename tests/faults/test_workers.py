@@ -21,7 +21,7 @@ class Events(Observer):
     def __init__(self) -> None:
         self.messages: list[str] = []
 
-    def event(self, message: str) -> None:
+    def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         self.messages.append(message)
 
 

@@ -62,7 +62,7 @@ class _DiesAfter(Observer):
     def __init__(self, units: int) -> None:
         self._left = units
 
-    def unit_done(self, unit):
+    def unit_done(self, unit, outcome):
         self._left -= 1
         if not self._left:
             raise _Stop

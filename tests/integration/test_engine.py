@@ -27,10 +27,10 @@ class Recorder(Observer):
     def planned(self, todo, stored):
         self.todo = len(todo)
 
-    def unit_done(self, unit):
+    def unit_done(self, unit, outcome):
         self.done.append(unit.key)
 
-    def event(self, message):
+    def event(self, message, kind="note", **fields):
         self.events.append(message)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Draw, Unit
 from drs_ray.results.counts import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, identity, run_id
@@ -54,11 +55,11 @@ class Recorder(Observer):
         self.further: list[Unit] = []
         self.events: list[str] = []
 
-    def unit_done(self, unit: Unit) -> None:
+    def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         self.done.append(unit)
 
     def added(self, units: Any) -> None:
         self.further += units
 
-    def event(self, message: str) -> None:
+    def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         self.events.append(message)

@@ -11,6 +11,7 @@ from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError
 
 from drs_ray.engine import dispatcher, ledger
 from drs_ray.engine.dispatcher import Dispatcher
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 from drs_ray.engine.ray_errors import node_was_lost
 from drs_ray.errors import ClassifierError, CountsError, EngineError, InterruptedRunError, StoreError
@@ -413,7 +414,7 @@ def test_a_kill_that_fails_hides_nothing_and_the_others_are_killed(monkeypatch: 
 
 def test_an_interrupt_ends_every_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupting(Recorder):
-        def unit_done(self, unit: Unit) -> None:
+        def unit_done(self, unit: Unit, outcome: Outcome) -> None:
             raise InterruptedRunError("interrupted by SIGTERM", 15)
 
     fake = FakeRay(at_once=3)

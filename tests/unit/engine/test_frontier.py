@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit, plan_units, stage_units
 from drs_ray.errors import CountsError
 from drs_ray.results.run_record import RunRecord
@@ -21,6 +22,11 @@ def own(image_id: int) -> float:
     return SHARES[image_id % 3]
 
 
+def outcome(part: bytes) -> Outcome:
+    """A stored unit."""
+    return Outcome(1.0, 0.1, part)
+
+
 @pytest.fixture
 def record() -> RunRecord:
     record = record_of(6, stages=3)
@@ -35,7 +41,7 @@ def finish(frontier: Frontier, record: RunRecord, units: list[Unit], store: Memo
         part = part_of(record, unit, own)
         if store is not None:
             store.put(unit.key, part)
-        further += frontier.done(unit, part)
+        further += frontier.done(unit, outcome(part))
     return further
 
 
@@ -86,7 +92,7 @@ def test_the_last_stage_calls_for_nothing(record: RunRecord) -> None:
 def test_a_block_without_open_images_ends_at_once(record: RunRecord) -> None:
     frontier = Frontier(record, MemoryStore())
     for unit in frontier.missing():
-        assert frontier.done(unit, part_of(record, unit, lambda image_id: SETTLED)) == []
+        assert frontier.done(unit, outcome(part_of(record, unit, lambda image_id: SETTLED))) == []
 
 
 def test_a_block_cut_by_samples_waits_for_all_its_parts() -> None:
@@ -157,4 +163,4 @@ def test_a_part_of_another_unit_is_refused(record: RunRecord) -> None:
     frontier = Frontier(record, MemoryStore())
     first, second, *_ = frontier.missing()
     with pytest.raises(CountsError, match=r"unit is counts/k1/.*, expected counts/k0/"):
-        frontier.done(first, part_of(record, second, own))
+        frontier.done(first, outcome(part_of(record, second, own)))

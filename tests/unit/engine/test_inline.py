@@ -8,6 +8,7 @@ import pytest
 
 from drs_ray.engine import inline
 from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit, plan_units
 from drs_ray.errors import EngineError, InterruptedRunError, StoreError
 from drs_ray.results.run_record import RunRecord
@@ -22,10 +23,10 @@ class Runner:
     def __init__(self, record: RunRecord, sub_image: int) -> None:
         self._record = record
 
-    def run(self, unit: Unit, store: Store) -> bytes:
+    def run(self, unit: Unit, store: Store) -> Outcome:
         part = part_of(self._record, unit, lambda image_id: 0.6)
         store.put(unit.key, part)
-        return part
+        return Outcome(1.0, 0.1, part)
 
 
 class FailingStore(MemoryStore):
@@ -86,7 +87,7 @@ def test_a_store_that_is_gone_ends_the_run() -> None:
 
 
 def test_an_interrupt_is_no_units_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: Runner, unit: Unit, store: Store) -> bytes:
+    def interrupted(self: Runner, unit: Unit, store: Store) -> Outcome:
         raise InterruptedRunError("interrupted by SIGTERM", 15)
 
     monkeypatch.setattr(Runner, "run", interrupted)
