@@ -94,6 +94,7 @@ def _units_per_second() -> float:
             call=lambda actor, unit: actor.run.remote(unit),
             further=lambda unit, result: [],
             limit=lambda: 4,
+            hang_seconds=60.0,
             needs="nothing",
             observer=clock,
         ).run(60.0)
@@ -112,6 +113,7 @@ def _seconds_per_answer(workers: int) -> float:
         call=fake.call,
         further=lambda unit, result: [],
         limit=lambda: workers,
+        hang_seconds=60.0,
         needs="nothing",
         observer=Observer(),
     )

@@ -250,6 +250,11 @@ class EngineConfig(Section):
         description="Cut an image's estimation samples into units of at most this many; null: do not.",
     )
     stall_seconds: float = Field(900.0, gt=0, description="Give up when no worker could be had for so long.")
+    hang_seconds: float = Field(
+        900.0,
+        gt=0,
+        description="End a worker that gives no answer for so long beyond the slowest that its unit should be.",
+    )
 
     @field_validator("address")
     @classmethod

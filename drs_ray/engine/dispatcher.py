@@ -7,6 +7,7 @@ demand; the run never waits for a fixed number of workers. The cost of an answer
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ _FAILED_STARTS_AT_FIRST = 3
 _FAILED_STARTS_LATER = 20
 """So many failed starts in a row, and no worker of the sub-image left, end the run: more once one has started."""
 _LONGEST_PAUSE_SECONDS = 30.0
+_SLOWEST_OF_A_FLEET = 20
+"""So many times longer than usual a unit may take on the slowest device of a mixed cluster."""
 
 
 @dataclass(eq=False)
@@ -41,15 +44,25 @@ class _Pool:
     has_started: bool = False
     failed_starts: int = 0  # in a row
     no_start_before: float = 0.0
+    samples_done: int = 0
+    seconds_done: float = 0.0
+    has_warned: bool = False
+
+    def patience(self, unit: Unit, hang_seconds: float) -> float:
+        """Seconds after which a unit's worker is held to hang; without end while it is not known what units take."""
+        if not self.samples_done:
+            return math.inf
+        return hang_seconds + _SLOWEST_OF_A_FLEET * unit.samples * self.seconds_done / self.samples_done
 
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor; `unit` is None while it starts."""
+    """An actor; `unit` is None while it starts, `since` is when it was given its unit."""
 
     actor: Any
     pool: _Pool
     unit: Unit | None = None
+    since: float = 0.0
 
 
 class Dispatcher:
@@ -57,6 +70,8 @@ class Dispatcher:
 
     `start(sub_image)` makes an actor and calls its start: (actor, call). `call(actor, unit)` has it do a unit.
     `further(unit, result)` names the units that a finished one calls for; they are done first, so that blocks end.
+    `limit()` is the most workers at a time. A worker that is silent for `hang_seconds` more than its unit should take
+    at worst is ended. `needs` says what a worker needs, for messages.
     """
 
     def __init__(
@@ -67,6 +82,7 @@ class Dispatcher:
         call: Callable[[Any, Unit], Any],
         further: Callable[[Unit, Any], Sequence[Unit]],
         limit: Callable[[], int],
+        hang_seconds: float,
         needs: str,
         observer: Observer,
     ) -> None:
@@ -77,6 +93,7 @@ class Dispatcher:
         self._call = call
         self._further = further
         self._limit = limit
+        self._hang_seconds = hang_seconds
         self._needs = needs
         self._observer = observer
         self._ledger = Ledger(observer)
@@ -96,6 +113,7 @@ class Dispatcher:
             while self._unfinished():
                 if time.monotonic() - last_look >= _TICK_SECONDS:  # the cluster may have grown or shrunk
                     places, last_look = max(1, self._limit()), time.monotonic()
+                    self._end_silent_workers()
                 self._queue_again()
                 self._drop_needless_starts()
                 self._hire(places)
@@ -190,6 +208,8 @@ class Dispatcher:
             if unit is None:
                 pool.has_started, pool.failed_starts, pool.no_start_before = True, 0, 0.0
             else:
+                pool.samples_done += unit.samples
+                pool.seconds_done += time.monotonic() - worker.since
                 self._ledger.done(unit, result)
                 self._enqueue(self._further(unit, result))
         self._next_unit(worker)
@@ -202,7 +222,7 @@ class Dispatcher:
     def _next_unit(self, worker: _Worker) -> None:
         pool = worker.pool
         if pool.queue:
-            worker.unit = pool.queue.popleft()
+            worker.unit, worker.since = pool.queue.popleft(), time.monotonic()
             pool.working += 1
             self._calls[self._call(worker.actor, worker.unit)] = worker
         else:  # this sub-image has no more: its place goes to the others
@@ -221,8 +241,7 @@ class Dispatcher:
         reason = f"{type(error).__name__}: {last_line(error)}"
         blameless = node_was_lost(error)
         if unit is not None:
-            if self._ledger.lost_its_node(unit, reason) if blameless else self._ledger.killed_its_worker(unit, reason):
-                pool.queue.appendleft(unit)
+            self._give_back(unit, reason, blameless)
             return
         self._observer.event(
             f"a worker of sub-image {pool.sub_image} was lost while starting: {reason}",
@@ -232,6 +251,31 @@ class Dispatcher:
         )
         if not blameless:
             self._start_failed(pool, reason)
+
+    def _give_back(self, unit: Unit, reason: str, blameless: bool) -> None:
+        if self._ledger.lost_its_node(unit, reason) if blameless else self._ledger.killed_its_worker(unit, reason):
+            self._pool(unit).queue.appendleft(unit)
+
+    def _end_silent_workers(self) -> None:
+        """A process may live and yet never answer: a stuck driver call, a dead mount, a stopped machine."""
+        now = time.monotonic()
+        for call, worker in list(self._calls.items()):
+            pool, unit, silent = worker.pool, worker.unit, now - worker.since
+            if unit is None or silent <= self._hang_seconds:
+                continue
+            if silent > pool.patience(unit, self._hang_seconds):
+                del self._calls[call]
+                pool.working -= 1
+                self._dismiss(worker)
+                self._give_back(unit, f"gave no answer for {silent:.0f} s", blameless=False)
+            elif not pool.samples_done and not pool.has_warned:
+                pool.has_warned = True
+                self._observer.event(
+                    f"sub-image {pool.sub_image}: no unit was done in {silent:.0f} s; if that is not what one takes, "
+                    "look at the worker logs of Ray, or interrupt and choose smaller units",
+                    "warning",
+                    sub_image=pool.sub_image,
+                )
 
     def _start_raised(self, worker: _Worker, error: RayTaskError) -> None:
         """The first start says what all would say, and ends the run; later the fault is that of one node."""

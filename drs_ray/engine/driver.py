@@ -114,6 +114,7 @@ def run_on_ray(
         start=start,
         limit=lambda: engine.workers if engine.workers is not None else room(engine),
         call=lambda actor, unit: actor.run.remote(unit, frontier.adaptive),
+        hang_seconds=engine.hang_seconds,
         further=frontier.done if frontier.adaptive else lambda unit, result: [],
         needs=f"{cpus:g} CPUs and {gpus:g} GPUs per worker",
         observer=observer,

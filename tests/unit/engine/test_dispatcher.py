@@ -12,7 +12,7 @@ from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError
 from drs_ray.engine import dispatcher, ledger
 from drs_ray.engine.dispatcher import Dispatcher
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Unit
+from drs_ray.engine.plan import Draw, Unit
 from drs_ray.engine.ray_errors import node_was_lost
 from drs_ray.errors import ClassifierError, CountsError, EngineError, InterruptedRunError, StoreError
 from tests.unit.engine.factories import Recorder, unit
@@ -29,6 +29,7 @@ def dispatched(
     workers: int | Callable[[], int] = 2,
     further: Callable[[Unit, Any], Sequence[Unit]] = lambda unit, result: [],
     stall_seconds: float = 900.0,
+    hang_seconds: float = 1000.0,
     recorder: Recorder | None = None,
 ) -> tuple[dict[Unit, str], Recorder]:
     """Run to the end on the fake; no actor may be left then, however it ended."""
@@ -41,6 +42,7 @@ def dispatched(
         call=fake.call,
         further=further,
         limit=workers if callable(workers) else lambda: workers,
+        hang_seconds=hang_seconds,
         needs="1 CPUs and 0 GPUs per worker",
         observer=recorder,
     )
@@ -182,6 +184,45 @@ def test_a_store_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> N
     fake = FakeRay(on_unit=lambda actor, what: raised(StoreError("no such bucket")))
     with pytest.raises(EngineError, match="the last 20 units all failed, giving up; last cause: no such bucket"):
         dispatched(monkeypatch, fake)
+
+
+def test_a_worker_that_hangs_is_ended_and_its_unit_done_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs_once = first_time(*[None] * 3, HANGS)
+    fake = FakeRay(on_unit=lambda actor, what: hangs_once(actor, what) or After(10.0))
+    set_aside, recorder = dispatched(monkeypatch, fake)
+    assert set_aside == {}
+    assert Counter(recorder.done) == Counter(UNITS)
+    stuck, late = fake.units[3]
+    assert stuck in fake.killed
+    assert len([unit for _, unit in fake.units if unit == late]) == 2
+    (event,) = recorder.events
+    assert event.startswith(f"lost a worker at {late.key}: gave no answer for 1")
+    assert 1000.0 < fake.now < 1500.0  # 1000 s more than twenty times the 10 s of a unit
+
+
+def test_a_unit_on_which_every_worker_hangs_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(on_unit=lambda actor, what: HANGS if what == UNITS[3] else None)
+    set_aside, recorder = dispatched(monkeypatch, fake)
+    assert set_aside[UNITS[3]].startswith("took down 5 workers, last: gave no answer for 1")
+    assert Counter(recorder.done) == Counter(UNITS) - Counter([UNITS[3]])
+
+
+def test_units_much_larger_than_the_first_are_given_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = Unit(0, (100, 100), (100,), (Draw("estimation", 0, 0, 10_000),))
+    fake = FakeRay(on_unit=lambda actor, what: After(10_000.0 if what == large else 1.0))
+    set_aside, recorder = dispatched(monkeypatch, fake, [*UNITS, large])
+    assert set_aside == {}
+    assert recorder.events == []
+
+
+def test_a_slow_first_unit_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(on_unit=first_time(After(50_000.0), After(50_000.0)))
+    set_aside, recorder = dispatched(monkeypatch, fake)
+    assert set_aside == {}
+    assert [event.split(" in ")[0] for event in recorder.events] == [
+        "sub-image 0: no unit was done",
+        "sub-image 1: no unit was done",
+    ]
 
 
 # further units
