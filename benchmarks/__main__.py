@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import driver, loop, memory, noise, reduce, startup, worker
+from benchmarks import cluster, driver, loop, memory, noise, reduce, startup, worker
 
 BENCHMARKS = {
     "startup": startup,
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "worker": worker,
     "memory": memory,
     "driver": driver,
+    "cluster": cluster,
     "reduce": reduce,
 }
 
