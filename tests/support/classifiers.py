@@ -44,18 +44,18 @@ class _Faulty(Prototypes):
         raise NotImplementedError
 
 
-class _DiesWhileMarked(_Faulty):
+class _SignalsItselfWhileMarked(_Faulty):
     def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool
+        self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool, number: int
     ) -> None:
         super().__init__(image_shape, num_classes, trigger)
-        self._marker, self._once = Path(marker), once
+        self._marker, self._once, self._number = Path(marker), once, number
 
     def misbehave(self, logits: Tensor) -> Tensor:
         if self._marker.exists():
             if self._once:
                 self._marker.unlink(missing_ok=True)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._number)
         return logits
 
 
@@ -63,7 +63,12 @@ def dies(
     image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool = True
 ) -> nn.Module:
     """Kills its own process with SIGKILL while the marker file exists; `once` removes the marker first."""
-    return _DiesWhileMarked(image_shape, num_classes, trigger, marker, once)
+    return _SignalsItselfWhileMarked(image_shape, num_classes, trigger, marker, once, signal.SIGKILL)
+
+
+def hangs(image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str) -> nn.Module:
+    """Stops its own process once, without ending it, when the marker file exists."""
+    return _SignalsItselfWhileMarked(image_shape, num_classes, trigger, marker, True, signal.SIGSTOP)
 
 
 class _Overflows(_Faulty):
