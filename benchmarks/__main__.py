@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cluster, driver, loop, memory, noise, reduce, startup, worker
+from benchmarks import cluster, driver, loop, memory, noise, parts, reduce, startup, worker
 
 BENCHMARKS = {
     "startup": startup,
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "driver": driver,
     "cluster": cluster,
     "reduce": reduce,
+    "parts": parts,
 }
 
 

@@ -19,6 +19,7 @@ from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 
 ROUNDS = 3
+IMAGES = 16
 SECONDS = 4.0
 NETWORKS = {"resnet20": (3, 32, "folder", 1000, ">= 90 %"), "digits_cnn": (1, 28, "mnist5k", 3000, ">= 75 %")}
 
@@ -48,9 +49,10 @@ class _Clock(Observer):
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         self.done.append((time.perf_counter(), unit.samples))
 
-    def samples_per_second(self) -> float:
-        """From the first unit's end on: starting Ray and loading the classifier are not part of the path."""
-        return sum(samples for _, samples in self.done[1:]) / (self.done[-1][0] - self.done[0][0])
+    def samples_per_second(self, workers: int) -> float:
+        """Between the first and the last units' ends: starting, loading and an idle worker at the end are no part."""
+        steady = self.done[2 * workers - 2 : len(self.done) - workers + 1]  # each worker has done some
+        return sum(samples for _, samples in steady[1:]) / (steady[-1][0] - steady[0][0])
 
 
 def measure() -> Iterator[tuple[str, str, str]]:
@@ -58,7 +60,7 @@ def measure() -> Iterator[tuple[str, str, str]]:
         bare, path = [], []
         for _ in range(ROUNDS):
             bare.append(_bare(name, channels, size))
-            path.append(_path(name, dataset, samples))
+            path.append(_path(name, dataset, samples, workers=1))
         bare.append(_bare(name, channels, size))
         ratio = statistics.median(path) / statistics.median(bare)
         yield (
@@ -67,6 +69,16 @@ def measure() -> Iterator[tuple[str, str, str]]:
             f"{100 * ratio:.0f} %",
             aim,
         )
+    _, _, dataset, samples, _ = NETWORKS["resnet20"]
+    alone, both = [], []
+    for _ in range(ROUNDS):
+        alone.append(_path("resnet20", dataset, samples, workers=1))
+        both.append(_path("resnet20", dataset, samples, workers=2))
+    yield (
+        "two workers of one thread on two cores against twice one, resnet20",
+        f"{100 * statistics.median(both) / (2 * statistics.median(alone)):.0f} %",
+        ">= 90 %",
+    )
 
 
 def _bare(name: str, channels: int, size: int) -> float:
@@ -75,22 +87,22 @@ def _bare(name: str, channels: int, size: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _path(name: str, dataset: str, samples: int) -> float:
+def _path(name: str, dataset: str, samples: int, workers: int) -> float:
     with tempfile.TemporaryDirectory(prefix="drs-") as directory:
         root = Path(directory)
         if dataset == "folder":
-            write_images(root / "images", 12)
+            write_images(root / "images", IMAGES)
         config = parse_config(
             {
-                "dataset": {"name": dataset, "images": {"stop": 12}}
+                "dataset": {"name": dataset, "images": {"stop": IMAGES}}
                 | ({"root": str(root / "images")} if dataset == "folder" else {}),
                 "partition": {"name": "none"},
                 "classifiers": [{"architecture": f"benchmarks.models:{name}", "sigma": 0.5}],
                 "budget": {"selection": 100, "estimation": samples},
-                "engine": {"address": "local", "workers": 1, "images_per_unit": 2},
+                "engine": {"address": "local", "workers": workers, "images_per_unit": 1},
                 "output": str(root / "run"),
             }
         )
         clock = _Clock()
         certify(config, clock)
-        return clock.samples_per_second()
+        return clock.samples_per_second(workers)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from drs_ray.certificates.certify import Rule
     from drs_ray.engine.observer import Observer
+    from drs_ray.engine.verify import VerifyReport
     from drs_ray.results.reduce import RunResult
     from drs_ray.smoothed import SmoothedClassifier
     from drs_ray.smoothing.partition import make_partition
@@ -32,6 +33,7 @@ __all__ = [
     "read_run",
     "reduce",
     "train",
+    "verify",
     "write_report",
 ]
 
@@ -103,6 +105,24 @@ def train(config: RunConfig) -> list[str]:
     from drs_ray.training.run import train_run
 
     return [str(path) for path in train_run(config)]
+
+
+def verify(uri: str, units: int = 10, *, endpoint_url: str | None = None, **options: Any) -> VerifyReport:
+    """Recompute random stored units of a run in this process and compare their votes; `check()` the report.
+
+    Args:
+        uri: directory or s3:// URI of the run; it need not be finished.
+        units: how many units.
+        endpoint_url: endpoint of an S3-compatible server, if not the default.
+        options: images, seed, device, level, overrides, observer; see `drs_ray.engine.verify.verify_run`.
+
+    Raises:
+        As `verify_run`.
+    """
+    from drs_ray.engine.verify import verify_run
+    from drs_ray.results.store import open_store
+
+    return verify_run(open_store(uri, endpoint_url), units, **options)
 
 
 def write_report(

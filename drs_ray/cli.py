@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,33 +85,25 @@ def demo(
     print(f"report: {report_file}")
 
 
-@app.command(epilog="Example: `drs-ray plan config.yaml --set budget.estimation=100000`")
-def plan(config: ConfigArgument, set_: SetOption = None, address: AddressOption = None) -> None:
-    """Size a run: units, samples, and the expected time from a short measured probe. Nothing is written."""
-    from drs_ray.console import ConsoleObserver, render_facts
-    from drs_ray.engine.probe import plan_run
+@app.command(epilog="Example: `drs-ray plan config.yaml --set budget.estimation=100000 --price 2.5`")
+def plan(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of a GPU hour (of a CPU hour where workers have no GPU), for the cost.")
+    ] = None,
+) -> None:
+    """Size a run: units, samples, bytes, and the expected time and cost from a short probe. Nothing is written."""
+    from drs_ray.console import ConsoleObserver
+    from drs_ray.engine.forecast import plan_run
+    from drs_ray.facts import plan_facts, render_facts
+    from drs_ray.interrupts import interruptible
 
     loaded = _load(config, set_, address)
-    with ConsoleObserver(_stderr(), "plan", quiet=True) as observer:
+    with interruptible("nothing was written"), ConsoleObserver(_stderr(), "plan", quiet=True) as observer:
         planned = plan_run(loaded, observer)
-    record = planned.record
-    hours = "GPU hours" if record.config.engine.device == "cuda" else "worker hours"
-    _stdout().print(
-        render_facts(
-            {
-                "run": record.run_id,
-                "images": f"{len(record.image_ids):,}",
-                "sub-images": str(record.sub_images),
-                "units": f"{planned.units:,}",
-                "noise samples": f"{planned.samples:,}",
-                "device": f"{record.config.engine.device} ({record.hardware})",
-                "samples/s per worker": " / ".join(f"{rate:,.0f}" for rate in planned.samples_per_second),
-                "workers": str(planned.workers),
-                hours: f"{planned.worker_hours:.3g}",
-                "expected hours": f"{planned.hours:.3g}",
-            }
-        )
-    )
+    _stdout().print(render_facts(plan_facts(planned, price)))
 
 
 @app.command(epilog="Example: `drs-ray certify config.yaml --set output=s3://bucket/run --address auto`")
@@ -118,16 +111,28 @@ def certify(
     config: ConfigArgument,
     set_: SetOption = None,
     address: AddressOption = None,
+    log: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Append a JSON object per event; - writes them to stderr, and nothing else."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run or resume a certification, and print its table."""
     from drs_ray.console import ConsoleObserver
     from drs_ray.engine.certify import certify_run
+    from drs_ray.engine.observer import Observer, Observers
+    from drs_ray.event_log import STDERR, EventLog
     from drs_ray.interrupts import interruptible
 
     loaded = _load(config, set_, address)
     how_to_go_on = f"finished units are stored in {loaded.output.uri}; run the same command to resume"
-    with interruptible(how_to_go_on), ConsoleObserver(_stderr(), "certify", quiet) as observer:
+    with ExitStack() as stack:
+        stack.enter_context(interruptible(how_to_go_on))
+        observer = Observer()
+        if log != STDERR:
+            observer = stack.enter_context(ConsoleObserver(_stderr(), "certify", quiet))
+        if log is not None:
+            observer = Observers(observer, stack.enter_context(EventLog(log)))
         result = certify_run(loaded, observer)
     _print_table([result])
     print(f"certificates: {result.uri}/certificates.parquet")
@@ -136,30 +141,10 @@ def certify(
 @app.command(epilog="Example: `drs-ray status s3://bucket/run`")
 def status(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
     """Show where a run stands, from its store alone."""
-    from drs_ray.console import render_facts
     from drs_ray.engine.status import run_status
+    from drs_ray.facts import render_facts, status_facts
 
-    found = run_status(_open(run, endpoint_url))
-    rate = "- (nobody seems to be at work)"
-    if found.samples_per_second is not None:
-        rate = f"{found.samples_per_second:,.0f} samples/s over the last 10 minutes"
-    left, age = found.seconds_left, found.seconds_since_part
-    _stdout().print(
-        render_facts(
-            {
-                "run": found.record.run_id,
-                "started": found.record.created,
-                "images": f"{len(found.record.image_ids):,}",
-                "units": f"{found.units_done:,} of {found.units:,} ({100 * found.units_done // found.units} %)",
-                "noise samples": f"{found.samples_done:,} of {found.samples:,}",
-                "last part": "-" if age is None else f"{age / 60:,.1f} minutes ago",
-                "rate": rate,
-                "time left": "unknown" if left is None else "none" if left == 0 else f"{left / 60:,.1f} minutes",
-                "reduced": "yes" if found.reduced else "no",
-                **({"unknown parts": ", ".join(found.unknown_parts)} if found.unknown_parts else {}),
-            }
-        )
-    )
+    _stdout().print(render_facts(status_facts(run_status(_open(run, endpoint_url)))))
 
 
 @app.command(epilog="Example: `drs-ray reduce runs/demo/drs --alpha 0.01`")
@@ -204,6 +189,84 @@ def report(
         _stdout().print(render_convergence(columns))
     for key in write_report(columns, target):
         print(f"{target.uri}/{key}")
+
+
+@app.command(epilog="Example: `drs-ray verify s3://bucket/run --units 20`")
+def verify(
+    run: RunArgument,
+    units: Annotated[int, typer.Option(min=1, help="How many stored units to check, drawn at random.")] = 10,
+    images: Annotated[int, typer.Option(min=1, help="How many images of each unit, drawn at random.")] = 4,
+    seed: Annotated[int | None, typer.Option(min=0, help="Repeat the draw of an earlier check.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: the run's, where it is here].")] = None,
+    level: Annotated[float, typer.Option(help="Chance that a faultless run fails, if not compared exactly.")] = 1e-3,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="dataset.root or classifiers.N.checkpoint on this machine."),
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Recompute random units of a run here, and compare their votes with the stored ones. Nothing is written."""
+    from drs_ray.console import ConsoleObserver
+    from drs_ray.engine.verify import verify_run
+    from drs_ray.facts import render_facts, verify_facts
+    from drs_ray.interrupts import interruptible
+
+    with interruptible("nothing was written"), ConsoleObserver(_stderr(), "verify", quiet) as observer:
+        found = verify_run(
+            _open(run, endpoint_url),
+            units,
+            images=images,
+            seed=seed,
+            device=device,
+            level=level,
+            overrides=set_ or (),
+            observer=observer,
+        )
+    _stdout().print(render_facts(verify_facts(found, images, level)))
+    found.check()
+    print("the stored votes agree")
+
+
+@app.command(epilog="Example: `drs-ray compact s3://bucket/run`")
+def compact(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
+    """Merge a run's small parts into few large objects. Safe at any time, also while the run goes on."""
+    from drs_ray.interrupts import interruptible
+    from drs_ray.results.compact import compact_run
+    from drs_ray.results.run_record import read_record
+
+    store = _open(run, endpoint_url)
+    with interruptible("no part is lost; run the same command to go on"):
+        done = compact_run(store, read_record(store))
+    print(f"{done.units:,} units merged into {len(done.objects):,} objects, {done.deleted:,} small parts deleted")
+    for key, reason in done.unsound.items():
+        print(f"left alone: {key}: {reason}")
+    done.check(run)
+
+
+@app.command(epilog="Example: `drs-ray repair s3://bucket/run --dry-run`")
+def repair(
+    run: RunArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what cannot be trusted.")] = False,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Check all counts of a run, and move aside what cannot be trusted, so that certify computes it again."""
+    from drs_ray.interrupts import interruptible
+    from drs_ray.results.repair import repair_run
+    from drs_ray.results.run_record import read_record
+
+    store = _open(run, endpoint_url)
+    with interruptible("run the same command to go on"):
+        found = repair_run(store, read_record(store), dry_run=dry_run, told=lambda finding: print(finding.text))
+    if not found:
+        print("all counts can be trusted")
+    elif dry_run:
+        print(f"{len(found):,} objects cannot be trusted; `drs-ray repair {run}` moves them aside")
+    else:
+        print(
+            f"{len(found):,} objects moved to {store.uri}/set-aside; run `drs-ray certify` with the run's config to "
+            "compute what is missing and to reduce again"
+        )
 
 
 @app.command(epilog="Example: `drs-ray train config.yaml --set training.epochs=30`")

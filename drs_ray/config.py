@@ -215,6 +215,9 @@ class BudgetConfig(Section):
         return self
 
 
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+
+
 class EngineConfig(Section):
     """Where and how the votes are counted.
 
@@ -243,13 +246,32 @@ class EngineConfig(Section):
         le=1_000_000,
         description="Forward batch; null: chosen by device. Part of the run's identity.",
     )
-    images_per_unit: int = Field(16, ge=1, description="Images of one unit of work (fixed by a run's first start).")
+    resources: dict[str, Annotated[float, Field(ge=1e-4, strict=True)]] = Field(
+        default_factory=dict, description="Custom Ray resources of a worker, for example {fast_gpu: 1}."
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels that a worker's node must have, as Ray's label selectors: value, !value, in(a, b) or "
+        "!in(a, b), for example {ray.io/accelerator-type: A100}.",
+    )
+    images_per_unit: int | None = Field(
+        None,
+        ge=1,
+        description="Images of one unit of work (fixed by a run's first start); null: measured, then chosen.",
+    )
     samples_per_unit: int | None = Field(
         None,
         ge=1,
-        description="Cut an image's estimation samples into units of at most this many; null: do not.",
+        description="Cut an image's estimation samples into units of at most this many; null: chosen with "
+        "images_per_unit, or do not where that is given.",
+    )
+    seconds_per_unit: float = Field(
+        30.0, gt=0, description="How long a unit should take, where its size is chosen by measuring."
     )
     stall_seconds: float = Field(900.0, gt=0, description="Give up when no worker could be had for so long.")
+    store_seconds: float = Field(
+        600.0, ge=0, description="Keep a computed part and go on trying to store it while the store fails for so long."
+    )
     hang_seconds: float = Field(
         900.0,
         gt=0,
@@ -262,6 +284,27 @@ class EngineConfig(Section):
         if value in ("inline", "local", "auto") or re.fullmatch(r"(ray://)?[^\s:/]+:\d+", value):
             return value
         raise ValueError("must be inline, local, auto, ray://host:port or host:port")
+
+    @field_validator("resources")
+    @classmethod
+    def _resources_are_custom(cls, value: dict[str, float]) -> dict[str, float]:
+        keys = {"CPU": "engine.cpus_per_worker", "GPU": "engine.gpus_per_worker"}
+        for name in value:
+            if name in keys:
+                raise ValueError(f"{name} is not a custom resource; use {keys[name]}")
+            if name in ("memory", "object_store_memory") or not name.strip():
+                raise ValueError(f"{name!r} is not a custom resource; remove it")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_selectors(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, selector in value.items():
+            if not re.fullmatch(rf"([A-Za-z0-9.-]+/)?{_LABEL}", key):
+                raise ValueError(f"{key!r} is not a label's key, for example ray.io/accelerator-type or zone")
+            if not re.fullmatch(rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))", selector):
+                raise ValueError(f"{key} must be value, !value, in(a, b) or !in(a, b), not {selector!r}")
+        return value
 
 
 class CertificateConfig(Section):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -14,47 +16,68 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from drs_ray.config import RunConfig
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
+from drs_ray.engine.pace import Meter
 from drs_ray.engine.plan import Unit
+from drs_ray.results.run_record import RunRecord
+from drs_ray.results.summary import duration_text
+
+SECONDS_BETWEEN_LINES = 300.0
+"""Where there is no terminal: a line at each tenth of the work, and after so long at the latest."""
+_MEASURED_EVERY = 1.0
 
 
 class _SampleRate(ProgressColumn):
     """Noise samples per second."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("- samples/s" if speed is None else f"{speed:,.0f} samples/s")
+        return Text(rate_text(task.fields["rate"]))
+
+
+class _TimeLeft(ProgressColumn):
+    """Time to the end of the known units, which adaptive stages may add to."""
+
+    def render(self, task: Task) -> Text:
+        ends = task.fields["ends"]
+        if ends is None:
+            return Text("left -:--:--")
+        left = timedelta(seconds=round(max(ends - task.get_time(), 0.0)))
+        return Text(f"left {task.fields['at_least']}{left}")
 
 
 class ConsoleObserver(Observer):
     """Draws units, samples/s and time left; events go above the bar. `quiet` leaves events only."""
 
-    def __init__(self, console: Console, label: str, quiet: bool) -> None:
+    def __init__(self, console: Console, label: str, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._label = label
         self._quiet = quiet
+        self._clock = clock
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[units]} units"),
             _SampleRate(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _TimeLeft(),
             console=console,
             disable=quiet or not console.is_terminal,
             transient=True,
+            get_time=clock,
         )
-        self._task = self._progress.add_task(label, total=None, units="?")
-        self._units = 0
-        self._done = 0
+        self._task = self._progress.add_task(label, total=None, units="?", rate=None, ends=None, at_least="")
+        self._units = self._stored = self._done = self._done_since_line = 0
+        self._samples_left = 0
+        self._at_least = ""
+        self._workers: dict[int, int] = {}
+        self._meter = Meter(clock())
+        self._rate: float | None = None
+        self._measured = self._last_line = clock()
 
     def __enter__(self) -> ConsoleObserver:
         self._progress.start()
@@ -68,30 +91,72 @@ class ConsoleObserver(Observer):
         self._progress.update(self._task, description=f"{self._label}: {message}")
         self._plain(message)
 
+    def began(self, record: RunRecord) -> None:
+        """With stages the time left is that of the known units only."""
+        self._at_least = ">= " if len(record.schedule.samples) > 1 else ""
+
     def planned(self, todo: Sequence[Unit], stored: int) -> None:
         """Size the bar by what is to do; what is stored already counts as units, not as speed."""
-        self._units, self._done = stored + len(todo), stored
-        left = sum(unit.samples for unit in todo)
-        self._progress.reset(self._task, total=left, units=self._fraction(), description=self._label)
-        self._plain(f"{len(todo)} of {self._units} units to do, {left:,} noise samples")
+        self._units, self._stored, self._done = stored + len(todo), stored, stored
+        self._samples_left = sum(unit.samples for unit in todo)
+        self._meter = Meter(self._clock())
+        self._measured = self._last_line = self._clock()
+        self._progress.reset(
+            self._task,
+            total=self._samples_left,
+            units=self._fraction(),
+            description=self._label,
+            at_least=self._at_least,
+        )
+        self._plain(f"{len(todo)} of {self._units} units to do, {self._samples_left:,} noise samples")
 
     def added(self, units: Sequence[Unit]) -> None:
         """Make the bar longer."""
         self._units += len(units)
-        total = (self._progress.tasks[0].total or 0) + sum(unit.samples for unit in units)
+        samples = sum(unit.samples for unit in units)
+        self._samples_left += samples
+        total = (self._progress.tasks[0].total or 0) + samples
         self._progress.update(self._task, total=total, units=self._fraction())
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
-        """Advance the bar."""
+        """Advance the bar, and measure the speed once a second."""
+        now = self._clock()
         self._done += 1
+        self._done_since_line += 1
+        self._samples_left -= unit.samples
+        self._meter.add(now, unit.samples)
+        if now - self._measured >= _MEASURED_EVERY or self._done == self._units:
+            self._measured = now
+            self._rate = self._meter.pace(now).samples_per_second
+            ends = now + self._samples_left / self._rate if self._rate else None
+            self._progress.update(self._task, rate=self._rate, ends=ends)
         self._progress.update(self._task, advance=unit.samples, units=self._fraction(), description=self._label)
-        tenths = 10 * self._done // self._units
-        if tenths > 10 * (self._done - 1) // self._units:
-            self._plain(f"{self._fraction()} units done")
+        if 10 * self._done_since_line >= self._units - self._stored or self._done == self._units:
+            self._line(now)
+        else:
+            self._line_if_late(now)
+
+    def workers(self, sub_image: int, working: int, starting: int) -> None:
+        """Keep their number for the next line, which may be due although no unit is done."""
+        self._workers[sub_image] = working
+        self._line_if_late(self._clock())
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         """Show the message, quiet or not."""
         self._console.print(f"{self._label}: {message}", markup=False, highlight=False, soft_wrap=True)
+
+    def _line_if_late(self, now: float) -> None:
+        if now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._line(now)
+
+    def _line(self, now: float) -> None:
+        self._done_since_line, self._last_line = 0, now
+        parts = [f"{self._fraction()} units done", rate_text(self._rate)]
+        if self._rate and self._samples_left:
+            parts.append(f"{self._at_least}{duration_text(self._samples_left / self._rate)} left")
+        if self._workers:
+            parts.append(f"{sum(self._workers.values())} workers")
+        self._plain(", ".join(parts))
 
     def _plain(self, message: str) -> None:
         if not self._quiet and not self._console.is_terminal:
@@ -99,6 +164,11 @@ class ConsoleObserver(Observer):
 
     def _fraction(self) -> str:
         return f"{self._done}/{self._units}"
+
+
+def rate_text(rate: float | None) -> str:
+    """Noise samples per second, in words; None: not known."""
+    return "- samples/s" if rate is None else f"{rate:,.0f} samples/s"
 
 
 def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> list[Path]:
@@ -128,11 +198,3 @@ def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> lis
                 console.print(f"train: sub-image {sub_image}, {epochs} epochs: {note}", highlight=False)
 
         return train_run(config, on_progress=on_epoch)
-
-
-def render_facts(facts: Mapping[str, str]) -> Table:
-    """Names and values, one pair per line."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
-        table.add_row(name, value)
-    return table

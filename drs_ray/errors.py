@@ -27,7 +27,14 @@ class ClassifierError(DrsError):
 
 
 class StoreError(DrsError):
-    """A place (directory or bucket) that cannot be read or written."""
+    """A place (directory or bucket) that cannot be read or written.
+
+    `transient`: the server is overloaded, failing or not to be reached, so that the same request may succeed later.
+    """
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class MissingObjectError(StoreError):

@@ -91,29 +91,71 @@ def _one_at_a_time(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterabl
 @contextmanager
 def seaweed_server() -> Iterator[S3Server]:
     """SeaweedFS with ports, credentials and a data directory of its own; ended by its process id."""
+    with mortal_seaweed() as weed:
+        yield weed.server
+
+
+@contextmanager
+def mortal_seaweed() -> Iterator[Seaweed]:
+    """`seaweed_server` that can be killed and started again."""
     with tempfile.TemporaryDirectory(prefix="drs-weed-") as directory:
-        process, ports, server = _start(Path(directory))
+        weed = _start(Path(directory))
         try:
-            yield server
+            yield weed
         finally:
-            _end(process, ports)
+            weed.end()
 
 
-def _start(directory: Path) -> tuple[subprocess.Popen[bytes], Mapping[str, int], S3Server]:
+class Seaweed:
+    """A SeaweedFS process: `server` is how to reach it, the same after a restart as before."""
+
+    def __init__(self, home: Path) -> None:
+        """Launch it, with its data in `home`, on ports that are free now."""
+        self._home = home
+        self._ports = _free_ports()
+        self.server = S3Server(f"http://127.0.0.1:{self._ports['s3.port']}", "weed-key", secrets.token_hex(20))
+        self._process = _launch(home, self._ports, self.server)
+
+    def wait_ready(self) -> bool:
+        """True when it can be written to; False when it has ended, for example because a port was taken."""
+        return _wait_ready(self._process, self.server)
+
+    def kill(self) -> None:
+        """End it by SIGKILL: it cannot tidy up."""
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Start it again after `kill`, with the same data, ports and credentials; it ends with the calling thread."""
+        for _ in range(STARTS):
+            self._process = _launch(self._home, self._ports, self.server)
+            if self.wait_ready():
+                return
+            self.kill()
+        raise RuntimeError(f"weed mini did not start again: {self.log()}")
+
+    def end(self) -> None:
+        """End it for good."""
+        _end(self._process, self._ports)
+
+    def log(self) -> str:
+        """The end of what it printed."""
+        return (self._home / "log").read_text()[-2000:]
+
+
+def _start(directory: Path) -> Seaweed:
     for start in range(STARTS):
         home = directory / str(start)
         home.mkdir()
-        ports = _free_ports()
-        server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", "weed-key", secrets.token_hex(20))
-        process = _launch(home, ports, server)
+        weed = Seaweed(home)
         try:
-            if _wait_ready(process, server):
-                return process, ports, server
+            if weed.wait_ready():
+                return weed
         except BaseException:
-            _end(process, ports)
+            weed.end()
             raise
-        _end(process, ports)
-    raise RuntimeError(f"weed mini did not start {STARTS} times: {(home / 'log').read_text()[-2000:]}")
+        weed.end()
+    raise RuntimeError(f"weed mini did not start {STARTS} times: {weed.log()}")
 
 
 def _free_ports() -> dict[str, int]:
@@ -148,7 +190,7 @@ def _launch(home: Path, ports: Mapping[str, int], server: S3Server) -> subproces
         "TMPDIR": str(home),  # its logs
     }
     weed = Path(sysconfig.get_path("scripts"), "weed")
-    with (home / "log").open("wb") as log:
+    with (home / "log").open("ab") as log:
         return subprocess.Popen(
             [weed, "mini", *(f"-{name}={value}" for name, value in options.items())],
             cwd=home,
@@ -162,7 +204,7 @@ def _launch(home: Path, ports: Mapping[str, int], server: S3Server) -> subproces
 
 
 def _end_with_parent() -> None:
-    """Killed tests must not leave their server behind (Linux only; elsewhere they may)."""
+    """Killed tests must not leave their server behind (Linux only; elsewhere they may). The parent is a thread."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

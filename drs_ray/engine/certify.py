@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib import metadata
 
 from drs_ray.certificates.stages import doubling_schedule
 from drs_ray.config import EngineConfig, RunConfig
 from drs_ray.engine.frontier import Frontier
-from drs_ray.engine.observer import Observer
+from drs_ray.engine.observer import Observer, Observers
 from drs_ray.engine.plan import Unit, missing_units, plan_units
-from drs_ray.errors import ClassifierError, ConfigError, EngineError, StoreError, UnitsSetAsideError
+from drs_ray.engine.probe import Measurements, measure_inline, with_sizes
+from drs_ray.engine.tally import Tally
+from drs_ray.errors import ClassifierError, ConfigError, EngineError, UnitsSetAsideError
+from drs_ray.results.parts import list_parts
 from drs_ray.results.reduce import RunResult, reduce_run
-from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join, identity, run_id
-from drs_ray.results.sessions import write_session
+from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join, identity, is_stored, run_id
+from drs_ray.results.sessions import noted_session
 from drs_ray.results.store import Store, open_store
 
 DEFAULT_BATCH = {"cpu": 125, "cuda": 1000}
@@ -53,7 +56,9 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
         config = resolve(config, session)
         session.check(config.engine)
         described = describe_run(config, observer)
+        described = with_sizes(described, is_stored(store), session, observer)
         record, joined = create_or_join(store, described)
+        observer.began(record)
         frontier = Frontier(record, store)
         todo = frontier.missing()
         if joined:
@@ -79,12 +84,14 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
 def _carry_out(
     todo: list[Unit], record: RunRecord, frontier: Frontier, store: Store, session: Session, observer: Observer
 ) -> dict[Unit, str]:
-    started = datetime.now(UTC)
-    try:
-        return session.run(todo, record, frontier, store, observer)
-    finally:
-        with suppress(StoreError):  # how long it took must not hide what went wrong
-            write_session(store, started)
+    tally = Tally()
+    watching: list[Observer] = [tally]
+    if record.config.engine.address != "inline":
+        from drs_ray.engine.metrics import MetricsObserver
+
+        watching.append(MetricsObserver(record.run_id, len(todo)))
+    with noted_session(store, tally.facts):
+        return session.run(todo, record, frontier, store, Observers(observer, *watching))
 
 
 def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
@@ -132,7 +139,7 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
         classifier_probes=tuple(probes),
         stopping=config.certificate,
         software={"python": platform.python_version()} | {name: metadata.version(name) for name in _SOFTWARE},
-        hardware=_hardware(config.engine.device),
+        hardware=hardware_of(config.engine.device),
     )
 
 
@@ -174,7 +181,7 @@ class Session:
         self._connect()
         from drs_ray.engine import driver
 
-        return driver.cluster_gpus() > 0
+        return driver.cluster_gpus(self._engine) > 0
 
     def check(self, engine: EngineConfig) -> None:
         """Refuse what this machine can never serve; a cluster may still grow.
@@ -209,6 +216,15 @@ class Session:
         from drs_ray.engine import driver
 
         return max(1, driver.room(engine))
+
+    def measure(self, units: list[Unit], record: RunRecord, observer: Observer) -> Measurements:
+        """See `drs_ray.engine.probe.Prober`."""
+        if self._engine.address == "inline":
+            return measure_inline(units, record)
+        self._connect()
+        from drs_ray.engine import driver
+
+        return driver.measure_on_ray(units, record, observer)
 
     def run(
         self, units: list[Unit], record: RunRecord, frontier: Frontier, store: Store, observer: Observer
@@ -257,7 +273,7 @@ def _verify(set_aside: dict[Unit, str], record: RunRecord, store: Store) -> None
             f"{len(set_aside)} units were set aside, first {first.key}: {reason}; all others are "
             f"stored in {store.uri}; mend the cause, then run the same command to resume"
         )
-    missing = missing_units(plan_units(record), store)
+    missing = missing_units(plan_units(record), list_parts(store, record))
     if missing:
         raise EngineError(
             f"{store.uri}: {len(missing)} parts are not there although they were written, first "
@@ -265,7 +281,8 @@ def _verify(set_aside: dict[Unit, str], record: RunRecord, store: Store) -> None
         )
 
 
-def _hardware(device: str) -> str:
+def hardware_of(device: str) -> str:
+    """What kind of device this machine would count votes on, in words."""
     if device == "cuda":
         import torch
 

@@ -4,58 +4,77 @@ With a fixed number of samples every unit is known at the start. With adaptive s
 as soon as all its sub-images' parts of a stage are there, for that block alone: no barrier across the run. The decision
 is a function of run.json and the stored counts, so it is the same whatever the workers do; and where a part of the next
 stage is stored already, its images are the decision.
+
+Resuming reads no more than that takes. A block that has a later stage needs no votes of the earlier ones, and one that
+has its last stage needs none at all: one part of each further stage says how many images it was for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
+from numpy.typing import NDArray
 
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit, blocks, missing_units, plan_units, stage_units
-from drs_ray.results.counts import assemble, decode_part
+from drs_ray.results.counts import assemble_rows
+from drs_ray.results.encoding import decode_parts
 from drs_ray.results.evidence import open_images
+from drs_ray.results.parts import Parts, list_parts, read_units
+from drs_ray.results.rows import Rows, joined
 from drs_ray.results.run_record import RunRecord
-from drs_ray.results.schema import COUNTS_PREFIX
 from drs_ray.results.store import Store
 
 Block = tuple[int, int]
-_READERS = 16
+_BLOCKS = 4096  # that are resumed together: one decision over many images costs little more than one over few
+
+
+@dataclass
+class _Unfinished:
+    """What is known of a block: stored keys, positions of the images of each stage, and votes if they may decide."""
+
+    there: set[str]
+    positions: dict[int, list[int]]
+    rows: list[Rows] = field(default_factory=list)
 
 
 class Frontier:
-    """The units of a run as they become known. `stored` are those that were there when `missing` was called."""
+    """The units of a run as they become known.
+
+    `stored` are those that were there when `missing` was called, and `parts` says where.
+    """
 
     def __init__(self, record: RunRecord, store: Store) -> None:
         """Nothing is read before `missing` is called."""
         self._record = record
         self._store = store
-        self._parts: dict[Block, dict[str, pa.Table]] = {}
+        self._stages = len(record.schedule.samples)
+        self._unfinished: dict[Block, _Unfinished] = {}
         self.stored: list[Unit] = []
+        self.parts = Parts({}, {}, {})
 
     @property
     def adaptive(self) -> bool:
         """Whether finished units can call for further ones, so that their parts must be handed to `done`."""
-        return len(self._record.schedule.samples) > 1
+        return self._stages > 1
 
     def missing(self) -> list[Unit]:
-        """What is to be done now, from what is stored."""
+        """What is to be done now, from what is stored.
+
+        Raises:
+            CountsError: a part that cannot be trusted, of those that decide what is to be done.
+        """
+        self.parts = list_parts(self._store, self._record)
         if not self.adaptive:
             units = plan_units(self._record)
-            todo = missing_units(units, self._store)
-            absent = set(todo)
-            self.stored = [unit for unit in units if unit not in absent]
-            return todo
-        keys = [item.key for item in self._store.list(COUNTS_PREFIX)]
-        with ThreadPoolExecutor(_READERS) as pool:
-            tables = dict(zip(keys, pool.map(self._read, keys), strict=True))
-        todo = []
-        for first, last in blocks(self._record):
-            todo += self._next((first, last), tables, self.stored)
-        return todo
+            self.stored = [unit for unit in units if unit.key in self.parts]
+            return missing_units(units, self.parts)
+        every = blocks(self._record)
+        return [
+            unit for start in range(0, len(every), _BLOCKS) for unit in self._resume(every[start : start + _BLOCKS])
+        ]
 
     def done(self, unit: Unit, outcome: Outcome) -> list[Unit]:
         """The units that a finished one calls for: none, unless it was the last of its block and stage.
@@ -67,53 +86,88 @@ class Frontier:
         Raises:
             CountsError: a part that cannot be trusted.
         """
-        parts = self._parts.setdefault(unit.block, {})
         assert outcome.part is not None
-        parts[unit.key] = decode_part(outcome.part, unit.key, self._record.run_id, self._record.dataset.num_classes)
-        if self._siblings(unit) - parts.keys():
-            return []
-        todo = self._next(unit.block, parts, [])
-        if not todo:
-            del self._parts[unit.block]
-        return todo
-
-    def _read(self, key: str) -> pa.Table:
-        return decode_part(self._store.get(key), key, self._record.run_id, self._record.dataset.num_classes)
-
-    def _siblings(self, unit: Unit) -> set[str]:
+        classes = self._record.dataset.num_classes
+        rows = decode_parts([(unit.key, outcome.part)], self._record.run_id, classes).rows
+        state = self._unfinished[unit.block]
+        state.there.add(unit.key)
         stage = unit.draws[-1].stage
-        return {sibling.key for sibling in stage_units(self._record, unit.block, stage, unit.positions)}
+        if stage < self._stages - 1:
+            state.rows.append(rows)
+        return self._advance([unit.block]) if state.there.issuperset(self._keys(unit.block, stage)) else []
 
-    def _next(self, block: Block, tables: dict[str, pa.Table], stored: list[Unit]) -> list[Unit]:
-        """The missing units of the first stage of a block that is not complete; none where the block is done.
+    def _resume(self, some: Sequence[Block]) -> list[Unit]:
+        """What is to be done in some blocks; notes what is stored of them."""
+        there: dict[Block, list[list[str]]] = {}  # keys by stage
+        owner: dict[str, tuple[Block, int]] = {}  # block and stage of the parts to be read
+        positions: dict[Block, dict[int, list[int]]] = {}
+        voting = set()  # blocks whose votes may decide
+        for block in some:
+            keys = [self._keys(block, stage) for stage in range(self._stages)]
+            stored = there[block] = [[key for key in stage if key in self.parts] for stage in keys]
+            positions[block] = {0: list(range(block[0], block[1] + 1))}
+            if stored[:-1] != keys[:-1] or not stored[-1]:
+                voting.add(block)
+            if stored != keys:
+                self._unfinished[block] = _Unfinished({key for mine in stored for key in mine}, positions[block])
+            for stage, mine in enumerate(stored):
+                owner |= dict.fromkeys(mine if block in voting else mine[: min(stage, 1)], (block, stage))
+        for read in read_units(self._store, self._record, self.parts, owner):
+            for key, where in read.slices().items():
+                block, stage = owner[key]
+                if stage not in positions[block]:
+                    positions[block][stage] = self._positions(block, read.rows.image_id[where])
+                if block in voting:
+                    self._unfinished[block].rows.append(read.rows.between(where.start, where.stop))
+        for block in some:
+            for stage, mine in enumerate(there[block]):
+                if mine:
+                    stored_keys = set(mine)
+                    units = stage_units(self._record, block, stage, positions[block][stage])
+                    self.stored += [unit for unit in units if unit.key in stored_keys]
+        return self._advance([block for block in some if block in self._unfinished])
 
-        Units whose parts are among `tables` are added to `stored`.
-        """
-        positions = list(range(block[0], block[1] + 1))
-        mine: dict[str, pa.Table] = {}
-        for stage in range(len(self._record.schedule.samples)):
-            units = stage_units(self._record, block, stage, positions)
-            there = [unit.key for unit in units if unit.key in tables]
-            if stage and there:
-                positions = self._positions_in(block, tables[there[0]])
-                units = stage_units(self._record, block, stage, positions)
-            mine |= {key: tables[key] for key in there}
-            stored += [unit for unit in units if unit.key in mine]
-            if len(there) < len(units):
-                self._parts[block] = mine
-                return [unit for unit in units if unit.key not in mine]
-            positions = self._open(block, positions, mine.values())
-            if not positions:
-                break
-        return []
+    def _advance(self, some: Sequence[Block]) -> list[Unit]:
+        """The missing units of the first stage that is not complete, in blocks of which no unit is under way."""
+        todo: dict[Block, list[Unit]] = {}
+        deciding: list[tuple[Block, int]] = []
+        for block in some:
+            state = self._unfinished[block]
+            stages = range(self._stages)
+            stage = next((s for s in stages if not state.there.issuperset(self._keys(block, s))), self._stages)
+            if stage == self._stages:
+                del self._unfinished[block]
+            elif stage in state.positions:
+                units = stage_units(self._record, block, stage, state.positions[stage])
+                todo[block] = [unit for unit in units if unit.key not in state.there]
+            else:
+                deciding.append((block, stage))
+        for (block, stage), positions in zip(deciding, self._open(deciding), strict=True):
+            if positions:
+                self._unfinished[block].positions[stage] = positions
+                todo[block] = stage_units(self._record, block, stage, positions)
+            else:
+                del self._unfinished[block]
+        return [unit for block in some for unit in todo.get(block, [])]
 
-    def _open(self, block: Block, positions: list[int], tables: Iterable[pa.Table]) -> list[int]:
-        """Which of the images that were drawn last need the next stage."""
-        ids = self._record.image_ids[block[0] : block[1] + 1]
-        answer = open_images(assemble(list(tables), self._record, ids), self._record)
-        return [position for position in positions if answer[position - block[0]]]
+    def _open(self, deciding: Sequence[tuple[Block, int]]) -> list[list[int]]:
+        """For each block and stage, which of the images that were drawn in the stage before need this one."""
+        if not deciding:
+            return []
+        states = [self._unfinished[block] for block, _ in deciding]
+        ids = [i for (first, last), _ in deciding for i in self._record.image_ids[first : last + 1]]
+        rows = joined([rows for state in states for rows in state.rows])
+        answer = open_images(assemble_rows(rows, self._record, ids), self._record)
+        found, start = [], 0
+        for ((first, last), stage), state in zip(deciding, states, strict=True):
+            found.append([position for position in state.positions[stage - 1] if answer[start + position - first]])
+            start += last - first + 1
+        return found
 
-    def _positions_in(self, block: Block, table: pa.Table) -> list[int]:
+    def _keys(self, block: Block, stage: int) -> list[str]:
+        return [unit.key for unit in stage_units(self._record, block, stage, ())]
+
+    def _positions(self, block: Block, image_ids: NDArray[np.int64]) -> list[int]:
         """Positions of a part's images, all of its block; the order of image ids need not be theirs."""
         ids = np.asarray(self._record.image_ids[block[0] : block[1] + 1])
-        return [block[0] + int(at) for at in np.flatnonzero(np.isin(ids, table["image_id"].to_numpy()))]
+        return [block[0] + int(at) for at in np.flatnonzero(np.isin(ids, image_ids))]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from drs_ray.results.run_record import RunRecord
-from drs_ray.results.schema import COUNTS_PREFIX
-from drs_ray.results.store import Store
+from drs_ray.results.units import UnitName
 from drs_ray.smoothing.keys import Phase
 
 CONVERGENCE_CUTS = 3
@@ -43,11 +42,7 @@ class Unit:
     def key(self) -> str:
         """Where its part is stored, below the run's place."""
         estimation = next(draw for draw in self.draws if draw.phase == "estimation")
-        first, last = self.block
-        return (
-            f"{COUNTS_PREFIX}k{self.sub_image}/s{estimation.stage}/"
-            f"i{first:08d}-{last:08d}-n{estimation.first_sample:010d}.parquet"
-        )
+        return UnitName(self.sub_image, estimation.stage, self.block, estimation.first_sample).key
 
     @property
     def samples(self) -> int:
@@ -57,7 +52,7 @@ class Unit:
 
 def blocks(record: RunRecord) -> list[tuple[int, int]]:
     """First and last position of every block of images."""
-    images, size = len(record.image_ids), record.config.engine.images_per_unit
+    images, size = len(record.image_ids), record.images_per_unit
     return [(first, min(first + size, images) - 1) for first in range(0, images, size)]
 
 
@@ -86,9 +81,8 @@ def plan_units(record: RunRecord) -> list[Unit]:
     ]
 
 
-def missing_units(units: Iterable[Unit], store: Store) -> list[Unit]:
-    """The units whose parts are not stored: listing keys is all that resuming takes."""
-    there = {item.key for item in store.list(COUNTS_PREFIX)}
+def missing_units(units: Iterable[Unit], there: Container[str]) -> list[Unit]:
+    """The units whose keys are not `there` (see `results.parts.list_parts`): a listing is all that resuming takes."""
     return [unit for unit in units if unit.key not in there]
 
 

@@ -1,92 +1,149 @@
-"""What a run will take, from a short measured probe of each sub-image's classifier. Nothing is written."""
+"""A short measured probe: how many samples per second a worker draws of each sub-image. Nothing is written."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
+from typing import Protocol
 
-from drs_ray.config import RunConfig
-from drs_ray.engine.certify import describe_run, open_session, resolve
+from drs_ray.config import EngineConfig
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.plan import Draw, Unit, plan_units
-from drs_ray.errors import ConfigError
+from drs_ray.engine.outcome import Measured
+from drs_ray.engine.plan import Draw, Unit
+from drs_ray.engine.sizing import is_small, sized
+from drs_ray.errors import DrsError
 from drs_ray.results.run_record import RunRecord
 
-PROBE_SECONDS = 2.0
+PROBE_SECONDS = 1.0
+PROBE_WORKERS = 4
+"""So many measurements at least, where there are workers for them: they share GPUs and memory as in the run."""
+
+Measurements = Mapping[int, Sequence[Measured]]
+"""By sub-image; one that could not be measured is not there."""
+
+
+class Prober(Protocol):
+    """Where a run will be carried out: see `drs_ray.engine.certify.Session`."""
+
+    def room(self, engine: EngineConfig) -> int:
+        """How many workers would find room now."""
+
+    def measure(self, units: list[Unit], record: RunRecord, observer: Observer) -> Measurements:
+        """How fast workers are with each unit's classifier on each unit's image; the units are not carried out."""
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """A run's size, and its expected cost on `workers` workers like the one that was probed.
+class Speed:
+    """One worker's samples per second of one sub-image: the mean, and the least and the most of several workers.
 
-    samples_per_second: one per sub-image, of one worker on this machine's device.
+    classes: how many classes get votes in a range of samples.
     """
 
-    record: RunRecord
-    units: int
-    samples: int
-    samples_per_second: tuple[float, ...]
-    workers: int
+    mean: float
+    least: float
+    most: float
+    classes: float = 1.0
 
-    @property
-    def worker_hours(self) -> float:
-        """Hours of one worker; GPU hours where a worker has a GPU of its own."""
-        per_sub_image = self.samples / self.record.sub_images
-        return sum(per_sub_image / rate for rate in self.samples_per_second) / 3600
-
-    @property
-    def hours(self) -> float:
-        """Expected wall time in hours on all workers."""
-        return self.worker_hours / self.workers
+    @classmethod
+    def of(cls, measured: Sequence[Measured]) -> Speed:
+        """Several measurements together."""
+        rates = [item.rate for item in measured]
+        return cls(mean(rates), min(rates), max(rates), mean(item.classes for item in measured))
 
 
-def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
-    """Size a run and measure how fast one worker draws votes here.
+def with_sizes(record: RunRecord, started: bool, prober: Prober, observer: Observer) -> RunRecord:
+    """The record with the sizes of its units, measured where the config leaves them open and measuring pays.
+
+    Args:
+        record: the run as described.
+        started: the run is stored already, so that its stored sizes will rule: nothing is measured.
+        prober: where the run will be carried out.
+        observer: told what could not be measured.
+    """
+    engine = record.config.engine
+    if engine.images_per_unit is not None:
+        return record
+    workers = 1 if started else workers_of(engine, prober)
+    if started or is_small(record, workers):
+        return sized(record, workers, None)
+    speeds = measure(record, prober, observer)
+    return sized(record, workers, slowest(speeds))
+
+
+def slowest(speeds: Mapping[int, Speed]) -> float | None:
+    """Samples per second of the sub-image that takes longest; None where nothing could be measured."""
+    return min((speed.mean for speed in speeds.values()), default=None)
+
+
+def workers_of(engine: EngineConfig, prober: Prober) -> int:
+    """How many workers a run will have: those asked for, or those that the cluster has room for now."""
+    return engine.workers if engine.workers is not None else prober.room(engine)
+
+
+def measure(record: RunRecord, prober: Prober, observer: Observer) -> dict[int, Speed]:
+    """The speed of every sub-image's classifier on workers as the run will have them; those that fail are left out.
+
+    Classifiers of one architecture, with the same arguments and the same shape of input, are as fast as each other:
+    one of each kind is measured, by several workers at a time.
 
     Raises:
-        ConfigError, DataError, ClassifierError: what `certify_run` would refuse.
+        DrsError: a worker cannot start, or none can be had.
     """
-    observer = observer or Observer()
-    with open_session(config.engine) as session:
-        config = resolve(config, session)
-        session.check(config.engine)
-        _check_can_measure(config)
-        record = describe_run(config, observer)
-        units = plan_units(record)
-        observer.step("measuring")
-        rates = tuple(_measure(record, sub_image) for sub_image in range(record.sub_images))
-        workers = record.config.engine.workers or session.room(record.config.engine)
-    return RunPlan(record, len(units), sum(unit.samples for unit in units), rates, workers)
+    observer.step("measuring")
+    kinds = _kinds(record)
+    leaders = sorted(set(kinds.values()))
+    each = -(-min(PROBE_WORKERS, workers_of(record.config.engine, prober)) // len(leaders))
+    units = [
+        Unit(leader, (at, at), (at % len(record.image_ids),), (Draw("estimation", 0, 0, record.config.noise.block),))
+        for at in range(each)
+        for leader in leaders
+    ]
+    measured = prober.measure(units, record, observer)
+    for leader in leaders:
+        if leader not in measured:
+            observer.event(
+                f"warning: sub-image {leader} could not be measured: its classifier failed, or its workers died",
+                "warning",
+                sub_image=leader,
+            )
+    found = {leader: Speed.of(mine) for leader, mine in measured.items()}
+    return {sub_image: found[leader] for sub_image, leader in kinds.items() if leader in found}
 
 
-def _check_can_measure(config: RunConfig) -> None:
+def measure_inline(units: list[Unit], record: RunRecord) -> Measurements:
+    """`Prober.measure` in this process."""
     import torch
 
-    if config.engine.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "engine.device: plan measures on this machine, which has no GPU, and the run is for cuda; "
-            "run it on a node with a GPU"
-        )
-
-
-def _measure(record: RunRecord, sub_image: int) -> float:
-    """Samples per second of one worker: whole blocks of one image, after one to warm up, for about two seconds."""
-    import torch
-
-    from drs_ray.engine.worker import UnitRunner, threads_of
+    from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible, threads_of
 
     threads = torch.get_num_threads()
     torch.set_num_threads(threads_of(record.config.engine.cpus_per_worker))
+    if record.config.engine.device == "cuda":
+        make_cuda_reproducible()
+    found: dict[int, list[Measured]] = {}
     try:
-        runner = UnitRunner(record, sub_image)
-        size = min(record.config.noise.block, record.config.budget.estimation)
-        unit = Unit(sub_image, (0, 0), (0,), (Draw("estimation", 0, 0, size),))
-        list(runner.count(unit))
-        started = time.perf_counter()
-        drawn = 0
-        while time.perf_counter() - started < PROBE_SECONDS:
-            list(runner.count(unit))
-            drawn += size
-        return drawn / (time.perf_counter() - started)
+        for unit in units:
+            runner = UnitRunner(record, unit.sub_image)
+            try:
+                measured = runner.measure(unit, PROBE_SECONDS)
+            except DrsError:  # the run itself will say what is wrong with which image
+                continue
+            found.setdefault(unit.sub_image, []).append(measured)
     finally:
         torch.set_num_threads(threads)
+    return found
+
+
+def _kinds(record: RunRecord) -> dict[int, int]:
+    """For each sub-image the first one whose classifier does the same work."""
+    from drs_ray.smoothing.partition import make_partition
+
+    config, (channels, height, width) = record.config, record.dataset.image_shape
+    cut = config.partition
+    partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
+    work = [
+        (classifier.architecture, classifier.arguments, partition.layout_shape(sub_image, channels))
+        for sub_image, classifier in enumerate(config.classifiers)
+    ]
+    return {sub_image: work.index(mine) for sub_image, mine in enumerate(work)}

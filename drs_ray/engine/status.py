@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.pace import WINDOW_SECONDS, pace_of
 from drs_ray.results.run_record import RunRecord, read_record
-from drs_ray.results.schema import CERTIFICATES_KEY, COUNTS_PREFIX
+from drs_ray.results.schema import CERTIFICATES_KEY, COMPACTED_PREFIX
+from drs_ray.results.sessions import SessionNote, read_sessions
 from drs_ray.results.store import Store
 
-RATE_WINDOW_SECONDS = 600.0
-"""The rate is that of the parts written in the last ten minutes; without any, no driver is at work."""
+Driver = Literal["none", "at work", "silent", "ended"]
+"""No driver has begun; parts come in as they should; one began, did not end, and its parts stay away; all ended."""
+
+_LATE = 5
+_SHORTEST_SILENCE = 60.0
+"""Parts stay away if none came for so many times the longest pause between two, and for so many seconds at least."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
     """Units and noise samples known and stored. With adaptive stages, finished units can call for further ones.
 
-    samples_per_second: over the last minutes, None where nobody seems to be at work. seconds_left: at that rate.
-    seconds_since_part: age of the newest part, None where there is none.
+    driver: whether one seems to be at work. samples_per_second: lately, None where none is, or before its first part.
+    seconds_since_part: age of the newest small part, None where there is none.
+    sessions, session_seconds: driver sessions that ended, and their wall time.
+    set_aside: reason by key, for missing units that a session set aside. set_aside_unnamed: how many more there may be.
     unknown_parts: keys among the counts that no planned unit has.
     """
 
@@ -28,14 +38,19 @@ class RunStatus:
     units_done: int
     samples: int
     samples_done: int
+    driver: Driver
     samples_per_second: float | None
     seconds_since_part: float | None
+    sessions: int
+    session_seconds: float
+    set_aside: Mapping[str, str]
+    set_aside_unnamed: int
     reduced: bool
     unknown_parts: tuple[str, ...]
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds to the end at the present rate; 0 when finished, None when nobody is at work."""
+        """Seconds to the end of the known units at the present speed; 0 when finished, None where it is not known."""
         left = self.samples - self.samples_done
         if left == 0:
             return 0.0
@@ -46,36 +61,54 @@ def run_status(store: Store) -> RunStatus:
     """Compare what is planned with what is stored.
 
     Raises:
-        CountsError: no run is there. StoreError: the place cannot be read.
+        CountsError: no run is there, or it cannot be trusted. StoreError: the place cannot be read.
     """
     record = read_record(store)
-    there = {item.key: item.modified for item in store.list(COUNTS_PREFIX)}
+    notes = read_sessions(store)
     frontier = Frontier(record, store)
     todo = frontier.missing()
-    done = frontier.stored
+    done, parts = frontier.stored, frontier.parts
+    small = [(parts.small[unit.key].modified, unit.samples) for unit in done if unit.key in parts.small]
+    compacted = max((item.modified for item in store.list(COMPACTED_PREFIX)), default=0.0)
     now = time.time()
+    driver, speed = _driver(notes, small, compacted, now)
+    reasons = {key: reason for note in notes for key, reason in note.facts.set_aside.items()}
+    ended = [note.seconds for note in notes if note.seconds is not None]
     return RunStatus(
         record=record,
         units=len(done) + len(todo),
         units_done=len(done),
         samples=sum(unit.samples for unit in [*done, *todo]),
         samples_done=sum(unit.samples for unit in done),
-        samples_per_second=_rate([(there[unit.key], unit.samples) for unit in done], now),
-        seconds_since_part=max(now - max(there.values()), 0.0) if there else None,
+        driver=driver,
+        samples_per_second=speed,
+        seconds_since_part=max(now - max(small)[0], 0.0) if small else None,
+        sessions=len(ended),
+        session_seconds=sum(ended),
+        set_aside={unit.key: reasons[unit.key] for unit in todo if unit.key in reasons},
+        set_aside_unnamed=sum(note.facts.units_set_aside - len(note.facts.set_aside) for note in notes),
         reduced=any(item.key == CERTIFICATES_KEY for item in store.list(CERTIFICATES_KEY)),
-        unknown_parts=tuple(sorted(there.keys() - {unit.key for unit in done})),
+        unknown_parts=tuple(sorted(set(parts) - {unit.key for unit in done})),
     )
 
 
-def _rate(written: list[tuple[float, int]], now: float) -> float | None:
-    """Samples per second between the first and the last part of the window; the first part only starts the clock.
+def _driver(
+    notes: Sequence[SessionNote], small: Sequence[tuple[float, int]], compacted: float, now: float
+) -> tuple[Driver, float | None]:
+    """Whether a driver seems to be at work, and samples per second if so.
 
-    None where the last part is so old, by the parts' own rhythm, that no driver can be at work.
+    small: when each small part was written, and its samples. compacted: when parts were last merged; when those in a
+    compacted object came is not known any more, so that the speed is that of the parts since then.
     """
-    recent = sorted(item for item in written if now - item[0] <= RATE_WINDOW_SECONDS)
-    if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
-        return None
-    rhythm = (recent[-1][0] - recent[0][0]) / (len(recent) - 1)
-    if now - recent[-1][0] > max(60.0, 5 * rhythm):
-        return None
-    return sum(samples for _, samples in recent[1:]) / (recent[-1][0] - recent[0][0])
+    begins = [note.written for note in notes if note.seconds is None]
+    ends = [note.written for note in notes if note.seconds is not None]
+    if not begins:
+        return ("ended" if ends else "none"), None
+    since = max(begins)
+    heard = max([since, *(written for written, _ in small)])
+    if ends and max(ends) >= heard:  # whoever is not known to have ended was killed before
+        return "ended", None
+    pace = pace_of(small, max(since, compacted), now)
+    first_unit = pace.longest_gap == 0.0  # nothing is known of how long one takes
+    patience = WINDOW_SECONDS if first_unit else max(_SHORTEST_SILENCE, _LATE * pace.longest_gap)
+    return ("at work", pace.samples_per_second) if now - heard <= patience else ("silent", None)

@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import load_dataset
-from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Unit
+from drs_ray.engine.outcome import Measured, Outcome
+from drs_ray.engine.plan import Draw, Unit
+from drs_ray.engine.storing import PartWriter
 from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
 from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier, same_probe
-from drs_ray.results.counts import CountsRow, encode_part
+from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.store import Store, open_store
 from drs_ray.smoothing.keys import NoiseKey
@@ -28,6 +30,9 @@ from drs_ray.smoothing.voting import Sampler, count_votes
 def threads_of(cpus_per_worker: float) -> int:
     """Torch threads of a worker: its whole CPUs, at least one."""
     return max(1, math.floor(cpus_per_worker))
+
+
+_MOST_DRAWS = 5000
 
 
 class UnitRunner:
@@ -41,6 +46,7 @@ class UnitRunner:
         """
         config = record.config
         self._record = record
+        self._writer = PartWriter(config.engine.store_seconds)
         self._dataset = load_dataset(
             config.dataset.name, config.dataset.root, config.dataset.split, False, config.dataset.image_size
         )
@@ -105,8 +111,30 @@ class UnitRunner:
         started = time.perf_counter()
         part = encode_part(self.count(unit), self._record.run_id, unit.key)
         counted = time.perf_counter()
-        store.put(unit.key, part)
-        return Outcome(counted - started, time.perf_counter() - counted, part)
+        retries = self._writer.put(store, unit.key, part)
+        return Outcome(counted - started, time.perf_counter() - counted, part, retries)
+
+    def measure(self, unit: Unit, seconds: float) -> Measured:
+        """Draw votes of the unit's first image for so long, after two batches to warm up.
+
+        Raises:
+            DrsError: the classifier fails on the image.
+        """
+        batch, block = self._sampler.batch, self._record.config.noise.block
+        self._draw(unit, batch, 0.0)
+        once = self._draw(unit, batch, 0.0).count_seconds
+        return self._draw(unit, block if once * block / batch <= seconds else batch, seconds)
+
+    def _draw(self, unit: Unit, size: int, seconds: float) -> Measured:
+        """Votes of `size` samples again and again, until `seconds` are over; once at least."""
+        draws = tuple(Draw("estimation", 0, number * size, size) for number in range(_MOST_DRAWS))
+        rows, classes, started = 0, 0, time.perf_counter()
+        for row in self.count(replace(unit, positions=unit.positions[:1], draws=draws)):
+            rows += 1
+            classes += int(np.count_nonzero(row.votes))
+            if time.perf_counter() - started >= seconds:
+                break
+        return Measured(time.perf_counter() - started, 0.0, samples=rows * size, classes=classes / rows)
 
 
 def classifier_of(
@@ -132,21 +160,38 @@ class RemoteWorker:
     """The Ray actor around a `UnitRunner`. Starting is a call of its own, so that its errors arrive as they are."""
 
     def start(self, record_json: bytes, sub_image: int, uri: str, directory: str) -> None:
-        """Load everything. Relative paths mean what they mean to the driver, where its directory exists here too."""
-        if Path(directory).is_dir():
-            os.chdir(directory)
-        record = RunRecord.model_validate_json(record_json)
-        torch.set_num_threads(threads_of(record.config.engine.cpus_per_worker))
-        if record.config.engine.device == "cuda":
-            make_cuda_reproducible()
+        """Load everything, and see that the run is where units will be stored."""
+        record = _settle(record_json, directory)
         self._store = open_store(uri, record.config.output.endpoint_url)
         _check_sees_run(self._store, record)
         self._runner = UnitRunner(record, sub_image)
+
+    def load(self, record_json: bytes, sub_image: int, directory: str) -> None:
+        """`start` for a worker that only measures: the run need not be stored."""
+        self._runner = UnitRunner(_settle(record_json, directory), sub_image)
+
+    def measure(self, unit: Unit, seconds: float) -> Measured:
+        """See `UnitRunner.measure`."""
+        return self._runner.measure(unit, seconds)
 
     def run(self, unit: Unit, returns_part: bool) -> Outcome:
         """Do one unit and store its part; the outcome has it only where the next stage depends on it."""
         outcome = self._runner.run(unit, self._store)
         return outcome if returns_part else replace(outcome, part=None)
+
+
+def _settle(record_json: bytes, directory: str) -> RunRecord:
+    """Make the process as the run wants it, and parse the record.
+
+    Relative paths mean what they mean to the driver, where its directory exists here.
+    """
+    if Path(directory).is_dir():
+        os.chdir(directory)
+    record = RunRecord.model_validate_json(record_json)
+    torch.set_num_threads(threads_of(record.config.engine.cpus_per_worker))
+    if record.config.engine.device == "cuda":
+        make_cuda_reproducible()
+    return record
 
 
 def _check_sees_run(store: Store, record: RunRecord) -> None:

@@ -51,6 +51,13 @@ class RunRecord(Section):
         return self.config.partition.sub_images
 
     @property
+    def images_per_unit(self) -> int:
+        """Images of one unit of work; a run that is described, but not started, may not know yet."""
+        size = self.config.engine.images_per_unit
+        assert size is not None, "engine.sizing chooses it before the run starts"
+        return size
+
+    @property
     def schedule(self) -> Schedule:
         """The stages of the budget; one stage for a fixed number of samples."""
         budget = self.config.budget
@@ -120,6 +127,15 @@ def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
     return there.model_copy(update={"config": config}), True
 
 
+def is_stored(store: Store) -> bool:
+    """Whether a run has started in this place, or something else lies where its run.json would."""
+    try:
+        store.get(RUN_KEY)
+    except MissingObjectError:
+        return False
+    return True
+
+
 def read_record(store: Store) -> RunRecord:
     """The record of the run that is stored there.
 
@@ -150,6 +166,8 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
             )
         record = RunRecord.model_validate(content)
         same = identity(record.config, record.dataset, record.image_ids, record.classifier_digests)
+        if record.config.engine.images_per_unit is None:
+            raise ValueError("a run that has started has units")
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise CountsError(f"{uri}/{RUN_KEY}: not a drs-ray run record; choose another place or remove it") from error
     if run_id(same) != record.run_id:  # another sigma, for one, would scale every radius

@@ -10,6 +10,8 @@ SCHEMA_VERSION = 1
 RUN_KEY = "run.json"
 EXTENSION_KEY = "extension.json"
 COUNTS_PREFIX = "counts/"
+COMPACTED_PREFIX = "counts/compacted-"
+SET_ASIDE_PREFIX = "set-aside/"
 CERTIFICATES_KEY = "certificates.parquet"
 CURVE_KEY = "curve.parquet"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
 import secrets
 import time
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 
 _CREATE_ATTEMPTS = 6  # of a conditional write that meets another writer's unfinished one: 3 s in all
 _PROBE = ".drs-ray-probe-"
-_BODY_READS = 3  # boto3 retries a request, but not a reply that breaks off
+_BODY_READS = 3  # boto3 retries a request, but not a body that breaks off
+_CONNECT_SECONDS = 10
+# Of silence, not of a whole transfer: a slow link may take its time. A part is some hundred kilobytes, so a server that
+# is silent for longer has lost the request, and sending it again is better than a worker that waits. Five attempts with
+# their pauses (15 s at most) end within three minutes.
+_READ_SECONDS = 20
 _PLACES = "allowed: a directory, file:///directory or s3://bucket/prefix"
 
 
@@ -217,8 +223,8 @@ class S3Store:
                         "mode": "standard",
                         "total_max_attempts": session.get_config_variable("max_attempts") or 5,
                     },
-                    connect_timeout=10,
-                    read_timeout=60,
+                    connect_timeout=_CONNECT_SECONDS,
+                    read_timeout=_READ_SECONDS,
                     max_pool_connections=16,
                     tcp_keepalive=True,
                     s3={"addressing_style": "path" if self._endpoint else "auto"},
@@ -235,8 +241,18 @@ class S3Store:
 
     def get(self, key: str) -> bytes:
         """See `Store.get`."""
-        from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+        from botocore.exceptions import (
+            ChecksumError,
+            ClientError,
+            FlexibleChecksumError,
+            IncompleteReadError,
+            ReadTimeoutError,
+            ResponseStreamingError,
+        )
+        from urllib3.exceptions import HTTPError
 
+        broke_off = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError)
+        damaged = (ChecksumError, FlexibleChecksumError)
         place = self._place(key)
         with s3_errors(self._endpoint, place):
             for attempt in range(1, _BODY_READS + 1):
@@ -245,13 +261,17 @@ class S3Store:
                 except ClientError as error:
                     if s3_code(error) == "NoSuchKey":
                         raise MissingObjectError(f"{place}: not found; check the URI") from None
+                    if s3_code(error) == "404" and attempt < _BODY_READS:  # the reply has lost the body that says more
+                        _pause(attempt)
+                        continue
                     raise
                 try:
                     with closing(body):
                         return body.read()
-                except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                except (*broke_off, *damaged):
                     if attempt == _BODY_READS:
                         raise
+                    _pause(attempt)
         raise AssertionError("the loop returns or raises")
 
     def put(self, key: str, data: bytes) -> None:
@@ -322,13 +342,17 @@ def _check_key(key: str, uri: str) -> str:
     return key
 
 
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0.0, 1.0) * attempt)
+
+
 def _create(write: Callable[[], bool], read: Callable[[], bytes], data: bytes, place: str) -> bytes:
     for attempt in range(_CREATE_ATTEMPTS):
         if write():
             return data
         with suppress(MissingObjectError):  # deleted since, or the other writer has not finished: once more
             return read()
-        time.sleep(0.1 * 2**attempt)
+        time.sleep(random.uniform(0.05, 0.15) * 2**attempt)
     raise StoreError(f"{place}: neither there nor to be created; end the other process that writes and deletes it")
 
 

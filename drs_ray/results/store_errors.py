@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from drs_ray.errors import StoreError
 
 if TYPE_CHECKING:
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import ClientError
 
 CREDENTIALS_REMEDY = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
 _ACCESS_DENIED = (
@@ -28,6 +28,7 @@ _BAD_NAME = ("S3 does not allow this name of a bucket", "correct output.uri")
 _REJECTED = ("the credentials were rejected", CREDENTIALS_REMEDY + "; keys that expire must be renewed")
 _WRONG_REGION = ("the bucket is in another region", "set AWS_DEFAULT_REGION to its region")
 _BUSY = ("the server is overloaded or failing", "try again later: a run goes on where it stopped")
+_SERVER_FULL = ("no space left on the server", "free some space there: a run goes on where it stopped")
 _S3_REASONS = {
     "AccessDenied": _ACCESS_DENIED,
     "403": _ACCESS_DENIED,
@@ -42,9 +43,20 @@ _S3_REASONS = {
     "AuthorizationHeaderMalformed": _WRONG_REGION,
     "PermanentRedirect": _WRONG_REGION,
     "NotImplemented": ("the server lacks an operation", "use one with conditional writes (If-None-Match)"),
-    "InternalError": _BUSY,
-    "ServiceUnavailable": _BUSY,
-    "SlowDown": _BUSY,
+    "XMinioStorageFull": _SERVER_FULL,
+    "507": _SERVER_FULL,
+}
+# Answers below 500 that the same request may not meet again: too many requests, or bytes that were lost on the way.
+_PASSING = {
+    "BadDigest",
+    "BandwidthLimitExceeded",
+    "IncompleteBody",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+    "XAmzContentChecksumMismatch",
 }
 
 _ELSEWHERE = "choose another output.uri"
@@ -55,6 +67,7 @@ _OS_REASONS = {
     errno.EACCES: ("permission denied", _OWN_PLACE),
     errno.EDQUOT: ("the disk quota is used up", f"free some space or {_ELSEWHERE}"),
     errno.EEXIST: _NOT_A_DIRECTORY,
+    errno.EFBIG: ("the file is larger than the disk or a limit allows", f"raise `ulimit -f` or {_ELSEWHERE}"),
     errno.ENOENT: ("the directory cannot be made", _ELSEWHERE),
     errno.ENOSPC: ("no space left on the disk", f"free some space or {_ELSEWHERE}"),
     errno.ENOTDIR: _NOT_A_DIRECTORY,
@@ -77,14 +90,18 @@ def os_errors(path: Path) -> Iterator[None]:
 def s3_errors(endpoint: str, place: str) -> Iterator[None]:
     """Turns what boto3 raises inside into a `StoreError` about `place`; `endpoint` is "" for AWS itself."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
     except ClientError as error:
-        raise StoreError(f"{place}: {_client_reason(error)}") from error
-    except BotoCoreError as error:
+        reason, transient = _client_reason(error)
+        raise StoreError(f"{place}: {reason}", transient) from error
+    except (BotoCoreError, ResponseParserError, HTTPError) as error:  # boto3 lets two of other libraries through
         server = without_userinfo(endpoint) if endpoint else "AWS S3"
-        raise StoreError(f"{place}: {_botocore_reason(error, server)}") from error
+        reason, transient = _botocore_reason(error, server)
+        raise StoreError(f"{place}: {reason}", transient) from error
     except OSError as error:  # a certificate bundle or a config file that cannot be read
         raise StoreError(f"{place}: {_os_reason(error)}") from error
 
@@ -99,21 +116,25 @@ def s3_code(error: ClientError) -> str:
     return error.response.get("Error", {}).get("Code", "")
 
 
-def _client_reason(error: ClientError) -> str:
+def _client_reason(error: ClientError) -> tuple[str, bool]:
+    """The server's answer as reason and remedy, and whether it is of passing nature."""
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
     code = s3_code(error)
-    reason, remedy = _S3_REASONS.get(
-        code, _BUSY if status >= 500 else ("the server refused", "check output.uri, the endpoint and the permissions")
+    known = _S3_REASONS.get(code)
+    transient = known is None and (status >= 500 or status in (408, 429) or code in _PASSING)
+    reason, remedy = known or (
+        _BUSY if transient else ("the server refused", "check output.uri, the endpoint and the permissions")
     )
-    return f"{reason} ({code}, HTTP {status}); {remedy}"
+    return f"{reason} ({code}, HTTP {status}); {remedy}", transient
 
 
-def _botocore_reason(error: BotoCoreError, server: str) -> str:
+def _botocore_reason(error: Exception, server: str) -> tuple[str, bool]:
+    """What went wrong on the way to an answer, as reason and remedy, and whether it is of passing nature."""
     # Not the errors' own text: it may hold the output of a credential helper or a URL with a password.
     from botocore import exceptions
 
     if isinstance(error, exceptions.ProfileNotFound):
-        return f"the AWS profile {os.getenv('AWS_PROFILE', 'default')!r} does not exist; correct AWS_PROFILE"
+        return f"the AWS profile {os.getenv('AWS_PROFILE', 'default')!r} does not exist; correct AWS_PROFILE", False
     if isinstance(
         error,
         exceptions.NoCredentialsError
@@ -122,12 +143,25 @@ def _botocore_reason(error: BotoCoreError, server: str) -> str:
         | exceptions.TokenRetrievalError
         | exceptions.SSOError,
     ):
-        return f"no usable AWS credentials ({type(error).__name__}); {CREDENTIALS_REMEDY}"
+        return f"no usable AWS credentials ({type(error).__name__}); {CREDENTIALS_REMEDY}", False
     if isinstance(error, exceptions.ParamValidationError):
-        return "; ".join(_BAD_NAME)  # the bucket is the only parameter that is the user's own
-    if isinstance(error, exceptions.SSLError):
-        return f"the certificate of {server} cannot be verified; set AWS_CA_BUNDLE"
-    return f"no proper answer from {server} ({type(error).__name__}); check the network and output.endpoint_url"
+        return "; ".join(_BAD_NAME), False  # the bucket is the only parameter that is the user's own
+    if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"the certificate of {server} cannot be verified; set AWS_CA_BUNDLE", False
+    if isinstance(error, exceptions.BotoCoreError) and not isinstance(
+        error,
+        exceptions.ConnectionError
+        | exceptions.HTTPClientError
+        | exceptions.IncompleteReadError
+        | exceptions.ChecksumError
+        | exceptions.FlexibleChecksumError,
+    ):
+        return f"boto3 cannot use its settings ({type(error).__name__}); check AWS_* variables and ~/.aws/config", False
+    return (
+        f"no proper answer from {server} ({type(error).__name__}); check the network and output.endpoint_url: "
+        "a run goes on where it stopped",
+        True,
+    )
 
 
 def without_userinfo(uri: str) -> str:

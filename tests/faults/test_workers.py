@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,18 @@ class Events(Observer):
         self.messages.append(message)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run of a classifier without faults: all faulty ones here are the same function."""
+    return certify(run_config(tmp_path_factory.mktemp("undisturbed") / "run"))
+
+
+def _two_workers(place: Path, **options: Any) -> dict[str, Any]:
+    data = run_data(place, address="local", **options)
+    data["engine"]["workers"] = 2
+    return data
+
+
 def test_a_killed_worker_gives_its_unit_back(tmp_path):
     marker = tmp_path / "die-once"
     options = {"factory": "dies", "trigger": BATCH, "marker": str(marker)}
@@ -34,6 +48,36 @@ def test_a_killed_worker_gives_its_unit_back(tmp_path):
     disturbed = certify(run_config(tmp_path / "disturbed", address="local", **options), events)
     assert not marker.exists()
     assert [m for m in events.messages if m.startswith("lost a worker at counts/")]
+    assert counts_digest(disturbed.uri) == counts_digest(undisturbed.uri)
+    assert disturbed.certificates.equals(undisturbed.certificates)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_it_starts_is_replaced(tmp_path, undisturbed):
+    marker = tmp_path / "die-once"
+    marker.touch()
+    data = _two_workers(tmp_path / "run", factory="dies_loading", marker=str(marker), process=os.getpid())
+    events = Events()
+    disturbed = certify(parse_config(data), events)
+    assert not marker.exists()
+    assert len([m for m in events.messages if "was lost while starting: " in m]) == 1
+    assert not [m for m in events.messages if "the unit is tried again" in m]
+    assert counts_digest(disturbed.uri) == counts_digest(undisturbed.uri)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_worker_killed_while_it_writes_leaves_a_whole_part_or_none(tmp_path, undisturbed, committed):
+    marker = tmp_path / "die-once"
+    marker.touch()
+    options = {"marker": str(marker), "process": os.getpid(), "committed": committed}
+    data = _two_workers(tmp_path / "run", factory="dies_storing", **options)
+    events = Events()
+    disturbed = certify(parse_config(data), events)
+    assert not marker.exists()
+    assert len([m for m in events.messages if m.startswith("lost a worker at counts/")]) == 1
+    # A part that never got its name is hidden from every reader.
+    assert len(list((tmp_path / "run" / "counts").rglob(".*.tmp"))) == (0 if committed else 1)
     assert counts_digest(disturbed.uri) == counts_digest(undisturbed.uri)
     assert disturbed.certificates.equals(undisturbed.certificates)
 

@@ -82,18 +82,23 @@ def overflows(image_shape: tuple[int, int, int], num_classes: int, trigger: int)
 
 
 class _Slow(_Faulty):
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, seconds: float) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, seconds: float, gate: str | None
+    ) -> None:
         super().__init__(image_shape, num_classes, trigger)
-        self._seconds = seconds
+        self._seconds, self._gate = seconds, Path(gate) if gate else None
 
     def misbehave(self, logits: Tensor) -> Tensor:
-        time.sleep(self._seconds)
+        if self._gate is None or self._gate.exists():
+            time.sleep(self._seconds)
         return logits
 
 
-def slow(image_shape: tuple[int, int, int], num_classes: int, trigger: int, seconds: float) -> nn.Module:
-    """Takes its time for every full batch, so that a run can be interrupted in the middle."""
-    return _Slow(image_shape, num_classes, trigger, seconds)
+def slow(
+    image_shape: tuple[int, int, int], num_classes: int, trigger: int, seconds: float, gate: str | None = None
+) -> nn.Module:
+    """Takes its time for every full batch, so that a run can be disturbed in the middle; only while `gate` exists."""
+    return _Slow(image_shape, num_classes, trigger, seconds, gate)
 
 
 def only_in(image_shape: tuple[int, int, int], num_classes: int, process: int) -> nn.Module:
@@ -101,6 +106,40 @@ def only_in(image_shape: tuple[int, int, int], num_classes: int, process: int) -
     if os.getpid() != process:
         raise FileNotFoundError("weights.safetensors is not on this node")
     return Prototypes(image_shape, num_classes)
+
+
+def dies_loading(image_shape: tuple[int, int, int], num_classes: int, process: int, marker: str) -> nn.Module:
+    """Kills its process once while it is loaded, when the marker file exists; but not `process`, the driver."""
+    if os.getpid() != process and _taken(marker):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Prototypes(image_shape, num_classes)
+
+
+def dies_storing(
+    image_shape: tuple[int, int, int], num_classes: int, process: int, marker: str, committed: bool
+) -> nn.Module:
+    """Kills its process once while a part is written to a directory, just before or after it gets its name."""
+    if os.getpid() != process:
+        replace = os.replace
+
+        def fatal(source: Path, target: Path) -> None:
+            dies = target.suffix == ".parquet" and _taken(marker)
+            if committed or not dies:
+                replace(source, target)
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = fatal  # type: ignore[assignment]
+    return Prototypes(image_shape, num_classes)
+
+
+def _taken(marker: str) -> bool:
+    """Whether the marker file exists and this process was the one to remove it."""
+    try:
+        Path(marker).unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def unseeded(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

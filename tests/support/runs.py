@@ -6,16 +6,16 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from drs_ray.config import RunConfig, parse_config
-from drs_ray.results.counts import decode_part
+from drs_ray.results.parts import list_parts, read_units
 from drs_ray.results.run_record import read_record
-from drs_ray.results.schema import COUNTS_PREFIX
 from drs_ray.results.store import Store, open_store
 
 BATCH = 50
@@ -49,16 +49,47 @@ def write_config(file: Path, data: dict[str, Any]) -> Path:
     return file
 
 
-def counts_digest(store: Store | Path | str) -> str:
-    """SHA-256 over all decoded counts, in an order that does not depend on how the work was cut."""
+def decoded_counts(store: Store | Path | str) -> list[str]:
+    """All rows of a run's counts, as text, in an order that does not depend on how the work was cut."""
     if not hasattr(store, "list"):
         store = open_store(str(store))
     record = read_record(store)
     rows: list[str] = []
-    for item in store.list(COUNTS_PREFIX):
-        table = decode_part(store.get(item.key), item.key, record.run_id, record.dataset.num_classes)
-        rows += [json.dumps({**row, "votes": sorted(row["votes"])}, sort_keys=True) for row in table.to_pylist()]
-    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+    for units in read_units(store, record, list_parts(store, record)):
+        rows += [json.dumps({**row, "votes": sorted(row["votes"])}, sort_keys=True) for row in units.table.to_pylist()]
+    return sorted(rows)
+
+
+def counts_digest(store: Store | Path | str) -> str:
+    """SHA-256 over all decoded counts."""
+    return hashlib.sha256("\n".join(decoded_counts(store)).encode()).hexdigest()
+
+
+def stored_parts(run: Path) -> int:
+    """How many parts a run in a directory has."""
+    return len(list((run / "counts").rglob("i*.parquet")))
+
+
+class Driver(subprocess.Popen[bytes]):
+    """`drs-ray certify` in a process of its own. All that drivers of one config print goes to one file."""
+
+    def __init__(self, config: Path, environment: Mapping[str, str], *options: str) -> None:
+        self._file = config.with_suffix(".log")
+        with self._file.open("ab") as log:
+            super().__init__(command(["certify", str(config), *options]), env=environment, stdout=log, stderr=log)
+
+    @property
+    def text(self) -> str:
+        """What it, and drivers before it, have printed."""
+        return self._file.read_text(encoding="utf-8", errors="replace")
+
+    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+        """Return when the condition holds; fail when the driver ends before, or it takes too long."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.poll() is None, f"the driver ended before {what}: {self.text}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}: {self.text}"
+            time.sleep(0.05)
 
 
 def drs_ray(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:

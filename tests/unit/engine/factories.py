@@ -10,7 +10,7 @@ import numpy as np
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Draw, Unit
-from drs_ray.results.counts import CountsRow, encode_part
+from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, identity, run_id
 from tests.unit.results.factories import CLASSES, make_record
 

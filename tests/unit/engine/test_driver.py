@@ -1,4 +1,4 @@
-"""How many workers a cluster has room for, node by node."""
+"""How many workers a cluster has room for."""
 
 from __future__ import annotations
 
@@ -9,28 +9,8 @@ from ray.exceptions import RpcError
 
 from drs_ray.config import EngineConfig
 from drs_ray.engine import driver
-from drs_ray.engine.driver import room, workers_on
+from drs_ray.engine.driver import room
 from drs_ray.errors import EngineError
-
-
-@pytest.mark.parametrize(
-    ("cpus", "gpus", "node", "workers"),
-    [
-        (0.1, 0, {"CPU": 1.0}, 10),  # 1 // 0.1 is 9
-        (0.1, 0, {"CPU": 0.3}, 3),
-        (0.3, 0, {"CPU": 1.0}, 3),
-        (2, 0, {"CPU": 3.0}, 1),
-        (1, 0, {}, 0),
-        (1, 1, {"CPU": 64.0}, 0),
-        (1, 1, {"CPU": 64.0, "GPU": 8.0}, 8),
-        (4, 1, {"CPU": 16.0, "GPU": 8.0}, 4),
-        (1, 2, {"CPU": 64.0, "GPU": 3.0}, 1),
-        (1, 0.1, {"CPU": 64.0, "GPU": 1.0}, 10),
-        (1, 0.4, {"CPU": 64.0, "GPU": 2.0}, 4),  # a worker's share is of one GPU
-    ],
-)
-def test_workers_on_a_node(cpus: float, gpus: float, node: dict[str, float], workers: int) -> None:
-    assert workers_on(node, cpus, gpus) == workers
 
 
 class Cluster:

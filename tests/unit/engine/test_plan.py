@@ -7,6 +7,7 @@ from collections import defaultdict
 import pytest
 
 from drs_ray.engine.plan import Unit, blocks, missing_units, plan_units, stage_units
+from drs_ray.results.parts import list_parts
 from drs_ray.results.run_record import RunRecord
 from tests.unit.engine.factories import record_of
 from tests.unit.results.factories import MemoryStore
@@ -77,11 +78,11 @@ def test_counts_are_also_known_after_fewer_samples_at_multiples_of_the_batch(bat
 def test_what_is_stored_is_not_missing() -> None:
     record, store = record_of(), MemoryStore()
     units = plan_units(record)
-    assert missing_units(units, store) == units
+    assert missing_units(units, list_parts(store, record)) == units
     for unit in units[::2]:
         store.put(unit.key, b"")
     store.put("counts/of-somebody-else", b"")
-    assert missing_units(units, store) == units[1::2]
+    assert missing_units(units, list_parts(store, record)) == units[1::2]
 
 
 def test_a_larger_budget_keeps_the_keys_of_the_stages_that_were_done() -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
 from drs_ray.engine.plan import plan_units, stage_units
-from drs_ray.engine.status import RATE_WINDOW_SECONDS, run_status
+from drs_ray.engine.status import RunStatus, run_status
 from drs_ray.errors import CountsError
+from drs_ray.results.compacted import encode_compacted
+from drs_ray.results.encoding import decode_parts
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.schema import CERTIFICATES_KEY, RUN_KEY
+from drs_ray.results.sessions import SESSIONS_PREFIX
 from drs_ray.results.store import StoredObject
 from tests.unit.engine.factories import part_of, record_of
-from tests.unit.results.factories import MemoryStore
+from tests.unit.results.factories import CLASSES, MemoryStore
 
 NOW = 1_000_000.0
 PER_UNIT = 3 * (50 + 400)
@@ -47,32 +52,93 @@ def store_of(record: RunRecord, ages: Sequence[float]) -> DatedStore:
     return store
 
 
+def note(store: DatedStore, age: float, seconds: float | None = None, **facts: Any) -> None:
+    """A session began so many seconds ago and has not ended, or ended so many seconds ago after `seconds`."""
+    key = f"{SESSIONS_PREFIX}{len(store.objects):03d}.json"
+    content = {"started": "2026-01-01T00:00:00+00:00"} | ({} if seconds is None else {"seconds": seconds}) | facts
+    store.put(key, json.dumps(content).encode())
+    store.modified[key] = NOW - age
+
+
+def status_of(ages: Sequence[float], begun: float | None = None, ended: float | None = None) -> RunStatus:
+    """Parts so old; a session that began, or ended, so long ago."""
+    store = store_of(record_of(), ages)
+    if ended is not None:
+        note(store, ended, seconds=1.0)
+    if begun is not None:
+        note(store, begun)
+    return run_status(store)
+
+
 def test_a_run_that_has_not_begun() -> None:
     status = run_status(store_of(record_of(), []))
     assert (status.units, status.units_done, status.samples, status.samples_done) == (8, 0, 8 * PER_UNIT, 0)
-    assert (status.samples_per_second, status.seconds_left) == (None, None)
+    assert (status.driver, status.samples_per_second, status.seconds_left) == ("none", None, None)
+    assert (status.sessions, status.session_seconds, status.set_aside) == (0, 0.0, {})
     assert not status.reduced
 
 
-def test_the_rate_is_that_between_the_first_and_the_last_part() -> None:
-    status = run_status(store_of(record_of(), [100, 60, 0]))
-    assert status.units_done == 3
-    assert status.samples_per_second == 2 * PER_UNIT / 100  # the first part only starts the clock
-    assert status.seconds_left == pytest.approx(5 * 50)
+def test_speed_and_time_left_while_a_driver_is_at_work() -> None:
+    status = status_of([80, 40, 0], begun=120)
+    assert (status.units_done, status.driver) == (3, "at work")
+    assert status.samples_per_second == pytest.approx(PER_UNIT / 40)
+    assert status.seconds_left == pytest.approx(5 * 40)
 
 
-def test_old_parts_say_nothing_of_the_present_rate() -> None:
-    old = RATE_WINDOW_SECONDS + 1
-    status = run_status(store_of(record_of(), [5000, old, 400, 200]))
-    assert status.samples_per_second == PER_UNIT / 200
-    assert run_status(store_of(record_of(), [5000, old, 3])).samples_per_second is None
+def test_parts_of_an_earlier_session_say_nothing_of_the_present_speed() -> None:
+    status = status_of([205, 204, 203, 0], begun=100, ended=200)
+    assert status.samples_per_second == pytest.approx(PER_UNIT / 100)
 
 
-@pytest.mark.parametrize("ages", [[0], [7, 7, 7], [9000, 8000]])
-def test_without_two_recent_moments_there_is_no_rate(ages: list[float]) -> None:
-    status = run_status(store_of(record_of(), ages))
-    assert status.samples_per_second is None
-    assert status.seconds_left is None
+@pytest.mark.parametrize(
+    ("ages", "begun", "ended", "driver"),
+    [
+        ([], 30, None, "at work"),  # its first unit may take its time
+        ([], 599, None, "at work"),
+        ([], 601, None, "silent"),
+        ([50], 70, None, "at work"),
+        ([200, 190, 61], 210, None, "at work"),  # pauses of up to 129 s were seen
+        ([800, 750, 700], 850, None, "silent"),
+        ([4000, 2500, 1100], 5000, None, "at work"),  # its units take 25 minutes
+        ([20, 10], 30, 9, "ended"),
+        ([20, 10], None, 9, "ended"),
+        ([500, 10], 30, 400, "at work"),  # resumed
+        ([20, 5], 100, 9, "at work"),  # two drivers, one has ended
+        ([9000, 20], 10000, 9, "ended"),  # one was killed, the next one has ended
+    ],
+)
+def test_whether_a_driver_is_at_work(ages: list[float], begun: float | None, ended: float | None, driver: str) -> None:
+    status = status_of(ages, begun, ended)
+    assert status.driver == driver
+    assert (status.samples_per_second is not None) == (driver == "at work" and bool(ages))
+
+
+def test_compacting_is_not_progress() -> None:
+    record = record_of()
+    store = store_of(record, [300, 200, 8, 4])
+    note(store, 400)
+    before = run_status(store).samples_per_second
+    assert before == pytest.approx(PER_UNIT / 100, rel=0.2)
+    units = plan_units(record)
+    small = [(unit.key, store.objects.pop(unit.key)) for unit in units[:2]]
+    merged, data = encode_compacted(decode_parts(small, record.run_id, CLASSES), record.run_id)
+    store.put(merged, data)
+    store.modified[merged] = NOW - 20
+    status = run_status(store)
+    assert (status.units_done, status.driver, status.seconds_since_part) == (4, "at work", 4.0)
+    assert status.samples_per_second == pytest.approx(2 * PER_UNIT / 16)
+
+
+def test_what_sessions_say() -> None:
+    record = record_of()
+    store = store_of(record, [50, 40])
+    stored, first, second = (unit.key for unit in plan_units(record)[1:4])
+    note(store, 200, 60.5, set_aside={stored: "NaN", first: "NaN"}, units_set_aside=2)
+    note(store, 100, 30.0, set_aside={first: "killed", second: "NaN"}, units_set_aside=5)
+    status = run_status(store)
+    assert (status.sessions, status.session_seconds) == (2, 90.5)
+    assert status.set_aside == {first: "killed", second: "NaN"}  # the last word; what is stored is no more aside
+    assert status.set_aside_unnamed == 3
 
 
 def test_a_finished_run_has_nothing_left() -> None:

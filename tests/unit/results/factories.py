@@ -14,7 +14,8 @@ from drs_ray.certificates.certify import Rule
 from drs_ray.certificates.curve import certified_accuracy_curve
 from drs_ray.config import parse_config
 from drs_ray.errors import MissingObjectError
-from drs_ray.results.counts import Counts, CountsHistory, CountsRow, assemble, decode_part, encode_part
+from drs_ray.results.counts import Counts, CountsHistory, assemble
+from drs_ray.results.encoding import CountsRow, decode_part, encode_part
 from drs_ray.results.reduce import RunResult, certify_counts
 from drs_ray.results.run_record import DatasetRecord, RunRecord, identity, run_id
 from drs_ray.results.schema import CURVE, with_metadata
@@ -75,7 +76,7 @@ def make_record(
         "partition": {"name": "none" if sub_images == 1 else "checkerboard"},
         "classifiers": [classifier] * sub_images,
         "budget": {"selection": 100, "estimation": estimation},
-        "engine": {"batch": 100, "device": "cpu"},
+        "engine": {"batch": 100, "device": "cpu", "images_per_unit": 16},
         "certificate": {"radii": list(radii)},
         "output": uri,
     }

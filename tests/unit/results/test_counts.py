@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from drs_ray.errors import CountsError
-from drs_ray.results.counts import Counts, CountsRow, decode_part, encode_part, read_counts
+from drs_ray.results.counts import Counts, read_counts
+from drs_ray.results.encoding import CountsRow, decode_part, encode_part
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.schema import COUNTS, with_metadata
 from tests.unit.results.factories import CLASSES, MemoryStore, make_record
@@ -106,7 +107,7 @@ class TestOnePart:
             with pytest.raises(CountsError) as error:
                 decode_part(data[:length], KEY, "run", CLASSES)
             assert one_line(error).startswith(
-                f"counts part {KEY}: truncated, damaged or not Parquet; delete that object"
+                f"counts part {KEY}: truncated, damaged or not Parquet; `drs-ray repair RUN`"
             )
 
     @pytest.mark.parametrize("data", [b"hello", b"PAR1" + b"\0" * 100 + b"PAR1", b"{}" * 1000])

@@ -16,7 +16,8 @@ from scipy.stats import beta, norm
 from drs_ray.certificates.certify import Rule
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError
-from drs_ray.results.counts import Counts, CountsRow, encode_part
+from drs_ray.results.counts import Counts
+from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.reduce import ABSTAIN, certify_counts, read_result, reduce_run
 from drs_ray.results.run_record import RunRecord, create_or_join
 from drs_ray.results.store import LocalStore, Store

@@ -17,10 +17,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import urllib3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
-from botocore.exceptions import ConnectionClosedError
+from botocore.exceptions import (
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    FlexibleChecksumError,
+    InvalidConfigError,
+    NoCredentialsError,
+    ReadTimeoutError,
+    SSLError,
+)
 from botocore.httpsession import URLLib3Session
+from botocore.parsers import ResponseParserError
 
 from drs_ray.errors import ConfigError, MissingObjectError, StoreError
 from drs_ray.results.store import LocalStore, S3Store, Store, StoredObject, open_store
@@ -422,6 +433,7 @@ def test_proc_is_not_writable() -> None:
         (errno.EACCES, "permission denied"),
         (errno.EROFS, "read-only"),
         (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "larger than the disk or a limit"),
         (errno.EIO, "put/output"),
     ],
 )
@@ -432,9 +444,10 @@ def test_failures_of_the_disk_name_reason_and_remedy(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", broken)
-    with pytest.raises(StoreError, match=f"{reason}.*; (choose|free|check)") as raised:
+    with pytest.raises(StoreError, match=f"{reason}.*; (choose|free|check|raise)") as raised:
         LocalStore(tmp_path).check_writable()
     assert str(raised.value).startswith(str(tmp_path))
+    assert not raised.value.transient
 
 
 def test_check_writable_needs_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +513,7 @@ def test_a_create_that_never_settles_ends_with_an_error(tmp_path: Path, monkeypa
     monkeypatch.setattr(time, "sleep", naps.append)
     with pytest.raises(StoreError, match="neither there nor to be created"):
         LocalStore(tmp_path).create("run.json", b"1")
-    assert len(naps) == 6
+    assert len(set(naps)) == len(naps) == 6
     assert sum(naps) < 10
 
 
@@ -661,6 +674,64 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize(
+    ("status", "code", "transient"),
+    [
+        (500, "InternalError", True),
+        (502, "", True),
+        (503, "SlowDown", True),
+        (504, "GatewayTimeout", True),
+        (429, "TooManyRequests", True),
+        (408, "", True),
+        (400, "RequestTimeout", True),
+        (400, "BadDigest", True),
+        (400, "IncompleteBody", True),
+        (400, "ExpiredToken", False),
+        (400, "InvalidArgument", False),
+        (403, "AccessDenied", False),
+        (403, "RequestTimeTooSkewed", False),
+        (403, "SignatureDoesNotMatch", False),
+        (404, "NoSuchBucket", False),
+        (501, "NotImplemented", False),
+        (507, "XMinioStorageFull", False),
+    ],
+)
+def test_what_may_pass_is_told_from_what_will_not(moto_store: S3Store, status: int, code: str, transient: bool) -> None:
+    Requests(moto_store, "PutObject", lambda _, request: answer(request, status, code))
+    with pytest.raises(StoreError) as raised:
+        moto_store.put("a", b"")
+    assert raised.value.transient is transient
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize(
+    ("error", "told", "transient"),
+    [
+        (ConnectTimeoutError(endpoint_url="u"), "no proper answer", True),
+        (EndpointConnectionError(endpoint_url="u"), "no proper answer", True),
+        (FlexibleChecksumError(error_msg="hunter2"), "no proper answer", True),
+        (ReadTimeoutError(endpoint_url="u"), "no proper answer", True),
+        (ResponseParserError("hunter2"), "no proper answer", True),
+        (urllib3.exceptions.SSLError("hunter2"), "no proper answer", True),
+        (SSLError(endpoint_url="u", error="EOF occurred in violation of protocol"), "no proper answer", True),
+        (SSLError(endpoint_url="u", error="[SSL: CERTIFICATE_VERIFY_FAILED]"), "certificate .*AWS_CA_BUNDLE", False),
+        (NoCredentialsError(), "no usable AWS credentials", False),
+        (InvalidConfigError(error_msg="hunter2"), "cannot use its settings .InvalidConfigError.; check AWS_", False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_errors_on_the_way_to_an_answer(moto_store: S3Store, error: Exception, told: str, transient: bool) -> None:
+    def broken(number: int, request: AWSPreparedRequest) -> None:
+        raise error
+
+    Requests(moto_store, "ListObjectsV2", broken)
+    with pytest.raises(StoreError, match=told) as raised:
+        moto_store.list()
+    assert raised.value.transient is transient
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("no_waiting")
 def test_create_whose_reply_is_lost_sees_its_own_object(moto_store: S3Store) -> None:
     puts = Requests(moto_store, "PutObject", lose_first_reply)
     gets = Requests(moto_store, "GetObject")
@@ -714,7 +785,7 @@ def test_create_meeting_an_unfinished_writer_tries_again(moto_store: S3Store, mo
         (403, "RequestTimeTooSkewed", "clock"),
         (501, "NotImplemented", "If-None-Match"),
         (503, "SlowDown", "overloaded.*; try again later"),
-        (507, "XMinioStorageFull", "overloaded or failing .XMinioStorageFull, HTTP 507."),
+        (507, "XMinioStorageFull", "no space left on the server .XMinioStorageFull, HTTP 507.; free some space there"),
         (418, "Teapot", "the server refused .Teapot, HTTP 418.; check"),
     ],
 )
@@ -736,6 +807,7 @@ def test_answers_of_the_server_are_told_with_the_remedy(moto_store: S3Store, sta
         assert "hunter2" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_a_get_that_breaks_off_is_read_again(moto_store: S3Store) -> None:
     moto_store.put("a", b"content")
     gets = Requests(moto_store, "GetObject")
@@ -749,6 +821,7 @@ def test_a_get_that_breaks_off_is_read_again(moto_store: S3Store) -> None:
     assert gets.count == 3
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_a_get_that_always_breaks_off_is_an_error(moto_store: S3Store) -> None:
     moto_store.put("a", b"content")
     gets = Requests(moto_store, "GetObject")

@@ -1,0 +1,127 @@
+"""What a run will take: units, samples, bytes, hours and cost, from a short probe where it would be carried out.
+
+Nothing is written. An adaptive run's size is known between two ends: its first stage, which every image takes, and all
+of its stages, which a hard image takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from drs_ray.config import RunConfig
+from drs_ray.engine.certify import describe_run, open_session, resolve
+from drs_ray.engine.observer import Observer
+from drs_ray.engine.placement import Placement
+from drs_ray.engine.plan import Unit, blocks, stage_units
+from drs_ray.engine.probe import Speed, measure, slowest, workers_of
+from drs_ray.engine.sizing import sized
+from drs_ray.errors import EngineError
+from drs_ray.results.encoding import CountsRow, encode_part
+from drs_ray.results.run_record import RunRecord
+
+
+@dataclass(frozen=True)
+class Size:
+    """So many units, noise samples, bytes of parts, and hours of one worker."""
+
+    units: int
+    samples: int
+    bytes: int
+    worker_hours: float
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run's size, and its expected time on `workers` workers like those that were probed.
+
+    least, most: the same for a fixed number of samples. speeds: of one worker, by sub-image. gpus, cpus: of one worker.
+    """
+
+    record: RunRecord
+    least: Size
+    most: Size
+    speeds: Mapping[int, Speed]
+    workers: int
+    gpus: float
+    cpus: float
+
+    def hours(self, size: Size) -> float:
+        """Expected wall time on all workers, which a run of few units cannot keep busy."""
+        return size.worker_hours / min(self.workers, size.units)
+
+    def device_hours(self, size: Size) -> float:
+        """GPU hours where workers have GPUs, or a share of one; CPU hours elsewhere."""
+        return size.worker_hours * (self.gpus or self.cpus)
+
+
+def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
+    """Size a run, and measure how fast workers of the config's cluster draw votes.
+
+    Raises:
+        ConfigError, DataError, ClassifierError: what `certify_run` would refuse.
+        EngineError: no worker can be had, or a classifier fails on the image it was tried on.
+    """
+    observer = observer or Observer()
+    with open_session(config.engine) as session:
+        config = resolve(config, session)
+        session.check(config.engine)
+        described = describe_run(config, observer)
+        workers = workers_of(config.engine, session)
+        speeds = measure(described, session, observer)
+    missing = sorted(set(range(described.sub_images)) - set(speeds))
+    if missing:
+        raise EngineError(
+            f"sub-image {missing[0]}: its speed could not be measured: its classifier failed on the image that was "
+            "tried, or its worker died; run `drs-ray certify`, which names the image and the cause"
+        )
+    record = sized(described, workers, slowest(speeds))
+    placement = Placement.of(record.config.engine)
+    stages = [_stage_size(record, stage, speeds) for stage in range(len(record.schedule.samples))]
+    return RunPlan(
+        record, stages[0], _together(stages), speeds, max(1, workers), gpus=placement.gpus, cpus=placement.cpus
+    )
+
+
+def _stage_size(record: RunRecord, stage: int, speeds: Mapping[int, Speed]) -> Size:
+    """One stage of all images. Blocks are alike, but for a shorter last one."""
+    last = blocks(record)[-1]
+    whole = (0, record.images_per_unit - 1)
+    kinds = [(last, 1)] if last[0] == 0 else [(whole, len(blocks(record)) - 1), (last, 1)]
+    units = samples = size = 0
+    seconds = 0.0
+    for (first, end), count in kinds:
+        mine = stage_units(record, (first, end), stage, range(first, end + 1))
+        units += count * len(mine)
+        samples += count * sum(unit.samples for unit in mine)
+        size += count * sum(_part_bytes(record, unit, speeds[unit.sub_image].classes) for unit in mine)
+        seconds += count * sum(unit.samples / speeds[unit.sub_image].mean for unit in mine)
+    return Size(units, samples, size, seconds / 3600)
+
+
+def _part_bytes(record: RunRecord, unit: Unit, classes: float) -> int:
+    """Bytes of a part whose rows have votes for so many classes, most of them for one."""
+    present = max(1, min(round(classes), record.dataset.num_classes))
+    rows = []
+    for position in unit.positions:
+        image_id = record.image_ids[position]
+        for draw in unit.draws:
+            rest = np.arange(1, present, dtype=np.int64) * 7919 % max(1, draw.samples // present) + 1
+            votes = np.zeros(record.dataset.num_classes, np.int64)
+            at = (image_id + np.arange(present)) % record.dataset.num_classes
+            votes[at] = [max(1, draw.samples - rest.sum()), *rest]
+            rows.append(
+                CountsRow(image_id, 0, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes)
+            )
+    return len(encode_part(rows, record.run_id, unit.key))
+
+
+def _together(sizes: list[Size]) -> Size:
+    return Size(
+        sum(size.units for size in sizes),
+        sum(size.samples for size in sizes),
+        sum(size.bytes for size in sizes),
+        sum(size.worker_hours for size in sizes),
+    )

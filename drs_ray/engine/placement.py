@@ -1,0 +1,90 @@
+"""What a Ray worker asks for, and how many such workers a node can hold. Pure functions of config and node."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drs_ray.config import EngineConfig
+
+Node = Mapping[str, Any]
+"""One entry of `ray.nodes()`: "Alive", "Resources" (name -> total) and "Labels" (key -> value) are used."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """CPUs, GPUs and custom resources of one worker, and the labels that its node must have."""
+
+    cpus: float
+    gpus: float
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    @classmethod
+    def of(cls, engine: EngineConfig) -> Placement:
+        """The placement that a config asks for; on cuda a worker has a whole GPU unless the config says otherwise."""
+        gpus = engine.gpus_per_worker
+        if gpus is None:
+            gpus = 1.0 if engine.device == "cuda" else 0.0
+        return cls(engine.cpus_per_worker, gpus, engine.resources, engine.labels)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the Ray actor."""
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "resources": dict(self.resources),
+            "label_selector": dict(self.labels),
+        }
+
+    @property
+    def needs(self) -> str:
+        """What one worker asks for, in words."""
+        custom = "".join(f" and {amount:g} {name}" for name, amount in self.resources.items())
+        labels = ", ".join(f"{key}={value}" for key, value in self.labels.items())
+        where = f", on nodes labelled {labels}" if labels else ""
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs{custom} per worker{where}"
+
+    def allows(self, node: Node) -> bool:
+        """Whether the node lives and its labels are those asked for."""
+        labels = node.get("Labels", {})
+        return bool(node["Alive"]) and all(_matches(value, labels.get(key)) for key, value in self.labels.items())
+
+    def workers_on(self, node: Node) -> int:
+        """How many workers the node holds when it has nothing else to do."""
+        if not self.allows(node):
+            return 0
+        have = node["Resources"]
+        fits = [_times(self.cpus, have.get("CPU", 0.0))]
+        if self.gpus >= 1:
+            fits.append(_times(self.gpus, have.get("GPU", 0.0)))
+        elif self.gpus:  # a fraction is of one GPU
+            fits.append(int(have.get("GPU", 0.0)) * _times(self.gpus, 1.0))
+        fits += [_times(amount, have.get(name, 0.0)) for name, amount in self.resources.items()]
+        return min(fits)
+
+    def there(self, nodes: Sequence[Node]) -> str:
+        """What the live nodes have of what is asked for, busy or not, in words."""
+        alive = [node for node in nodes if node["Alive"]]
+        names = ("CPU", "GPU", *self.resources)
+        totals = {name: sum(node["Resources"].get(name, 0.0) for node in alive) for name in names}
+        amounts = [f"{totals[name]:g} {name}{'s' if name in ('CPU', 'GPU') else ''}" for name in names]
+        labelled = f", {sum(map(self.allows, alive))} of them so labelled" if self.labels else ""
+        return f"{len(alive)} nodes with {', '.join(amounts)}{labelled}"
+
+
+def _times(want: float, have: float) -> int:
+    """How often `want` is in `have`; 0.1 is in 0.3 three times, whatever floats say."""
+    return math.floor(have / want + 1e-6)
+
+
+def _matches(selector: str, label: str | None) -> bool:
+    """Ray's label selectors: value, !value, in(a, b), !in(a, b); a node without the label is not any value."""
+    negated = selector.startswith("!")
+    listed = re.fullmatch(r"in\((.*)\)", selector.removeprefix("!"))
+    values = [value.strip() for value in listed[1].split(",")] if listed else [selector.removeprefix("!")]
+    return (label in values) != negated

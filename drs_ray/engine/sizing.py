@@ -1,0 +1,112 @@
+"""How large units of work are: long enough to cost the driver nothing, short enough to keep all workers busy.
+
+The rule. A unit of the first stage takes `engine.seconds_per_unit`, or less in a short run: every worker gets at least
+some eight units, so that all get work and the last unit holds the others up for an eighth of the run at most; but no
+unit is made shorter than about a second for that. Where one image takes more than twice as long, its samples are cut
+at multiples of `noise.block`. Later stages of an adaptive run are for fewer images and more samples: they are cut where
+a unit with all its images would take more than eight times as long. A run that was not measured, because it is small
+or its classifiers failed, gets eight units per worker too, of 16 images at most.
+
+Votes never depend on sizes. They are fixed by a run's first start, in run.json, because they name the parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from drs_ray.results.run_record import RunRecord
+
+UNITS_PER_WORKER = 8
+SHORTEST_SECONDS = 1.0
+MOST_IMAGES = 1000
+MOST_IMAGES_UNMEASURED = 16
+LATER_STAGES = 4
+"""Pieces of a later stage are so many times a unit of the first, if all its images are still open: most are not."""
+SMALL_RUN = 2_000_000
+"""Noise samples below which measuring costs more than it gains."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Images of a unit, and the most estimation samples of one image in a unit; None: a whole stage."""
+
+    images_per_unit: int
+    samples_per_unit: int | None
+
+
+def most_samples(record: RunRecord) -> int:
+    """Noise samples of the whole run; of an adaptive one, if no image stops before its last stage."""
+    per_image = record.config.budget.selection + record.schedule.samples[-1]
+    return len(record.image_ids) * record.sub_images * per_image
+
+
+def is_small(record: RunRecord, workers: int) -> bool:
+    """Whether a run is too small to be measured first: few samples, and enough images to go round or very few."""
+    goes_round = len(record.image_ids) * record.sub_images >= 2 * workers
+    return most_samples(record) <= (SMALL_RUN if goes_round else SMALL_RUN // 100)
+
+
+def sized(record: RunRecord, workers: int, rate: float | None) -> RunRecord:
+    """The record with sizes of units by the rule; numbers that the config gives stay as they are.
+
+    Args:
+        record: a run that is not started yet.
+        workers: how many the run will have.
+        rate: samples per second of one worker; None: not measured.
+    """
+    engine = record.config.engine
+    if engine.images_per_unit is not None:
+        return record
+    stages = [samples for _, samples in record.schedule.ranges()]
+    sizes = unit_sizes(
+        len(record.image_ids) * record.sub_images,
+        record.config.budget.selection,
+        stages if engine.samples_per_unit is None else [min(stages[0], engine.samples_per_unit)],
+        record.config.noise.block,
+        workers,
+        None if rate is None else rate * engine.seconds_per_unit,
+        0.0 if rate is None else rate * SHORTEST_SECONDS,
+    )
+    config = record.config.updated(
+        "engine",
+        images_per_unit=min(sizes.images_per_unit, len(record.image_ids)),
+        samples_per_unit=engine.samples_per_unit or sizes.samples_per_unit,
+    )
+    return record.model_copy(update={"config": config})
+
+
+def unit_sizes(
+    images: int,
+    selection: int,
+    stages: Sequence[int],
+    block: int,
+    workers: int,
+    target: float | None,
+    shortest: float,
+) -> Sizes:
+    """The rule itself.
+
+    Args:
+        images: images of the run, once for each sub-image.
+        selection: selection samples of an image.
+        stages: estimation samples of an image in each stage.
+        block: samples of a block of noise.
+        workers: how many will share the units.
+        target: samples of a unit that takes as long as one should; None: not measured.
+        shortest: samples below which units are not made smaller to give every worker some.
+    """
+    first = selection + stages[0]
+    share = images * first / (UNITS_PER_WORKER * workers)
+    if target is None:
+        return Sizes(_within(share / first, MOST_IMAGES_UNMEASURED), None)
+    wanted = min(target, max(shortest, share))
+    images_per_unit = _within(wanted / first, MOST_IMAGES)
+    piece = wanted / images_per_unit * (LATER_STAGES if len(stages) > 1 else 1)
+    samples_per_unit = max(1, math.floor(piece / block)) * block
+    return Sizes(images_per_unit, samples_per_unit if max(stages) > 2 * samples_per_unit else None)
+
+
+def _within(images: float, most: int) -> int:
+    return max(1, min(most, math.floor(images)))

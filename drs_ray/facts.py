@@ -1,0 +1,122 @@
+"""What `plan`, `status` and `verify` found, as names and values for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from drs_ray.console import rate_text
+from drs_ray.results.summary import duration_text
+
+if TYPE_CHECKING:
+    from drs_ray.engine.forecast import RunPlan, Size
+    from drs_ray.engine.probe import Speed
+    from drs_ray.engine.status import Driver, RunStatus
+    from drs_ray.engine.verify import VerifyReport
+
+_SET_ASIDE_SHOWN = 5
+
+_DRIVERS: dict[Driver, str] = {
+    "none": "none has begun",
+    "at work": "at work",
+    "silent": "one has not ended, but no part came for longer than usual: killed, or stuck",
+    "ended": "none at work",
+}
+
+
+def render_facts(facts: Mapping[str, str]) -> Table:
+    """Names and values, one pair per line, as they are: brackets in a reason are no markup."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def status_facts(status: RunStatus) -> dict[str, str]:
+    """Where a run stands, in words."""
+    record = status.record
+    at_least = "at least " if len(record.schedule.samples) > 1 else ""
+    age, left = status.seconds_since_part, status.seconds_left
+    sessions = f"{status.sessions:,} ended, {duration_text(status.session_seconds)} in all" if status.sessions else "-"
+    facts = {
+        "run": record.run_id,
+        "started": record.created,
+        "images": f"{len(record.image_ids):,}",
+        "units": f"{status.units_done:,} of {status.units:,} ({100 * status.units_done // status.units} %)",
+        "noise samples": f"{status.samples_done:,} of {status.samples:,}",
+        "driver": _DRIVERS[status.driver],
+        "last part": "-" if age is None else f"{duration_text(age)} ago",
+        "speed": rate_text(status.samples_per_second),
+        "time left": "unknown" if left is None else "none" if left == 0 else f"{at_least}{duration_text(left)}",
+        "sessions": sessions,
+        "reduced": "yes" if status.reduced else "no",
+    }
+    if status.set_aside:
+        more = f", and up to {status.set_aside_unnamed:,} more" if status.set_aside_unnamed else ""
+        lines = [f"{key}: {reason}" for key, reason in list(status.set_aside.items())[:_SET_ASIDE_SHOWN]]
+        if len(status.set_aside) > len(lines):
+            lines.append("...")
+        facts["set aside"] = "\n".join(
+            [f"{len(status.set_aside):,} units{more}; mend the cause, then run certify again", *lines]
+        )
+    if status.unknown_parts:
+        facts["unknown parts"] = ", ".join(status.unknown_parts)
+    return facts
+
+
+def plan_facts(planned: RunPlan, price: float | None) -> dict[str, str]:
+    """What a run will take, in words; two numbers where its stages decide. price: of a GPU hour, or of a CPU hour."""
+    record, least, most = planned.record, planned.least, planned.most
+    device = "GPU" if planned.gpus else "CPU"
+
+    def each(show: Callable[[Size], str]) -> str:
+        low, high = show(least), show(most)
+        return low if low == high else f"{low} to {high}"
+
+    engine = record.config.engine
+    pieces = "" if engine.samples_per_unit is None else f", at most {engine.samples_per_unit:,} samples of each"
+    facts = {
+        "run": record.run_id,
+        "images": f"{len(record.image_ids):,}",
+        "sub-images": str(record.sub_images),
+        "unit": f"{record.images_per_unit:,} images of a sub-image{pieces}",
+        "units": each(lambda size: f"{size.units:,}"),
+        "noise samples": each(lambda size: f"{size.samples:,}"),
+        "bytes of parts": each(lambda size: decimal(size.bytes)),
+        "device": f"{engine.device} ({record.hardware})",
+        "samples/s per worker": " / ".join(_speed_text(speed) for _, speed in sorted(planned.speeds.items())),
+        "workers": f"{planned.workers:,}",
+        f"{device} hours": each(lambda size: f"{planned.device_hours(size):.3g}"),
+        "expected hours": each(lambda size: f"{planned.hours(size):.3g}"),
+    }
+    if price is not None:
+        cost = each(lambda size: f"{planned.device_hours(size) * price:,.2f}")
+        facts["cost"] = f"{cost} at {price:g} a {device} hour"
+    return facts
+
+
+def _speed_text(speed: Speed) -> str:
+    alike = speed.most <= 1.1 * speed.least
+    return f"{speed.mean:,.0f}" + ("" if alike else f" ({speed.least:,.0f} to {speed.most:,.0f})")
+
+
+def verify_facts(found: VerifyReport, images: int, level: float) -> dict[str, str]:
+    """What was recomputed and what it shows. images: asked for of each unit. level: of the homogeneity test."""
+    shifts = [f"{100 * shift:.1f} points in {phase}" for phase, shift in found.shifts.items()]
+    wrong = "wrong vote" if found.exact else "such difference"
+    met = f"a {wrong} in {100 * found.share_found:.1f} % of the images" if found.share_found else f"any {wrong}"
+    return {
+        "run": found.record.run_id,
+        "units": f"{len(found.checked):,} of {found.units:,} stored (--seed {found.seed})",
+        "images": f"{found.images:,} (up to {images} of each unit)",
+        "noise samples": f"{found.samples:,} of {found.samples_stored:,} stored",
+        "device": f"{found.device} ({found.hardware})",
+        "compared": "exactly" if found.exact else f"by a homogeneity test of level {level:g}",
+        **({} if found.exact else {"finds with 95 %": f"vote shares that differ by {', '.join(shifts)}"}),
+        "meets with 95 %": met,
+        "comparisons": f"{found.comparisons:,}, {len(found.differences):,} differ",
+    }
