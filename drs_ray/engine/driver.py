@@ -30,6 +30,7 @@ from drs_ray.results.run_record import RunRecord
 CONNECT_SECONDS = 10.0
 
 
+@ray_or_resume()
 def connect(engine: EngineConfig) -> bool:
     """Start a local Ray, or attach to a running one. Returns False where this process is connected already.
 
