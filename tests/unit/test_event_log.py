@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,9 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jq
 import pytest
 
-from drs_ray.engine.observer import Observers
+from drs_ray.engine.observer import Observer, Observers
 from drs_ray.engine.outcome import Outcome
 from drs_ray.errors import ConfigError, InterruptedRunError, UnitsSetAsideError
 from drs_ray.event_log import EventLog
@@ -140,6 +143,43 @@ def test_the_last_line_says_how_it_ended(tmp_path: Path, error: BaseException, c
             "error": type(error).__name__,
         }
     ]
+
+
+# the documents
+
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+
+
+def test_the_documents_list_every_kind_of_line_and_its_keys(tmp_path: Path) -> None:
+    table = OPERATIONS.split("| kind | further keys |\n|---|---|\n")[1].split("\n\n")[0]
+    listed = {}
+    for row in table.splitlines():
+        kinds, keys = row.strip("| ").split(" | ")
+        keys = re.sub(r"`(worker|node)`", "", keys)  # values
+        listed.update({kind: set(re.findall(r"`(\w+)`", keys)) for kind in re.findall(r"`(\w+)`", kinds)})
+    file = tmp_path / "events.jsonl"
+    with EventLog(str(file)) as log:
+        told(log)
+    with pytest.raises(ConfigError), EventLog(str(file)):
+        raise ConfigError("a bad key")
+    written = {line["kind"]: set(line) - {"time", "run_id", "kind", "message"} for line in read(file)}
+    assert {kind: listed[kind] for kind in written} == written
+    named = re.search(r"kind: ([\w, ]+)\.", Observer.event.__doc__ or "")
+    assert named is not None
+    assert set(listed) == set(written) | set(re.findall(r"\w{3,}", named[1]))
+
+
+def test_the_examples_for_jq_find_what_they_say(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    with EventLog(str(file)) as log:
+        told(log)
+        log.unit_done(unit(2), Outcome(1.0, 0.1))
+        log.event("set aside", "unit_set_aside", unit="counts/c", reason="NaN")
+    commands = [shlex.split(line) for line in OPERATIONS.splitlines() if line.startswith("jq ")]
+    assert [(option, name) for _, option, _, name in commands] == [("-sc", "events.jsonl"), ("-r", "events.jsonl")]
+    done, set_aside = (jq.compile(program) for _, _, program, _ in commands)
+    assert done.input_text(file.read_text(), slurp=True).all() == [{"units": 2, "samples": 20}]
+    assert set_aside.input_text(file.read_text()).all() == ["counts/c: NaN"]
 
 
 # files

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +150,21 @@ def test_what_is_done_and_what_is_set_aside_leave_nothing_to_do(board: Board, ob
         observer.unit_done(unit(number), Outcome(1.0, 0.1))
     observer.event("set aside", "unit_set_aside", unit=unit(4).key, reason="NaN")
     assert board.gauges == {("drs_ray_units_todo", RUN): 0}
+
+
+def test_the_documents_list_every_metric(observer: MetricsObserver) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `ray_(\w+)` \| (\w+) \| \w+ \| ([^|]*)\|", text, re.MULTILINE)
+    made = [metric for metric in vars(observer).values() if isinstance(metric, Counter | Gauge | Histogram)]
+    assert len(made) == 11
+    assert {(name, kind, frozenset(re.findall(r"`(\w+)`", tags))) for name, kind, tags in listed} == {
+        (
+            metric.info["name"],
+            next(kind.__name__.lower() for kind in (Counter, Gauge, Histogram) if isinstance(metric, kind)),
+            frozenset(metric.info["tag_keys"]) - {"run_id"},
+        )
+        for metric in made
+    }
 
 
 def test_buckets_grow() -> None:
