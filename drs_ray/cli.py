@@ -113,7 +113,7 @@ def certify(
     address: AddressOption = None,
     log: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Append a JSON object per event; - writes them to stderr, and nothing else."),
+        typer.Option(metavar="FILE", help="Append a JSON object per event; - writes them to stderr, not progress."),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:

@@ -104,8 +104,10 @@ class ConsoleObserver(Observer):
         self._progress.reset(
             self._task,
             total=self._samples_left,
-            units=self._fraction(),
             description=self._label,
+            units=self._fraction(),  # reset forgets all fields that it is not given
+            rate=None,
+            ends=None,
             at_least=self._at_least,
         )
         self._plain(f"{len(todo)} of {self._units} units to do, {self._samples_left:,} noise samples")

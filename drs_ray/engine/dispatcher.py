@@ -111,12 +111,15 @@ class Dispatcher:
         last_look, waiting_since = float("-inf"), time.monotonic()
         try:
             while self._unfinished():
-                if time.monotonic() - last_look >= _TICK_SECONDS:  # the cluster may have grown or shrunk
+                tick = time.monotonic() - last_look >= _TICK_SECONDS
+                if tick:  # the cluster may have grown or shrunk
                     places, last_look = max(1, self._limit()), time.monotonic()
                     self._end_silent_workers()
                 self._queue_again()
                 self._drop_needless_starts()
                 self._hire(places)
+                if tick:
+                    self._tell_workers()
                 for call in self._answered():
                     self._answer(self._calls.pop(call), call)
                 if self._working() or not self._calls:
@@ -130,10 +133,17 @@ class Dispatcher:
         finally:
             for worker in self._workers:
                 _kill(worker.actor)
+            with suppress(Exception):  # nothing may hide the error that a run ends with
+                for pool in self._pools.values():
+                    self._observer.workers(pool.sub_image, 0, 0)
         return self._ledger.set_aside
 
     def _pool(self, unit: Unit) -> _Pool:
         return self._pools.setdefault(unit.sub_image, _Pool(unit.sub_image))
+
+    def _tell_workers(self) -> None:
+        for pool in self._pools.values():
+            self._observer.workers(pool.sub_image, pool.working, pool.starting)
 
     def _unfinished(self) -> bool:
         return self._working() or bool(self._later) or any(pool.queue for pool in self._pools.values())

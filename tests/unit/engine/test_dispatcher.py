@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -337,6 +338,61 @@ def test_units_that_pause_are_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(on_unit=first_time(raised(StoreError("503"))))
     assert dispatched(monkeypatch, fake, [unit(0)], stall_seconds=0.5)[0] == {}
     assert fake.now > ledger.RETRY_SECONDS
+
+
+# what is told of workers
+
+
+def test_every_second_it_is_told_who_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(on_start=lambda actor, nth: After(3.5), on_unit=lambda actor, what: After(4.0))
+    _, recorder = dispatched(monkeypatch, fake, [unit(0), unit(0, 1)], workers=1)
+    told = list(zip(recorder.crews[::2], recorder.crews[1::2], strict=True))
+    assert [both for both, _ in itertools.groupby(told)] == [
+        ((0, 0, 1), (1, 0, 0)),
+        ((0, 1, 0), (1, 0, 0)),
+        ((0, 0, 0), (1, 0, 1)),
+        ((0, 0, 0), (1, 1, 0)),
+        ((0, 0, 0), (1, 0, 0)),
+    ]
+    assert fake.now / 2 < len(told) <= fake.now + 2
+
+
+def test_answers_in_between_are_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that has hundreds of answers a second does not speak of its workers after each."""
+    fake = FakeRay()
+    _, recorder = dispatched(monkeypatch, fake, [unit(number) for number in range(500)], workers=1)
+    assert fake.now > 5
+    assert fake.now - 1 < len(recorder.crews) <= fake.now + 2
+
+
+def test_a_sub_image_that_comes_later_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(on_unit=lambda actor, what: After(1.5))
+    later = unit(0, sub_image=1)
+    _, recorder = dispatched(
+        monkeypatch, fake, [unit(0)], workers=1, further=lambda done, result: [later] if done == unit(0) else []
+    )
+    assert {crew[0] for crew in recorder.crews[:2]} == {0}
+    assert (1, 1, 0) in recorder.crews
+    assert recorder.crews[-2:] == [(0, 0, 0), (1, 0, 0)]
+
+
+def test_at_the_end_there_are_no_workers_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    fake = FakeRay(on_unit=lambda actor, what: RaySystemError("GCS is gone"))
+    with pytest.raises(EngineError, match=LOST):
+        dispatched(monkeypatch, fake, workers=4, recorder=recorder)
+    assert recorder.crews[-2:] == [(0, 0, 0), (1, 0, 0)]
+
+
+def test_an_observer_that_fails_at_the_end_does_not_hide_why_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(Recorder):
+        def workers(self, sub_image: int, working: int, starting: int) -> None:
+            if not working and not starting:
+                raise OSError(28, "No space left on device")
+
+    fake = FakeRay(on_unit=lambda actor, what: RaySystemError("GCS is gone"))
+    with pytest.raises(EngineError, match=LOST):
+        dispatched(monkeypatch, fake, [unit(0)], recorder=Failing())
 
 
 # starts
