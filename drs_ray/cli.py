@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from drs_ray.config import RunConfig
-    from drs_ray.results.reduce import RunResult
+    from drs_ray.results.imported import Shown
     from drs_ray.results.store import Store
 
 app = typer.Typer(
@@ -173,14 +173,14 @@ def report(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Print the table of one or several runs and write report.html and the figure."""
+    from drs_ray.results.imported import read_shown
     from drs_ray.results.readouts import read_columns
-    from drs_ray.results.reduce import read_result
     from drs_ray.results.report import write_report
     from drs_ray.results.summary import check_same_test_set
     from drs_ray.results.terminal import render_convergence
 
     stores = [_open(run, endpoint_url) for run in runs]
-    results = [read_result(store) for store in stores]
+    results = [read_shown(store) for store in stores]
     check_same_test_set(results)
     columns = read_columns(zip(results, stores, strict=True), compare_rules=compare_rules)
     target = _open(output or runs[0], endpoint_url)
@@ -312,7 +312,7 @@ def _stderr() -> Console:
     return Console(stderr=True)
 
 
-def _print_table(results: Sequence[RunResult]) -> None:
+def _print_table(results: Sequence[Shown]) -> None:
     from drs_ray.results.readouts import rule_gains
     from drs_ray.results.terminal import render_table
 

@@ -13,8 +13,8 @@ import numpy as np
 from drs_ray.certificates.curve import Curve, certified_accuracy_curve
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import ConfigError
+from drs_ray.results.imported import Shown
 from drs_ray.results.readouts import AtSamples
-from drs_ray.results.reduce import RunResult
 from drs_ray.results.store import Store
 from drs_ray.results.summary import Certified, RunSummary, summarise_side_by_side
 
@@ -40,7 +40,7 @@ _STYLE = {
 }
 
 
-def certified_accuracy_figure(results: Sequence[RunResult], *, legend: bool = True) -> Figure:
+def certified_accuracy_figure(results: Sequence[Shown], *, legend: bool = True) -> Figure:
     """Certified accuracy against radius for each run: steps, shaded pointwise 95 % intervals, dashed guaranteed share.
 
     Args:
@@ -114,7 +114,7 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     return sink.getvalue()
 
 
-def save_figures(results: Sequence[RunResult], target: Store) -> list[str]:
+def save_figures(results: Sequence[Shown], target: Store) -> list[str]:
     """Write certified_accuracy.svg and .png to the store; returns their keys.
 
     Raises:

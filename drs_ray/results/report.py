@@ -20,6 +20,7 @@ from drs_ray.results.figure import (
     figure_bytes,
     save_figures,
 )
+from drs_ray.results.imported import Shown
 from drs_ray.results.readouts import (
     AtSamples,
     ClassRow,
@@ -36,10 +37,11 @@ from drs_ray.results.readouts import (
     rule_named,
     saving,
 )
-from drs_ray.results.reduce import ABSTAIN, RunResult
+from drs_ray.results.reduce import RunResult
 from drs_ray.results.rounding import format_down
 from drs_ray.results.store import Store
 from drs_ray.results.summary import SHARE_DIGITS, AtRadius, RunSummary, exact_text, summarise_side_by_side
+from drs_ray.results.tables import ABSTAIN
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -97,7 +99,7 @@ class RunDetails:
         return row.at_radii(self.class_radii)[1:]
 
 
-def write_report(columns: Columns | Sequence[RunResult], target: Store) -> list[str]:
+def write_report(columns: Columns | Sequence[Shown], target: Store) -> list[str]:
     """Write report.html, certified_accuracy.svg and certified_accuracy.png to the store; returns their keys.
 
     Args:
@@ -114,7 +116,7 @@ def write_report(columns: Columns | Sequence[RunResult], target: Store) -> list[
     return [REPORT_KEY, *figures]
 
 
-def render_report(columns: Columns | Sequence[RunResult]) -> str:
+def render_report(columns: Columns | Sequence[Shown]) -> str:
     """The HTML page: it opens offline, fetches nothing and runs no script. The same runs give the same page.
 
     Raises:
@@ -122,6 +124,8 @@ def render_report(columns: Columns | Sequence[RunResult]) -> str:
     """
     results = _results(columns)
     runs = summarise_side_by_side(results)
+    if all(run.imported for run in runs):
+        raise ConfigError("a report needs a run of drs-ray's own: these are imported, and `drs-ray export` shows them")
     try:
         import jinja2
     except ImportError as error:
@@ -158,16 +162,16 @@ def render_report(columns: Columns | Sequence[RunResult]) -> str:
     )
 
 
-def _results(columns: Columns | Sequence[RunResult]) -> tuple[RunResult, ...]:
+def _results(columns: Columns | Sequence[Shown]) -> tuple[Shown, ...]:
     return columns.results if isinstance(columns, Columns) else tuple(columns)
 
 
 def _details(
-    results: Sequence[RunResult], runs: Sequence[RunSummary], convergence: dict[RunResult, tuple[AtSamples, ...]]
+    results: Sequence[Shown], runs: Sequence[RunSummary], convergence: dict[RunResult, tuple[AtSamples, ...]]
 ) -> Iterator[RunDetails]:
     edges = radius_edges(results)
     for position, (result, run) in enumerate(zip(results, runs, strict=True)):
-        if run.variant:
+        if run.variant or not isinstance(result, RunResult):
             continue
         classes = per_class(result)
         shown = classes

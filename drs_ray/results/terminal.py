@@ -8,12 +8,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from drs_ray.results.imported import Shown
 from drs_ray.results.readouts import AtSamples, Columns, saving
 from drs_ray.results.reduce import RunResult
 from drs_ray.results.summary import AtRadius, RunSummary, run_names, summarise_side_by_side
 
 
-def render_table(results: Sequence[RunResult]) -> Table:
+def render_table(results: Sequence[Shown]) -> Table:
     """Rows are radii, then totals; one column per run or comparison. Plain ASCII text.
 
     80 columns hold three; with more than two, the guaranteed share gives way to a row that says what it takes off.
@@ -77,18 +78,20 @@ _MEANING_OF_MANY = (
     "certified accuracy [95 % interval over images]. failed: with 99 % probability over the noise, no more "
     "certificates than that are wrong."
 )
+_IMPORTED = " Imported: radii, alpha and samples as published and stated; there are no votes to check them against."
 _UNITS = "Radii: l2, pixel units, images in [0, 1]. Shares and ACR are rounded down."
 
 
 def _chosen_later(runs: Sequence[RunSummary]) -> str:
     """Names the runs whose rule or alpha is not the one that they began with; comparisons say so already."""
     names = [run.name for run in runs if not run.as_planned and not run.variant]
-    return f" Rule or alpha chosen after the run began: {', '.join(names)}." if names else ""
+    later = f" Rule or alpha chosen after the run began: {', '.join(names)}." if names else ""
+    return later + (_IMPORTED if any(run.imported for run in runs) else "")
 
 
 def _header(run: RunSummary, narrow: bool) -> Text:
     lines = [
-        *(["comparison"] if run.variant else []),
+        *(["comparison"] if run.variant and not run.imported else []),
         *([run.method, f"sigma {run.sigma_text}"] if narrow else [f"{run.method}, sigma {run.sigma_text}"]),
         f"n = {run.budget_text}",
         f"alpha = {run.alpha}",
@@ -105,8 +108,8 @@ def _short_cell(row: AtRadius) -> Text:
     return Text.assemble((row.accuracy_text, "bold"), (f" {row.interval_text.replace(', ', ',')}", "dim"))
 
 
-def _samples(result: RunResult) -> str:
-    saved = saving(result)
+def _samples(result: Shown) -> str:
+    saved = saving(result) if isinstance(result, RunResult) else None
     return f"{result.samples:,}" + (f" ({saved.factor_text} times fewer)" if saved else "")
 
 
