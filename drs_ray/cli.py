@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drs_ray.errors import DrsError, InterruptedRunError
+from drs_ray.errors import ConfigError, DrsError, InterruptedRunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +35,7 @@ SetOption = Annotated[
 AddressOption = Annotated[
     str | None, typer.Option(help="inline, local, auto or ray://host:port; overrides engine.address.")
 ]
+RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results only.")]
 EndpointOption = Annotated[
     str | None, typer.Option(help="Endpoint of an S3-compatible server [default: AWS_ENDPOINT_URL or AWS].")
@@ -73,7 +74,8 @@ def demo(
     images: Annotated[int, typer.Option(min=1, max=1000, help="Test images to certify.")] = 200,
     samples: Annotated[int, typer.Option(min=1, help="Estimation samples per image and sub-image.")] = 3000,
     address: AddressOption = None,
-    quiet: QuietOption = False,
+    quiet: RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
+QuietOption = False,
 ) -> None:
     """Train, certify RS and DRS side by side on real digits, print the table, write the report."""
     from drs_ray.demo import run_demo
@@ -115,7 +117,8 @@ def certify(
         str | None,
         typer.Option(metavar="FILE", help="Append a JSON object per event; - writes them to stderr, not progress."),
     ] = None,
-    quiet: QuietOption = False,
+    quiet: RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
+QuietOption = False,
 ) -> None:
     """Run or resume a certification, and print its table."""
     from drs_ray.console import ConsoleObserver
@@ -152,7 +155,7 @@ def reduce(
     run: RunArgument,
     alpha: Annotated[float | None, typer.Option(help="Failure probability of a certificate.")] = None,
     vote: Annotated[str | None, typer.Option(help="probit or mean.")] = None,
-    radii: Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")] = None,
+    radii: RadiiOption = None,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Compute certificates and curve again from the stored counts. Needs no torch, no Ray, no GPU."""
@@ -191,11 +194,94 @@ def report(
         print(f"{target.uri}/{key}")
 
 
+@app.command(epilog="Example: `drs-ray export runs/demo/drs --format tsv --output drs.tsv`")
+def export(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="A reduced or imported run; several for tables.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="tsv or csv (every image), markdown or latex (certified accuracy at radii).")
+    ],
+    output: Annotated[str | None, typer.Option(help="File or s3:// object to write [default: stdout].")] = None,
+    radii: RadiiOption = None,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Write runs in the field's log format, as csv, or as a table for a paper."""
+    from drs_ray.results.export import export
+    from drs_ray.results.imported import read_shown
+
+    results = [read_shown(_open(run, endpoint_url)) for run in runs]
+    text = export(results, format_, _numbers("radii", radii))
+    if output is None:
+        print(text, end="")
+        return
+    place, slash, name = output.rpartition("/")
+    store = _open(place or ("/" if slash else "."), endpoint_url)
+    store.put(name, text.encode())
+    print(output)
+
+
+@app.command("import", epilog="Example: `drs-ray import sigma_0.50 runs/cohen --dataset cifar10 --sigma 0.5 --n 100000`")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Log in the format of certify.py.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Directory or s3:// URI to keep it in.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set, as in configs.")],
+    sigma: Annotated[str, typer.Option(help="Noise level, one for each sub-image: 0.5 or 0.36,0.36.")],
+    n: Annotated[int, typer.Option(help="Estimation samples per image and sub-image.")],
+    alpha: Annotated[float, typer.Option(help="Failure probability of a certificate.")],
+    n0: Annotated[int, typer.Option(help="Selection samples per image and sub-image.")] = 100,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "test",
+    radius_rule: Annotated[
+        str, typer.Option(help="How margins of sub-images were joined: linear, square-root, clipped or unknown.")
+    ] = "unknown",
+    radii: RadiiOption = None,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Keep a published log as a run to compare with. It stays marked: imported, not verified."""
+    from drs_ray.results.imported import import_log
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); give the path of a log") from error
+    result = import_log(
+        _open(run, endpoint_url),
+        data,
+        file.name,
+        dataset=dataset,
+        split=split,
+        sigmas=_numbers("sigma", sigma) or [],
+        estimation=n,
+        selection=n0,
+        alpha=alpha,
+        radius_rule=radius_rule,
+        radii=_numbers("radii", radii),
+    )
+    _print_table([result])
+    for warning in result.record.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"imported, not verified: {result.uri}/certificates.parquet")
+
+
+@app.command(epilog="Example: `drs-ray certificate runs/demo/drs 0`")
+def certificate(
+    run: RunArgument,
+    image_id: Annotated[int, typer.Argument(metavar="IMAGE_ID", help="An image of the run.")],
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Everything about one certificate: votes, levels, bounds, and the inequality that gives the radius, in numbers."""
+    from drs_ray.facts import certificate_facts, render_facts
+    from drs_ray.results.certificate import read_certificate
+
+    _stdout().print(render_facts(certificate_facts(read_certificate(_open(run, endpoint_url), image_id))))
+
+
 @app.command(epilog="Example: `drs-ray verify s3://bucket/run --units 20`")
 def verify(
     run: RunArgument,
     units: Annotated[int, typer.Option(min=1, help="How many stored units to check, drawn at random.")] = 10,
     images: Annotated[int, typer.Option(min=1, help="How many images of each unit, drawn at random.")] = 4,
+    image: Annotated[
+        int | None, typer.Option(min=0, metavar="ID", help="This image in all of its units, in place of a random draw.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Repeat the draw of an earlier check.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [default: the run's, where it is here].")] = None,
     level: Annotated[float, typer.Option(help="Chance that a faultless run fails, if not compared exactly.")] = 1e-3,
@@ -204,7 +290,8 @@ def verify(
         typer.Option("--set", metavar="KEY=VALUE", help="dataset.root or classifiers.N.checkpoint on this machine."),
     ] = None,
     endpoint_url: EndpointOption = None,
-    quiet: QuietOption = False,
+    quiet: RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
+QuietOption = False,
 ) -> None:
     """Recompute random units of a run here, and compare their votes with the stored ones. Nothing is written."""
     from drs_ray.console import ConsoleObserver
@@ -217,6 +304,7 @@ def verify(
             _open(run, endpoint_url),
             units,
             images=images,
+            image=image,
             seed=seed,
             device=device,
             level=level,
@@ -270,7 +358,8 @@ def repair(
 
 
 @app.command(epilog="Example: `drs-ray train config.yaml --set training.epochs=30`")
-def train(config: ConfigArgument, set_: SetOption = None, quiet: QuietOption = False) -> None:
+def train(config: ConfigArgument, set_: SetOption = None, quiet: RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
+QuietOption = False) -> None:
     """Train the config's sub-image classifiers under Gaussian noise and write their checkpoints."""
     from drs_ray.console import train_with_progress
     from drs_ray.interrupts import interruptible
@@ -298,6 +387,15 @@ def _open(uri: str, endpoint_url: str | None) -> Store:
     from drs_ray.results.store import open_store
 
     return open_store(uri, endpoint_url)
+
+
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    """0,0.5,1 -> numbers."""
+
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--{name}: must be numbers separated by commas, for example 0,0.5,1; got {text}") from error
 
 
 def _stdout() -> Console:

@@ -1,8 +1,8 @@
-"""What `plan`, `status` and `verify` found, as names and values for a terminal."""
+"""What `plan`, `status`, `verify` and `certificate` found, as names and values for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
@@ -10,7 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from drs_ray.console import rate_text
-from drs_ray.results.summary import duration_text
+from drs_ray.results.certificate import BOUND_DIGITS, ImageCertificate
+from drs_ray.results.rounding import format_down, format_up
+from drs_ray.results.summary import duration_text, exact_text
+from drs_ray.results.tables import ABSTAIN
 
 if TYPE_CHECKING:
     from drs_ray.engine.forecast import RunPlan, Size
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from drs_ray.engine.verify import VerifyReport
 
 _SET_ASIDE_SHOWN = 5
+_RADIUS_DIGITS = 9
 
 _DRIVERS: dict[Driver, str] = {
     "none": "none has begun",
@@ -107,16 +111,104 @@ def _speed_text(speed: Speed) -> str:
 def verify_facts(found: VerifyReport, images: int, level: float) -> dict[str, str]:
     """What was recomputed and what it shows. images: asked for of each unit. level: of the homogeneity test."""
     shifts = [f"{100 * shift:.1f} points in {phase}" for phase, shift in found.shifts.items()]
+    drawn = f" (--seed {found.seed})" if found.image is None else ", all that it is in"
     one, any_ = ("a wrong vote", "any wrong vote") if found.exact else ("such a difference", "any such difference")
     met = f"{one} in {100 * found.share_found:.1f} % of the images" if found.share_found else any_
     return {
         "run": found.record.run_id,
-        "units": f"{len(found.checked):,} of {found.units:,} stored (--seed {found.seed})",
-        "images": f"{found.images:,} (up to {images} of each unit)",
+        "units": f"{len(found.checked):,} of {found.units:,} stored{drawn}",
+        "images": f"{found.images:,} (up to {images} of each unit)" if found.image is None else f"image {found.image}",
         "noise samples": f"{found.samples:,} of {found.samples_stored:,} stored",
         "device": f"{found.device} ({found.hardware})",
         "compared": "exactly" if found.exact else f"by a homogeneity test of level {level:g}",
         **({} if found.exact else {"finds with 95 %": f"vote shares that differ by {', '.join(shifts)}"}),
-        "meets with 95 %": met,
+        **({"meets with 95 %": met} if found.image is None else {}),
         "comparisons": f"{found.comparisons:,}, {len(found.differences):,} differ",
     }
+
+
+def certificate_facts(found: ImageCertificate) -> dict[str, str]:
+    """A certificate as names and values: what was counted, what follows from it, and the inequality in numbers."""
+    row, k = found.row, len(found.sigmas)
+    abstains = row["prediction"] == ABSTAIN
+    each = [""] if k == 1 else [f", sub-image {index}" for index in range(k)]
+    chosen = [f"{votes:,} of {found.selection_samples:,} votes" for votes in found.selection_votes]
+    facts = {
+        "run": found.uri,
+        "image": f"{found.image_id}, label {row['label']}",
+        "answer": "abstains" if abstains else f"class {row['prediction']} ({'right' if row['correct'] else 'wrong'})",
+        "certified radius": "none" if abstains else f"{_radius(row['radius'])} (l2, pixel units)",
+        "alpha": exact_text(row["alpha"]),
+        "rule": row["rule"],
+        "selection": f"class {row['selected_class']}, "
+        + ", ".join(f"{votes}{name}" for votes, name in zip(chosen, each, strict=True))
+        + (": unanimous" if found.unanimous else ""),
+    }
+    if len(found.stages) > 1:
+        facts["stages"] = "\n".join(
+            f"n = {stage.samples:,}, {stage.share:.6g} of every level: radius {_radius(stage.radius)}"
+            + (" (decides)" if index == row["stage"] else "")
+            for index, stage in enumerate(found.stages)
+        )
+    facts["levels"] = _levels(found)
+    facts |= _pooled_bound(found) if found.pooled else _bounds(found, each)
+    facts["inequality"] = _inequality(found)
+    facts["units"] = "\n".join(found.units)
+    facts["recompute"] = f"drs-ray verify {found.uri} --image {found.image_id}"
+    return facts
+
+
+def _levels(found: ImageCertificate) -> str:
+    box = found.boxes[found.deciding]
+    levels = ", ".join(f"{level:.6g}" for level in box.levels)
+    if found.pooled:
+        return f"{levels}, all of it for one bound: selection was unanimous"
+    if len(found.boxes) == 1:
+        return f"{levels} ({found.rule.confidence})"
+    return (
+        f"{levels}: box {found.deciding + 1} of {len(found.boxes)} ({found.rule.confidence}) has the least radius "
+        f"{_radius(box.radius)}; the largest is {_radius(max(box.radius for box in found.boxes))}"
+    )
+
+
+def _pooled_bound(found: ImageCertificate) -> dict[str, str]:
+    row = found.row
+    votes, samples = sum(row["class_votes"]), sum(row["estimation_samples"])
+    return {
+        f"class {row['selected_class']}": f"{votes:,} of {samples:,} votes of all sub-images; at level "
+        f"{found.class_levels[0]:.6g}: mean probability >= {format_down(row['p_lower'][0], BOUND_DIGITS)}, "
+        f"a = Phi^-1 >= {format_down(found.a_lower[0], BOUND_DIGITS)}"
+    }
+
+
+def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
+    row, facts = found.row, {}
+    for index, name in enumerate(each):
+        number = "" if len(each) == 1 else f"_{index + 1}"
+        votes, samples = row["class_votes"][index], row["estimation_samples"][index]
+        facts[f"class {row['selected_class']}{name}"] = (
+            f"{votes:,} of {samples:,} votes; at level {found.class_levels[index]:.6g}: probability >= "
+            f"{format_down(row['p_lower'][index], BOUND_DIGITS)}, "
+            f"a{number} = Phi^-1 >= {format_down(found.a_lower[index], BOUND_DIGITS)}"
+        )
+        if found.rival_levels is None:
+            continue
+        rival = "a class without votes" if found.rival == -1 else f"class {found.rival}"
+        rest = " (what the class leaves)" if found.b_upper[index] == -found.a_lower[index] else ""
+        facts[f"closest rival{name}"] = (
+            f"{rival}, {found.rival_votes[index]:,} of {samples:,} votes; at level {found.rival_levels[index]:.6g}: "
+            f"probability <= {format_up(row['rival_upper'][index], BOUND_DIGITS)}, "
+            f"b{number} = Phi^-1 <= {format_up(found.b_upper[index], BOUND_DIGITS)}{rest}"
+        )
+    return facts
+
+
+def _inequality(found: ImageCertificate) -> str:
+    if not found.expression:
+        return f"{found.formula}; a bound is missing (no vote, or too few), so nothing is certified"
+    written = f"{found.formula}\nR >= {found.expression}\n  >= {_radius(found.written_radius)}"
+    return written + ("" if found.row["radius"] > 0 else ": not above 0, so nothing is certified")
+
+
+def _radius(radius: float) -> str:
+    return format_down(radius, _RADIUS_DIGITS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -20,6 +21,7 @@ from drs_ray.results.rows import REMEDY, Rows, joined, rows_of
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.schema import PHASES
 from drs_ray.results.store import Store
+from drs_ray.results.units import RunUnits
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,25 @@ def read_counts(store: Store, record: RunRecord) -> CountsHistory:
     history = assemble_rows(rows, record, record.image_ids)
     _check_complete(history._rows, history._at, record)
     return history
+
+
+def read_image(store: Store, record: RunRecord, image_id: int) -> tuple[CountsHistory, tuple[str, ...]]:
+    """The votes of one image, from the parts that hold it alone, and the keys of the units that it is in.
+
+    Raises:
+        CountsError: an image that is not of this run, or as `read_counts`.
+    """
+    if image_id not in record.image_ids:
+        raise CountsError(f"{store.uri}: image {image_id} is not of this run ({len(record.image_ids)} images)")
+    position, units, parts = record.image_ids.index(image_id), RunUnits(record), list_parts(store, record)
+    keys = sorted(key for key in parts if (name := units.parse(key)) and name.block[0] <= position <= name.block[1])
+    tables = [found.table for found in read_units(store, record, parts, keys)]
+    alone = record.model_copy(update={"image_ids": (image_id,)})
+    mine = [table.filter(pc.field("image_id") == image_id) for table in tables]
+    rows = joined([rows_of(table.combine_chunks()) for table in mine if len(table)])
+    history = assemble_rows(rows, alone, alone.image_ids)
+    _check_complete(history._rows, history._at, alone)
+    return history, tuple(keys)
 
 
 def assemble(tables: Iterable[pa.Table], record: RunRecord, image_ids: Sequence[int]) -> CountsHistory:

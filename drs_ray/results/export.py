@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -57,8 +58,8 @@ def export(results: Sequence[Shown], kind: str, radii: Sequence[float] | None = 
 def tsv(result: Shown) -> str:
     """One row per image, `idx label predict radius correct time`, as certify.py of Cohen et al. 2019 writes.
 
-    predict is -1 and radius 0 where abstaining. time: images of a batch run have none of their own; it is the run's wall
-    time over its images, `nan` where nobody measured.
+    predict is -1 and radius 0 where abstaining. time: images of a batch run have none of their own; it is the run's
+    wall time over its images, `nan` where nobody measured.
     """
     table = result.certificates
     seconds = None if result.seconds is None else datetime.timedelta(seconds=result.seconds / result.images)
@@ -145,7 +146,7 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
 
 
 def _check_grid(radii: Sequence[float]) -> None:
-    increasing = all(low < high for low, high in zip(radii, radii[1:], strict=False))
+    increasing = all(low < high for low, high in itertools.pairwise(radii))
     if not radii or not increasing or not np.isfinite(radii).all() or radii[0] < 0:
         raise ConfigError(f"radii must be finite, >= 0 and increasing, for example 0,0.5,1; got {list(radii)}")
 
