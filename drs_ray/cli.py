@@ -74,8 +74,7 @@ def demo(
     images: Annotated[int, typer.Option(min=1, max=1000, help="Test images to certify.")] = 200,
     samples: Annotated[int, typer.Option(min=1, help="Estimation samples per image and sub-image.")] = 3000,
     address: AddressOption = None,
-    quiet: RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
-QuietOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train, certify RS and DRS side by side on real digits, print the table, write the report."""
     from drs_ray.demo import run_demo
@@ -117,8 +116,7 @@ def certify(
         str | None,
         typer.Option(metavar="FILE", help="Append a JSON object per event; - writes them to stderr, not progress."),
     ] = None,
-    quiet: RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
-QuietOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run or resume a certification, and print its table."""
     from drs_ray.console import ConsoleObserver
@@ -219,7 +217,10 @@ def export(
     print(output)
 
 
-@app.command("import", epilog="Example: `drs-ray import sigma_0.50 runs/cohen --dataset cifar10 --sigma 0.5 --n 100000`")
+@app.command(
+    "import",
+    epilog="Example: `drs-ray import log.tsv runs/cohen --dataset cifar10 --sigma 0.5 --n 100000 --alpha 0.001`",
+)
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Log in the format of certify.py.")],
     run: Annotated[str, typer.Argument(metavar="RUN", help="Directory or s3:// URI to keep it in.")],
@@ -290,8 +291,7 @@ def verify(
         typer.Option("--set", metavar="KEY=VALUE", help="dataset.root or classifiers.N.checkpoint on this machine."),
     ] = None,
     endpoint_url: EndpointOption = None,
-    quiet: RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
-QuietOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Recompute random units of a run here, and compare their votes with the stored ones. Nothing is written."""
     from drs_ray.console import ConsoleObserver
@@ -358,8 +358,7 @@ def repair(
 
 
 @app.command(epilog="Example: `drs-ray train config.yaml --set training.epochs=30`")
-def train(config: ConfigArgument, set_: SetOption = None, quiet: RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
-QuietOption = False) -> None:
+def train(config: ConfigArgument, set_: SetOption = None, quiet: QuietOption = False) -> None:
     """Train the config's sub-image classifiers under Gaussian noise and write their checkpoints."""
     from drs_ray.console import train_with_progress
     from drs_ray.interrupts import interruptible

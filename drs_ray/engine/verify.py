@@ -46,11 +46,12 @@ _SEED_BITS = 32
 class VerifyReport:
     """What was compared, and what differs.
 
-    uri: where the run is. image: the one that was asked for, None for a random draw. device, hardware: what it was counted on again. level: of the homogeneity test. inexact: why
-    votes need not be the same here; empty where they were compared exactly. units: how many are stored. checked: keys
-    of those that were drawn. images: how many were counted again, over all these. samples: of these images in these
-    units; samples_stored: of all stored units. comparisons: rows where exact, else images and phases. shifts: by
-    phase, the difference of vote shares that a comparison finds with 95 % probability; empty where exact.
+    uri: where the run is. image: the one that was asked for, None for a random draw. device, hardware: what it was
+    counted on again. level: of the homogeneity test. inexact: why votes need not be the same here; empty where they
+    were compared exactly. units: how many are stored. checked: keys of those that were drawn. images: how many were
+    counted again, over all these. samples: of these images in these units; samples_stored: of all stored units.
+    comparisons: rows where exact, else images and phases. shifts: by phase, the difference of vote shares that a
+    comparison finds with 95 % probability; empty where exact.
     """
 
     uri: str
