@@ -237,15 +237,11 @@ def import_(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Keep a published log as a run to compare with. It stays marked: imported, not verified."""
-    from drs_ray.results.imported import import_log
+    from drs_ray.results.imported import import_log, read_log
 
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror}); give the path of a log") from error
     result = import_log(
         _open(run, endpoint_url),
-        data,
+        read_log(file),
         file.name,
         dataset=dataset,
         split=split,

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -159,6 +160,18 @@ def import_log(
     store.put(CERTIFICATES_KEY, parquet_bytes(certificates))
     store.put(CURVE_KEY, parquet_bytes(curve))
     return ImportedResult(store.uri, there, certificates, curve)
+
+
+def read_log(file: str | Path) -> bytes:
+    """The bytes of a log.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); give the path of a log") from error
 
 
 def read_shown(store: Store) -> Shown:
