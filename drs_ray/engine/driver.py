@@ -192,6 +192,7 @@ def _dispatch(
         hang_seconds=engine.hang_seconds + engine.store_seconds,  # storing may take its time, too
         further=further,
         needs=placement.needs,
+        free=lambda available: placement.free(available, ray.nodes()),
         observer=observer,
     )
     return dispatcher.run(engine.stall_seconds)
