@@ -12,8 +12,8 @@ import ray
 
 from drs_ray.config import EngineConfig
 from drs_ray.engine import dispatcher
+from drs_ray.engine.connection import connect
 from drs_ray.engine.dispatcher import Dispatcher
-from drs_ray.engine.driver import connect
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Draw, Unit
