@@ -41,7 +41,7 @@ def test_workers_go_only_where_they_are_asked_to(tmp_path, cluster, asked):
     loaded = tmp_path / "loaded"
     loaded.mkdir()
     data = run_data(tmp_path / "run", address="auto", factory="signs", directory=str(loaded))
-    data["engine"] |= {"device": "cpu"} | asked
+    data["engine"] |= {"device": "cpu", "workers": 2} | asked
     done = drs_ray(["certify", str(write_config(tmp_path / "config.yaml", data))], env=cluster.environment())
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
