@@ -62,8 +62,9 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path):
 
 def test_plan_measures_and_writes_nothing(tmp_path):
     config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=6))
-    out = _ok("plan", str(config), "--set", "budget.estimation=1000")
+    out = _ok("plan", str(config), "--set", "budget.estimation=1000", "--price", "2.5")
     assert "12,600" in out
+    assert "at 2.5 a CPU hour" in out
     assert "samples/s per worker" in out
     assert not (tmp_path / "run").exists()
 
