@@ -249,9 +249,9 @@ class Session:
 
     def _connect(self) -> None:
         if not self._connected:
-            from drs_ray.engine import driver
+            from drs_ray.engine.connection import connect
 
-            self._ours = driver.connect(self._engine)
+            self._ours = connect(self._engine)
             self._connected = True
 
 
