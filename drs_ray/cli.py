@@ -251,7 +251,7 @@ def repair(
         list[str] | None,
         typer.Option(
             metavar="KEY",
-            help="Check nothing; move aside this unit, as verify names it, and what follows from its votes. Repeatable.",
+            help="Check nothing; move this unit aside, as verify names it, and what follows from its votes; repeatable",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be moved aside.")] = False,
