@@ -247,24 +247,39 @@ def compact(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
 @app.command(epilog="Example: `drs-ray repair s3://bucket/run --dry-run`")
 def repair(
     run: RunArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what cannot be trusted.")] = False,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Check nothing; move this unit aside, as verify names it, and what follows from its votes; repeatable",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be moved aside.")] = False,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Check all counts of a run, and move aside what cannot be trusted, so that certify computes it again."""
     from drs_ray.interrupts import interruptible
-    from drs_ray.results.repair import repair_run
+    from drs_ray.results.repair import repair_run, repair_units
     from drs_ray.results.run_record import read_record
+    from drs_ray.results.set_aside import Finding
+
+    def told(finding: Finding) -> None:
+        print(finding.text)
 
     store = _open(run, endpoint_url)
-    with interruptible("run the same command to go on"):
-        found = repair_run(store, read_record(store), dry_run=dry_run, told=lambda finding: print(finding.text))
+    with interruptible("nothing is lost; run the same command to go on"):
+        record = read_record(store)
+        if unit:
+            found = repair_units(store, record, unit, dry_run=dry_run, told=told)
+        else:
+            found = repair_run(store, record, dry_run=dry_run, told=told)
     if not found:
-        print("all counts can be trusted")
+        print("none of these units is stored" if unit else "all counts can be trusted")
     elif dry_run:
-        print(f"{len(found):,} objects cannot be trusted; `drs-ray repair {run}` moves them aside")
+        print(f"{len(found):,} would be moved aside; nothing was changed")
     else:
         print(
-            f"{len(found):,} objects moved to {store.uri}/set-aside; run `drs-ray certify` with the run's config to "
+            f"{len(found):,} moved to {store.uri}/set-aside; run `drs-ray certify` with the run's config to "
             "compute what is missing and to reduce again"
         )
 

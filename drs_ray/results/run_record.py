@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -61,7 +62,12 @@ class RunRecord(Section):
     def schedule(self) -> Schedule:
         """The stages of the budget; one stage for a fixed number of samples."""
         budget = self.config.budget
-        return doubling_schedule(budget.planned or budget.estimation, budget.stages).up_to(budget.estimation)
+        return _schedule(budget.planned or budget.estimation, budget.stages, budget.estimation)
+
+
+@lru_cache(maxsize=16)
+def _schedule(planned: int, stages: int, end: int) -> Schedule:
+    return doubling_schedule(planned, stages).up_to(end)  # asked for with every unit of a run
 
 
 def identity(

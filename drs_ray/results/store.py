@@ -127,12 +127,14 @@ class LocalStore:
         with os_errors(self._root):
             top = self._root / prefix.rpartition("/")[0]
             for directory, names, files in os.walk(top, onerror=self._unlistable):
-                names[:] = [name for name in names if not name.startswith(".")]
-                for path in (Path(directory, name) for name in files if not name.startswith(".")):
-                    key = path.relative_to(self._root).as_posix()
-                    if key.startswith(prefix):
+                here = Path(directory).relative_to(self._root).as_posix()
+                base = "" if here == "." else f"{here}/"
+                names[:] = [name for name in names if not name.startswith(".") and _may_hold(f"{base}{name}/", prefix)]
+                for name in files:
+                    key = base + name
+                    if key.startswith(prefix) and not name.startswith("."):
                         with suppress(FileNotFoundError):  # deleted since it was seen
-                            status = path.stat()
+                            status = os.stat(f"{directory}/{name}")  # noqa: PTH116 - a Path each costs more than the rest
                             found.append(StoredObject(key, status.st_size, status.st_mtime))
         return iter(sorted(found))
 
@@ -370,6 +372,11 @@ def _probe(store: Store) -> None:
         with suppress(StoreError):
             store.delete(key)
         raise
+
+
+def _may_hold(directory: str, prefix: str) -> bool:
+    """Whether keys below a directory can start with the prefix."""
+    return directory.startswith(prefix) or prefix.startswith(directory)
 
 
 def _missing_directories(directory: Path) -> list[Path]:

@@ -496,14 +496,14 @@ def test_a_file_that_goes_away_during_a_listing_is_left_out(tmp_path: Path, monk
     store = LocalStore(tmp_path)
     store.put("a", b"1")
     store.put("b", b"1")
-    real_stat = Path.stat
+    real_stat = os.stat
 
-    def deleted_first(path: Path, **options: bool) -> os.stat_result:
-        if path.name == "a":
-            path.unlink(missing_ok=True)
+    def deleted_first(path: str | Path, **options: bool) -> os.stat_result:
+        if Path(path).name == "a":
+            Path(path).unlink(missing_ok=True)
         return real_stat(path, **options)
 
-    monkeypatch.setattr(Path, "stat", deleted_first)
+    monkeypatch.setattr(os, "stat", deleted_first)
     assert keys(store) == ["b"]
 
 
