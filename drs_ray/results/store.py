@@ -45,8 +45,8 @@ class StoredObject(NamedTuple):
     modified: float
 
 
-class _Part(TypedDict):
-    """What a request for bytes of an object adds to one for all of it."""
+class _Part(TypedDict, total=False):
+    """What a request for some bytes of an object adds to one for all of them."""
 
     Range: str
 
@@ -256,13 +256,13 @@ class S3Store:
 
     def get(self, key: str) -> bytes:
         """See `Store.get`."""
-        return self._read(key)
+        return self._read(key, {})
 
     def get_range(self, key: str, first: int, size: int) -> bytes:
         """See `Store.get_range`."""
         return self._read(key, {"Range": f"bytes={first}-{first + size - 1}"}) if size > 0 else b""
 
-    def _read(self, key: str, part: _Part | None = None) -> bytes:
+    def _read(self, key: str, part: _Part) -> bytes:
         from botocore.exceptions import (
             ChecksumError,
             ClientError,
@@ -279,7 +279,7 @@ class S3Store:
         with s3_errors(self._endpoint, place):
             for attempt in range(1, _BODY_READS + 1):
                 try:
-                    body = self.client.get_object(Bucket=self._bucket, Key=self._base + key, **(part or {}))["Body"]
+                    body = self.client.get_object(Bucket=self._bucket, Key=self._base + key, **part)["Body"]
                 except ClientError as error:
                     if s3_code(error) == "NoSuchKey":
                         raise MissingObjectError(f"{place}: not found; check the URI") from None
