@@ -1,6 +1,6 @@
 """The format of a packed data set: Parquet shards of encoded images below OUT/<split>/, and an index written last.
 
-The index (`dataset.json`) has the digest of all content, and of each row group a sha256 over its ids, labels and the
+The index (`_dataset.json`) has the digest of all content, and of each row group a sha256 over its ids, labels and the
 sha256 of each image's pixels: what is read of a shard is checked against it, so that no changed image goes unnoticed.
 """
 
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from drs_ray.errors import DataError
 
-INDEX = "dataset.json"
-"""Name of a split's index, below the split's own name."""
+INDEX = "_dataset.json"
+"""Name of a split's index, beside its shards. Readers of Parquet directories leave out what begins with `_`."""
 
 SCHEMA = pa.schema(
     [
