@@ -41,7 +41,7 @@ def _shards(directory: Path) -> dict[str, int]:
 def test_sigkill_at_random_moments(tmp_path, monkeypatch):
     moments = random.Random(5)
     kept: dict[str, int] = {}
-    for _ in range(3):
+    for _ in range(2):
         pack = _start(tmp_path)
         wanted = len(kept) + moments.randint(1, 20)
         while len(_shards(tmp_path)) < wanted:
