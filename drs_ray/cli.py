@@ -284,6 +284,30 @@ def repair(
         )
 
 
+@app.command(epilog="Example: `drs-ray pack config.yaml s3://bucket/cifar10 --set dataset.split=train`")
+def pack(
+    config: ConfigArgument,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Directory or s3:// URI; the split goes below it.")],
+    set_: SetOption = None,
+    endpoint_url: EndpointOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Write all images of the config's data set as Parquet, for the data set `parquet`. Needs no other section."""
+    from drs_ray.config import load_dataset_config
+    from drs_ray.console import pack_with_progress
+    from drs_ray.interrupts import interruptible
+
+    store = _open(out, endpoint_url)
+    with interruptible("nothing can be read there yet; run the same command to start over"):
+        index, was_there = pack_with_progress(load_dataset_config(config, set_ or ()), store, _stderr(), quiet)
+    shape = " x ".join(str(size) for size in index.image_shape)
+    print(
+        f"{index.images:,} images ({shape}, {index.num_classes} classes) {'were' if was_there else 'are'} packed in "
+        f"{len(index.shards):,} objects, {index.size:,} bytes, digest {index.digest[:12]}"
+    )
+    print(f"use: dataset: {{name: parquet, root: {store.uri}, split: {index.split}}}")
+
+
 @app.command(epilog="Example: `drs-ray train config.yaml --set training.epochs=30`")
 def train(config: ConfigArgument, set_: SetOption = None, quiet: QuietOption = False) -> None:
     """Train the config's sub-image classifiers under Gaussian noise and write their checkpoints."""

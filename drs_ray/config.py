@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -32,10 +32,12 @@ from pydantic import (
 
 from drs_ray.errors import ConfigError
 
-DatasetName = Literal["mnist5k", "mnist", "cifar10", "imagenet", "folder"]
+DatasetName = Literal["mnist5k", "mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder", "parquet"]
 PartitionName = Literal["none", "checkerboard", "interleave"]
 LayoutName = Literal["packed", "masked"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def float32(value: float) -> float:
@@ -89,8 +91,15 @@ class DatasetConfig(Section):
     """Which images: a data set by name, its split, and the image ids."""
 
     name: DatasetName = Field(description="mnist5k comes with the `demo` extra; the others are read from root.")
-    root: str | None = Field(None, description="Directory that holds the data set (not needed for mnist5k).")
-    split: str = Field("test", description="train or test; a sub-directory of root for folder.")
+    root: str | None = Field(
+        None, description="Directory that holds the data set (not needed for mnist5k); parquet: or an s3:// URI."
+    )
+    endpoint_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^@\s]+$",
+        description="parquet: endpoint of an S3-compatible server; null: AWS_ENDPOINT_URL or AWS.",
+    )
+    split: str = Field("test", description="train or test; a sub-directory of root for folder; parquet: as packed.")
     download: bool = Field(False, description="Let torchvision download the data set into root.")
     image_size: int | None = Field(
         None,
@@ -105,6 +114,8 @@ class DatasetConfig(Section):
             raise ValueError(f"{self.name} needs root: the directory that holds the data set")
         if self.image_size is not None and self.name not in ("imagenet", "folder"):
             raise ValueError(f"image_size applies to imagenet and folder, not to {self.name}")
+        if self.endpoint_url is not None and self.name != "parquet":
+            raise ValueError(f"endpoint_url applies to parquet, not to {self.name}")
         return self
 
 
@@ -476,7 +487,21 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: naming the file, the key, the rule, the value and the remedy.
     """
-    file = Path(path)
+    return parse_config(_read_file(Path(path), overrides), source=str(path))
+
+
+def load_dataset_config(path: str | Path, overrides: Iterable[str] = ()) -> DatasetConfig:
+    """The section `dataset` of a YAML file, which need not have any other. Errors: see `load_config`."""
+    return _validated(_DatasetAlone, _read_file(Path(path), overrides), str(path)).dataset
+
+
+class _DatasetAlone(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    dataset: DatasetConfig
+
+
+def _read_file(file: Path, overrides: Iterable[str]) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -487,7 +512,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise ConfigError(f"config {file}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"config {file}: must be a mapping of sections (dataset, partition, ...), got {_short(data)}")
-    return parse_config(apply_overrides(data, overrides), source=str(file))
+    return apply_overrides(data, overrides)
 
 
 def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
@@ -496,8 +521,12 @@ def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
     Raises:
         ConfigError: one line per mistake.
     """
+    return _validated(RunConfig, data, source)
+
+
+def _validated(model: type[_Model], data: Mapping[str, Any], source: str) -> _Model:
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         found = error.errors()
         lines = [_explain(item) for item in found if not _is_echo(item, found)]

@@ -18,8 +18,12 @@ from drs_ray.results.store import Store
 
 
 class DatasetRecord(Section):
-    """What was loaded under the data set's name; image_shape is (C, H, W), size the number of images of the split."""
+    """What was loaded under the data set's name; image_shape is (C, H, W), size the number of images of the split.
 
+    name: that of the source where the data set is a packed one; None in runs of old, which had none.
+    """
+
+    name: str | None = None
     digest: str
     num_classes: int
     image_shape: tuple[int, int, int]
@@ -45,6 +49,11 @@ class RunRecord(Section):
     stopping: CertificateConfig
     software: dict[str, str]
     hardware: str
+
+    @property
+    def dataset_name(self) -> str:
+        """What the images are, also where the config only says how they are stored (parquet)."""
+        return self.dataset.name or self.config.dataset.name
 
     @property
     def sub_images(self) -> int:

@@ -55,6 +55,7 @@ def train_run(
         split=training.split,
         download=config.dataset.download,
         image_size=config.dataset.image_size,
+        endpoint_url=config.dataset.endpoint_url,
     )
     channels, height, width = dataset.image_shape
     gib = len(dataset) * channels * height * width * 4 / 2**30
