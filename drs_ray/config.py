@@ -33,8 +33,8 @@ from pydantic import (
 from drs_ray.errors import ConfigError
 
 DatasetName = Literal["mnist5k", "mnist", "cifar10", "imagenet", "folder"]
-PartitionName = Literal["none", "checkerboard", "interleave"]
-LayoutName = Literal["packed", "masked"]
+PartitionName = Literal["none", "checkerboard", "checkerboard-2024", "interleave"]
+LayoutName = Literal["packed", "masked", "filled"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -113,7 +113,7 @@ class PartitionConfig(Section):
 
     name: PartitionName = Field(
         description="none: the whole image (randomized smoothing); checkerboard: two halves (dual r. s.); "
-        "interleave: rows x columns sub-images."
+        "checkerboard-2024: the mask that the DRS authors' checkpoints need; interleave: rows x columns sub-images."
     )
     interleave: tuple[int, int] | None = Field(
         None,
@@ -122,7 +122,8 @@ class PartitionConfig(Section):
     )
     layout: LayoutName = Field(
         "packed",
-        description="packed: the own pixels of each row pushed together; masked: full size, other pixels 0.",
+        description="packed: the own pixels of each row pushed together; masked: full size, other pixels 0; "
+        "filled: masked, and each own pixel has the maximum of its 2x2 block added (the DRS authors' CIFAR-10 input).",
     )
 
     @field_validator("interleave", mode="before")
@@ -150,7 +151,7 @@ class PartitionConfig(Section):
         """Number of sub-images K."""
         if self.interleave is not None:
             return self.interleave[0] * self.interleave[1]
-        return 2 if self.name == "checkerboard" else 1
+        return 2 if self.name.startswith("checkerboard") else 1
 
     @property
     def label(self) -> str:

@@ -92,7 +92,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     (
         {"partition": {"name": "stripes"}},
         "partition.name",
-        "must be 'none', 'checkerboard' or 'interleave'",
+        "must be 'none', 'checkerboard', 'checkerboard-2024' or 'interleave'",
         "'stripes'",
     ),
     ({"partition": {"name": "interleave"}}, "partition", "needs interleave: [rows, columns], for example [2, 2]", ""),
@@ -105,7 +105,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"partition": {"name": "interleave", "interleave": [True, 2]}}, "partition.interleave", "two whole", "[True, 2]"),
     ({"partition": {"name": "interleave", "interleave": 4}}, "partition.interleave", "two whole numbers", "4"),
     ({"partition": {"name": "interleave", "interleave": [2, 2]}}, "classifiers", "interleave-2x2 has 4", "got 2"),
-    ({"partition": {"layout": "sparse"}}, "partition.layout", "must be 'packed' or 'masked'", "'sparse'"),
+    ({"partition": {"layout": "sparse"}}, "partition.layout", "must be 'packed', 'masked' or 'filled'", "'sparse'"),
     (
         {"partition": {"name": "none"}},
         "classifiers",
