@@ -153,6 +153,8 @@ def classifier_of(
         image_shape=partition.layout_shape(sub_image, image_shape[0]),
         num_classes=num_classes,
         dataset=config.dataset.name,
+        pixels=chosen.pixels,
+        denoiser=chosen.denoiser,
     )
 
 
