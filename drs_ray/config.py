@@ -33,8 +33,8 @@ from pydantic import (
 from drs_ray.errors import ConfigError
 
 DatasetName = Literal["mnist5k", "mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder", "parquet"]
-PartitionName = Literal["none", "checkerboard", "interleave"]
-LayoutName = Literal["packed", "masked"]
+PartitionName = Literal["none", "checkerboard", "checkerboard-2024", "interleave"]
+LayoutName = Literal["packed", "masked", "filled"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -124,7 +124,7 @@ class PartitionConfig(Section):
 
     name: PartitionName = Field(
         description="none: the whole image (randomized smoothing); checkerboard: two halves (dual r. s.); "
-        "interleave: rows x columns sub-images."
+        "checkerboard-2024: the mask that the DRS authors' checkpoints need; interleave: rows x columns sub-images."
     )
     interleave: tuple[int, int] | None = Field(
         None,
@@ -133,7 +133,8 @@ class PartitionConfig(Section):
     )
     layout: LayoutName = Field(
         "packed",
-        description="packed: the own pixels of each row pushed together; masked: full size, other pixels 0.",
+        description="packed: the own pixels of each row pushed together; masked: full size, other pixels 0; "
+        "filled: masked, and each own pixel has the maximum of its 2x2 block added (the DRS authors' CIFAR-10 input).",
     )
 
     @field_validator("interleave", mode="before")
@@ -161,7 +162,7 @@ class PartitionConfig(Section):
         """Number of sub-images K."""
         if self.interleave is not None:
             return self.interleave[0] * self.interleave[1]
-        return 2 if self.name == "checkerboard" else 1
+        return 2 if self.name.startswith("checkerboard") else 1
 
     @property
     def label(self) -> str:
@@ -169,20 +170,80 @@ class PartitionConfig(Section):
         return self.name if self.interleave is None else f"{self.name}-{self.interleave[0]}x{self.interleave[1]}"
 
 
+class PixelsConfig(Section):
+    """How a classifier wants its pixels; done after the noise, in the order of these keys."""
+
+    resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="[height, width] of the classifier's input: bilinear; null: the sub-image as laid out."
+    )
+    range: tuple[float, float] = Field(
+        (0.0, 1.0), description="What black and white are to the classifier, for example [0, 255] or [-1, 1]."
+    )
+    mean: tuple[float, ...] | None = Field(None, description="Subtracted: one number per channel, in that range.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="Divided by: one number per channel, in that range."
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _black_is_below_white(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("must be [black, white] with black < white, for example [0, 255]")
+        return value
+
+    @property
+    def record(self) -> dict[str, JsonValue]:
+        """As plain JSON data: a part of a run's identity, and of the metadata of checkpoints."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class DenoiserConfig(Section):
+    """A denoiser before a base classifier (denoised smoothing). It sees the noisy sub-image of its classifier alone."""
+
+    architecture: str = Field(
+        min_length=1, description="dncnn, or your own factory as `module:function`, called with `image_shape`."
+    )
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Extra keyword arguments of the architecture or factory."
+    )
+    checkpoint: str | None = Field(None, description="As a classifier's. Only a factory may do without.")
+
+
 class ClassifierConfig(Section):
     """The base classifier of one sub-image and its noise level."""
 
     architecture: str = Field(
         min_length=1,
-        description="A built-in name (see docs/architecture.md) or your own factory as `module:function`.",
+        description="A built-in name, `torchvision:<name>`, `timm:<name>`, `torch.export`, or your own factory as "
+        "`module:function` (see docs/classifiers.md).",
     )
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
     checkpoint: str | None = Field(
-        None, description=".safetensors, .pt or .pth; a path or s3:// URI. Only a factory may do without."
+        None,
+        description=".safetensors, .pt, .pth, .pth.tar, or .pt2 (torch.export); a path or s3:// URI. Only a factory "
+        "may do without.",
     )
+    pixels: PixelsConfig | None = Field(
+        None, description="How the classifier wants its pixels; null: in [0, 1] plus noise, as laid out."
+    )
+    denoiser: DenoiserConfig | None = Field(None, description="A denoiser before it; null: none.")
     sigma: Sigma = Field(description="Noise standard deviation in pixel units ([0, 1]).")
+
+    @model_validator(mode="after")
+    def _normalised_once(self) -> Self:
+        twice = {"mean", "std"} & self.arguments.keys() if self.pixels is not None else set()
+        if twice and ":" not in self.architecture:
+            raise ValueError(
+                f"arguments has {' and '.join(sorted(twice))}: name all that is done to pixels under pixels"
+            )
+        return self
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all weights come from checkpoints, none from the code of a factory."""
+        return self.checkpoint is not None and (self.denoiser is None or self.denoiser.checkpoint is not None)
 
 
 class NoiseConfig(Section):

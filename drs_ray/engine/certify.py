@@ -117,7 +117,7 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
     digests, probes = [], []
     for sub_image in range(len(partition)):
         classifier = classifier_of(config, partition, sub_image, shape, dataset.num_classes, dataset.name)
-        if config.classifiers[sub_image].checkpoint is None:
+        if not config.classifiers[sub_image].is_complete:
             again = classifier_of(config, partition, sub_image, shape, dataset.num_classes, dataset.name)
             if again.digest != classifier.digest:
                 raise ClassifierError(

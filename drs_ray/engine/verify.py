@@ -38,7 +38,7 @@ from drs_ray.results.store import Store
 CONFIDENCE = 0.95
 """What the check would have shown is said for this probability."""
 
-_PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.checkpoint")
+_PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.(denoiser\.)?checkpoint")
 _SEED_BITS = 32
 
 

@@ -161,6 +161,8 @@ def classifier_of(
         image_shape=partition.layout_shape(sub_image, image_shape[0]),
         num_classes=num_classes,
         dataset=dataset,
+        pixels=chosen.pixels,
+        denoiser=chosen.denoiser,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from drs_ray.certificates.stages import Schedule, doubling_schedule
-from drs_ray.config import CertificateConfig, RunConfig, Section
+from drs_ray.config import CertificateConfig, ClassifierConfig, RunConfig, Section
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError
 from drs_ray.results.schema import EXTENSION_KEY, RUN_KEY, SCHEMA_VERSION
 from drs_ray.results.store import Store
@@ -93,17 +93,26 @@ def identity(
         },
         "partition": config.partition.model_dump(mode="json", exclude_none=True),  # runs of old keep their ids
         "classifiers": [
-            {
-                "architecture": classifier.architecture,
-                "arguments": classifier.arguments,
-                "sigma": classifier.sigma,
-                "weights_digest": digest,
-            }
+            _classifier_identity(classifier) | {"weights_digest": digest}
             for classifier, digest in zip(config.classifiers, classifier_digests, strict=True)
         ],
         "noise": config.noise.model_dump(mode="json") | {"generator": _generator(config)},
         "batch": config.engine.batch,
     }
+
+
+def _classifier_identity(classifier: ClassifierConfig) -> dict[str, Any]:
+    """Without the paths of checkpoints: the digest says what was in them."""
+    same: dict[str, Any] = {
+        "architecture": classifier.architecture,
+        "arguments": classifier.arguments,
+        "sigma": classifier.sigma,
+    }
+    if classifier.pixels is not None:  # runs without them keep their ids
+        same["pixels"] = classifier.pixels.record
+    if classifier.denoiser is not None:
+        same["denoiser"] = classifier.denoiser.model_dump(mode="json", exclude={"checkpoint"})
+    return same
 
 
 def run_id(run_identity: Mapping[str, Any]) -> str:
