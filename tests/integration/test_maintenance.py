@@ -145,7 +145,7 @@ def test_what_verify_finds_repair_moves_aside_by_name(place: Place, undisturbed:
 def test_compact_beside_a_live_driver_with_sigkills_of_the_compactor(tmp_path: Path, ray_directory: str) -> None:
     """The driver computes, the compactor merges and is killed at random moments, and a reader looks on."""
     run = tmp_path / "run"
-    data = run_data(run, address="local", factory="slow", trigger=BATCH, seconds=0.01)
+    data = run_data(run, address="local", images=8, factory="slow", trigger=BATCH, seconds=0.01)
     data["engine"] |= {"images_per_unit": 1, "workers": 1}
     expected = _digest_of(tmp_path / "expected", data)
     driver = Driver(write_config(tmp_path / "config.yaml", data), os.environ | {"RAY_TMPDIR": ray_directory})
