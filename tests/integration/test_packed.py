@@ -43,13 +43,15 @@ def test_packed_on_s3_by_the_command_line_and_certified_by_ray_workers_gives_the
     config = write_config(tmp_path / "pack.yaml", {"dataset": {"name": "mnist5k", "split": "train"}})
     arguments = ["pack", str(config), place, "--set", "dataset.split=test", "--endpoint-url", seaweed.endpoint]
     monkeypatch.setattr("sys.argv", ["drs-ray", *arguments])
-    main()
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main()
     done = capsys.readouterr()
     assert "1,000 images (1 x 28 x 28, 10 classes) are packed in 1 objects" in done.out
     assert done.out.splitlines()[-1] == f"use: dataset: {{name: parquet, root: {place}, split: test}}"
     assert "1,000 of 1,000 images" in done.err
     monkeypatch.setattr("sys.argv", ["drs-ray", *arguments, "--quiet"])
-    main()
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main()
     again = capsys.readouterr()
     assert "1,000 images (1 x 28 x 28, 10 classes) were packed" in again.out
     assert again.err == ""
