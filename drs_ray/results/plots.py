@@ -83,4 +83,5 @@ def _axes(ax: Axes | None) -> Axes:
         from matplotlib import pyplot
     except ImportError as error:
         raise ConfigError("plots need matplotlib: install drs-ray[report]") from error
-    return pyplot.subplots()[1]
+    axes: Axes = pyplot.subplots()[1]
+    return axes

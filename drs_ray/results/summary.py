@@ -216,7 +216,7 @@ def _described(result: RunResult) -> dict[str, Any]:
     record, config = result.record, result.record.config
     return {
         "method": f"{'RS' if record.sub_images == 1 else 'DRS'} (K = {record.sub_images})",
-        "dataset": config.dataset.name,
+        "dataset": record.dataset_name,
         "split": config.dataset.split,
         "split_size": record.dataset.size,
         "sigmas": config.sigmas,
@@ -359,7 +359,7 @@ def _test_set(result: Shown) -> dict[str, object]:
         return {"data set names": result.record.dataset, "splits": result.record.split, **common}
     config, dataset = result.record.config.dataset, result.record.dataset
     return {
-        "data set names": config.name,
+        "data set names": result.record.dataset_name,
         "splits": config.split,
         "image sizes": config.image_size,
         "digests of the data": dataset.digest,
@@ -380,7 +380,7 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     config = record.config
     yield "run id", record.run_id
     yield "created", record.created
-    yield "data set", _dataset_text(config.dataset)
+    yield "data set", _dataset_text(record.dataset_name, config.dataset)
     yield "data digest", record.dataset.digest
     yield "images", _ids_text(record.image_ids)
     shape = " x ".join(str(size) for size in record.dataset.image_shape)
@@ -410,10 +410,11 @@ def _import_provenance(record: ImportedRecord) -> Iterable[tuple[str, str]]:
         yield "warning", warning
 
 
-def _dataset_text(dataset: DatasetConfig) -> str:
+def _dataset_text(name: str, dataset: DatasetConfig) -> str:
     size = "" if dataset.image_size is None else f", resized to {dataset.image_size}"
     root = "" if dataset.root is None else f", from {dataset.root}"
-    return f"{dataset.name}, split {dataset.split}{size}{root}"
+    packed = "" if name == dataset.name else f", packed ({dataset.name})"
+    return f"{name}, split {dataset.split}{size}{packed}{root}"
 
 
 def _ids_text(ids: Sequence[int]) -> str:

@@ -44,7 +44,8 @@ def dispatched(
         further=further,
         limit=workers if callable(workers) else lambda: workers,
         hang_seconds=hang_seconds,
-        needs="1 CPUs and 0 GPUs per worker",
+        needs="1 CPUs and 1 GPUs per worker",
+        free=lambda available: f"{available['CPU']:g} CPUs, 0 GPUs",
         observer=recorder,
     )
     try:
@@ -309,11 +310,28 @@ def test_a_cluster_that_grows_gets_more_workers(monkeypatch: pytest.MonkeyPatch)
     assert 20 < fake.now < 30  # 10 units by one worker, 40 by three
 
 
+def test_slow_and_fast_workers_are_all_busy_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit takes one second on two workers, five on the other two, which is no hanging."""
+    units = [unit(number) for number in range(120)]
+    fake = FakeRay(on_unit=lambda actor, what: After(5.0 if actor.number % 2 else 1.0), at_once=4)
+    set_aside, recorder = dispatched(monkeypatch, fake, units, workers=4, hang_seconds=0.1)
+    assert set_aside == {}
+    assert recorder.events == []
+    assert Counter(recorder.done) == Counter(units)
+    assert len(fake.started) == 4
+    done = Counter(actor.number for actor, _ in fake.units)
+    assert 4 * done[1] < done[0] < 6 * done[1]
+    assert (
+        50 <= fake.now <= 57
+    )  # 120 units at 2.4 a second, and at most the last unit of a slow worker; answers take time
+
+
 def test_without_any_worker_the_run_says_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(on_start=lambda actor, nth: HANGS)
     with pytest.raises(
         EngineError,
-        match=r"no worker could be had for 60 s: asked for 1 CPUs and 0 GPUs per worker; free: 2 CPUs; .*then resume",
+        match=r"no worker could be had for 60 s: asked for 1 CPUs and 1 GPUs per worker; free: 2 CPUs, 0 GPUs; "
+        r"free or add such nodes, .*then resume$",
     ):
         dispatched(monkeypatch, fake, stall_seconds=60)
     assert 60 < fake.now < 63
