@@ -11,8 +11,8 @@ from rich.text import Text
 
 from drs_ray.console import rate_text
 from drs_ray.results.certificate import BOUND_DIGITS, ImageCertificate
-from drs_ray.results.rounding import format_down, format_up
-from drs_ray.results.summary import duration_text, exact_text
+from drs_ray.results.rounding import exact_text, format_down, format_up
+from drs_ray.results.summary import duration_text
 from drs_ray.results.tables import ABSTAIN
 
 if TYPE_CHECKING:

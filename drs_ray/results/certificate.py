@@ -21,10 +21,9 @@ from drs_ray.results.counts import CountsHistory, read_image
 from drs_ray.results.evidence import evidence_of
 from drs_ray.results.readouts import rule_named
 from drs_ray.results.reduce import read_result
-from drs_ray.results.rounding import format_down, format_up
+from drs_ray.results.rounding import exact_text, format_down, format_up
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.store import Store
-from drs_ray.results.summary import exact_text
 
 BOUND_DIGITS = 10
 """Decimals of bounds in the written inequality."""

@@ -19,8 +19,8 @@ import pyarrow.csv
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import ConfigError
 from drs_ray.results.imported import Shown
-from drs_ray.results.rounding import format_down
-from drs_ray.results.summary import RunSummary, check_same_test_set, exact_text, radius_grid, run_names, summarise
+from drs_ray.results.rounding import exact_text, format_down
+from drs_ray.results.summary import RunSummary, check_same_test_set, radius_grid, run_names, summarise
 
 RADIUS_DIGITS = 6
 """Decimals of radii in a log, rounded down."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, ValidationError
 
-from drs_ray.certificates.attainable import is_attained, largest_radius
 from drs_ray.config import CertificateConfig, Section, explain
 from drs_ray.errors import ConfigError, CountsError
+from drs_ray.results.doubts import doubts
 from drs_ray.results.published import PublishedLog, parse_log
 from drs_ray.results.reduce import RunResult, read_result
-from drs_ray.results.rounding import format_down, format_up
+from drs_ray.results.rounding import exact_text
 from drs_ray.results.run_record import read_run_json
 from drs_ray.results.schema import (
     CERTIFICATES_KEY,
@@ -74,6 +74,12 @@ class ImportedRecord(Section):
     def sub_images(self) -> int:
         """Number of sub-images K."""
         return len(self.sigmas)
+
+    @property
+    def stated(self) -> str:
+        """What was stated of the radii, in words."""
+        sigmas = ", ".join(exact_text(sigma) for sigma in self.sigmas)
+        return f"n = {self.estimation:,}, alpha = {exact_text(self.alpha)}, sigma = {sigmas}"
 
     @property
     def identity(self) -> str:
@@ -151,7 +157,7 @@ def import_log(
     except ValidationError as error:
         raise ConfigError(explain(error, "import")) from error
     log = parse_log(data, source)
-    record = record.model_copy(update={"run_id": record.identity, "warnings": (*log.notes, *_doubts(log, record))})
+    record = record.model_copy(update={"run_id": record.identity, "warnings": (*log.notes, *doubts(log, record, grid))})
     there = parse_imported(store.create(RUN_KEY, record.model_dump_json(indent=1).encode()), store.uri)
     if there is None or there.run_id != record.run_id:
         raise CountsError(f"{store.uri}: holds another run already; choose another place")
@@ -230,47 +236,3 @@ def _certificates(log: PublishedLog, record: ImportedRecord) -> pa.Table:
 
 def _rule(record: ImportedRecord) -> str:
     return "as published" if record.sub_images == 1 else f"as published ({record.radius_rule})"
-
-
-def _doubts(log: PublishedLog, record: ImportedRecord) -> Iterator[str]:
-    """What in the log does not fit what was stated about it."""
-    stated = f"n = {record.estimation:,}, alpha = {record.alpha:g}, sigma = {', '.join(map(str, record.sigmas))}"
-    certified = log.radius > 0
-    ceiling = largest_radius(record.sigmas, record.estimation, record.alpha)
-    inflated = certified & (log.radius - log.unit / 2 > ceiling)
-    if inflated.any():
-        yield (
-            f"{int(inflated.sum()):,} radii are larger than {format_up(ceiling, _DIGITS)}, the most that any counts "
-            f"can certify at {stated} (largest: {format_down(float(log.radius.max()), _DIGITS)}): more samples were "
-            "claimed than drawn, or what is stated is not what the log is of"
-        )
-    if record.sub_images == 1:
-        rest = np.flatnonzero(certified & ~inflated)
-        low, high = (log.radius + step * log.unit for step in (-0.5, 1.0))  # printed to nearest, or rounded down
-        attained = is_attained(low[rest], high[rest], record.sigmas[0], record.estimation, record.alpha)
-        if not attained.all():
-            first = rest[~attained][0]
-            yield (
-                f"{int((~attained).sum()):,} radii, first that of image {log.image_id[first]} "
-                f"({format_down(float(log.radius[first]), _DIGITS)}), follow from no count at {stated} by the bound of "
-                "Cohen et al. 2019: another rule, or other numbers"
-            )
-    elif record.radius_rule != "linear":
-        yield _RULE_DOUBTS[record.radius_rule]
-
-
-_DIGITS = 3
-_RULE_DOUBTS: dict[str, str] = {
-    "square-root": (
-        "the square-root rule is no certificate: it is larger than the proved radius unless all margins agree (for p = "
-        "0.95 and 0.60 it gives 1.664 sigma where 1.342 is true; docs/theory.md 4.5)"
-    ),
-    "clipped": (
-        "negative margins set to 0 are no certificate: a sub-image that votes against the class subtracts (for p = "
-        "0.99 and 0.30 it gives 1.645 sigma where 1.274 is true; docs/theory.md 4.5)"
-    ),
-    "unknown": (
-        "how margins were joined is not stated: by the square-root rule or with negative margins set to 0, as in "
-        "published code, radii are too large (docs/theory.md 4.5), and a log cannot show it"
-    ),
-}

@@ -7,6 +7,7 @@ smoothed classifier abstains. Nothing in such a log can be checked against votes
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,7 +23,10 @@ from drs_ray.results.tables import ABSTAIN
 COLUMNS = ("idx", "label", "predict", "radius", "correct")
 """Columns that a log must have, in any order; others, such as `time`, are ignored."""
 
-_DIGITS = 3  # significant ones, as certify.py prints; trailing zeros are not printed
+# Patterns, because int() and float() take more: 1_000, nan, digits of other scripts.
+_WHOLE = re.compile(r"[+-]?[0-9]{1,30}"), "a whole number"
+_NUMBER = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"), "a finite number >= 0"
+_KINDS = (_WHOLE, _WHOLE, _WHOLE, _NUMBER, _WHOLE)
 _SEPARATORS = {"\t": "tabs", ",": "commas"}
 
 
@@ -39,7 +43,7 @@ class PublishedLog:
     label: Integers
     prediction: Integers
     radius: Floats
-    unit: Floats
+    step: Floats
     notes: tuple[str, ...]
 
     @property
@@ -55,7 +59,7 @@ def parse_log(data: bytes, source: str) -> PublishedLog:
         DataError: one line that names the file, the line, what is wrong there and what to do.
     """
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: is not text (UTF-8); give a log in the format of certify.py") from error
     while lines and not lines[-1].strip():
@@ -75,52 +79,38 @@ def parse_log(data: bytes, source: str) -> PublishedLog:
         raise DataError(f"{source}: has a header and no images")
     where = [names.index(name) for name in COLUMNS]
     rows = list(_rows(lines, len(names), separator, where, source))
-    image_id, label, predict, radius, unit, correct = (list(column) for column in zip(*rows, strict=True))
+    image_id, label, predict, printed, correct = (list(column) for column in zip(*rows, strict=True))
     _check_ids(image_id, source)
-    log = PublishedLog(
-        np.array(image_id, np.int64),
-        np.array(label, np.int64),
-        np.where(np.array(radius) > 0, predict, ABSTAIN).astype(np.int64),
-        np.array(radius, np.float64),
-        np.array(unit, np.float64),
-        (),
-    )
-    return PublishedLog(
-        log.image_id,
-        log.label,
-        log.prediction,
-        log.radius,
-        log.unit,
-        tuple(_notes(log, np.array(predict), np.array(correct), source)),
-    )
+    labels, predicted, radius = np.array(label), np.array(predict), np.array(printed, np.float64)
+    notes = [*_silent(predicted, radius), *_counted(labels, predicted, radius, np.array(correct), source)]
+    prediction = np.where(radius > 0, predicted, ABSTAIN)
+    return PublishedLog(np.array(image_id), labels, prediction, radius, _steps(printed), tuple(notes))
 
 
 def _rows(
     lines: list[str], width: int, separator: str, where: list[int], source: str
-) -> Iterator[tuple[int, int, int, float, float, int]]:
+) -> Iterator[tuple[int, int, int, str, int]]:
     for number, line in enumerate(lines[1:], start=2):
         fields = line.split(separator)
         if len(fields) != width:
             raise DataError(f"{source}: line {number}: {_miscounted(line, len(fields), width, separator)}")
-        idx, label, predict, radius, correct = (fields[index].strip() for index in where)
-        try:
-            certified = float(radius)
-            row = int(idx), int(label), int(predict), certified, _unit(radius), int(correct)
-        except ValueError as error:
-            text = ", ".join(f"{name} {fields[index].strip()!r}" for name, index in zip(COLUMNS, where, strict=True))
-            raise DataError(
-                f"{source}: line {number}: not all of {text} are numbers; mend or remove the line"
-            ) from error
-        if not 0 <= row[0] < 2**63:
-            raise DataError(f"{source}: line {number}: idx must be the number of an image, >= 0, got {row[0]}")
-        for name, value in zip(("label", "predict"), row[1:3], strict=True):
+        row = [fields[index].strip() for index in where]
+        for name, text, (kind, must) in zip(COLUMNS, row, _KINDS, strict=True):
+            if not kind.fullmatch(text):
+                raise DataError(
+                    f"{source}: line {number}: {name} must be {must}, got {text!r}; mend or remove the line"
+                )
+        idx, label, predict, correct = (int(row[column]) for column in (0, 1, 2, 4))
+        if not 0 <= idx < 2**63:
+            raise DataError(f"{source}: line {number}: idx must be the number of an image, >= 0, got {idx}")
+        for name, value in (("label", label), ("predict", predict)):
             if not ABSTAIN <= value < 2**31:
                 raise DataError(f"{source}: line {number}: {name} must be a class (or -1: none), got {value}")
-        if not math.isfinite(certified) or certified < 0:
-            raise DataError(f"{source}: line {number}: radius must be a finite number >= 0, got {radius}")
-        if row[2] == ABSTAIN and certified > 0:
-            raise DataError(f"{source}: line {number}: an abstention (predict -1) has radius {radius}; it must be 0")
-        yield row
+        if not math.isfinite(float(row[3])):
+            raise DataError(f"{source}: line {number}: radius must be {_NUMBER[1]}, got {row[3]}")
+        if predict == ABSTAIN and float(row[3]) > 0:
+            raise DataError(f"{source}: line {number}: an abstention (predict -1) has radius {row[3]}; it must be 0")
+        yield idx, label, predict, row[3], correct
 
 
 def _miscounted(line: str, found: int, width: int, separator: str) -> str:
@@ -134,18 +124,19 @@ def _miscounted(line: str, found: int, width: int, separator: str) -> str:
     return f"{expected}; mend or remove the line"
 
 
-def _unit(text: str) -> float:
-    """What a step of the last digit is worth; at least three significant digits were meant.
+def _steps(printed: list[str]) -> Floats:
+    """How far apart neighbouring radii of the log are, as its radii show: 0.52 may be 0.520 with its last digit unsaid.
 
-    Raises:
-        ValueError: not a number.
+    A log has so many significant digits (certify.py: three), or so many decimals: whatever its longest radius has, for
+    trailing zeros need not be printed. The larger step of the two is taken, so that no radius is read too precisely.
     """
-    value = float(text)
-    if value <= 0 or not math.isfinite(value):
-        return 0.0
-    exponent = Decimal(text).as_tuple().exponent
-    assert isinstance(exponent, int)  # it is finite
-    return float(min(10.0**exponent, 10.0 ** (math.floor(math.log10(value)) - _DIGITS + 1)))
+    numbers = [Decimal(text).as_tuple() for text in printed]
+    values = np.array(printed, np.float64)
+    longest = max(len(number.digits) for number in numbers)
+    decimals = max(-int(number.exponent) for number in numbers)
+    with np.errstate(divide="ignore"):
+        first = np.where(values > 0, np.floor(np.log10(values)), 0.0)
+    return np.asarray(np.maximum(10.0 ** (first - longest + 1), 10.0**-decimals), np.float64)
 
 
 def _check_ids(ids: list[int], source: str) -> None:
@@ -159,20 +150,22 @@ def _check_ids(ids: list[int], source: str) -> None:
         first[image_id] = number
 
 
-def _notes(log: PublishedLog, predict: Integers, correct: Integers, source: str) -> Iterator[str]:
-    """What was read otherwise than it stands there; a `correct` that cannot be is refused."""
-    silent = int(((predict != ABSTAIN) & (log.radius == 0)).sum())
+def _silent(predict: Integers, radius: Floats) -> Iterator[str]:
+    silent = int(((predict != ABSTAIN) & (radius == 0)).sum())
     if silent:
         yield f"{silent:,} images have a class with radius 0; nothing is certified there: counted as abstentions"
-    hit = (predict == log.label).astype(np.int64)
-    wrong = np.flatnonzero((correct != hit) & ~((correct == 0) & (log.radius == 0)))
+
+
+def _counted(label: Integers, predict: Integers, radius: Floats, correct: Integers, source: str) -> Iterator[str]:
+    """The column `correct` must follow from the others; some code prints how many were right so far."""
+    hit = (predict == label).astype(np.int64)
+    wrong = np.flatnonzero((correct != hit) & ~((correct == 0) & (radius == 0)))
     if not len(wrong):
         return
-    if (np.diff(correct, prepend=0) == hit).all():
-        yield "the column correct is a running total; what is correct was taken from label and predict"
-        return
-    row = int(wrong[0])
-    raise DataError(
-        f"{source}: line {row + 2}: correct is {correct[row]}, but label is {log.label[row]} and predict "
-        f"{predict[row]}; mend the line"
-    )
+    if not (np.diff(correct, prepend=0) == hit).all():
+        row = int(wrong[0])
+        raise DataError(
+            f"{source}: line {row + 2}: correct is {correct[row]}, but label is {label[row]} and predict "
+            f"{predict[row]}; mend the line"
+        )
+    yield "the column correct is a running total; what is correct was taken from label and predict"

@@ -38,9 +38,9 @@ from drs_ray.results.readouts import (
     saving,
 )
 from drs_ray.results.reduce import RunResult
-from drs_ray.results.rounding import format_down
+from drs_ray.results.rounding import exact_text, format_down
 from drs_ray.results.store import Store
-from drs_ray.results.summary import SHARE_DIGITS, AtRadius, RunSummary, exact_text, summarise_side_by_side
+from drs_ray.results.summary import SHARE_DIGITS, AtRadius, RunSummary, summarise_side_by_side
 from drs_ray.results.tables import ABSTAIN
 
 if TYPE_CHECKING:

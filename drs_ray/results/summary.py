@@ -16,7 +16,7 @@ from drs_ray.config import DatasetConfig
 from drs_ray.errors import ConfigError
 from drs_ray.results.imported import MARK, ImportedRecord, ImportedResult, Shown
 from drs_ray.results.reduce import RunResult
-from drs_ray.results.rounding import format_down, format_ratio_down, format_ratio_up, format_up
+from drs_ray.results.rounding import exact_text, format_down, format_ratio_down, format_ratio_up, format_up
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.tables import ABSTAIN
 
@@ -317,11 +317,6 @@ def run_names(results: Sequence[Shown]) -> list[str]:
 def radius_grid(results: Iterable[Shown]) -> list[float]:
     """The union of the runs' radii and 0, increasing."""
     return sorted({0.0, *(float(radius) for result in results for radius in result.curve["radius"].to_numpy())})
-
-
-def exact_text(value: float) -> str:
-    """The shortest decimal number that reads back as this float: "0.25", "1", "0.7071067811865476"."""
-    return str(np.format_float_positional(value, trim="-"))
 
 
 def duration_text(seconds: float) -> str:
