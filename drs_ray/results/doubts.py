@@ -49,7 +49,7 @@ def doubts(log: PublishedLog, record: ImportedRecord, grid: Sequence[float]) -> 
     if inflated.any():
         yield (
             f"{_radii_from(log, inflated)} larger than {format_up(most, _DIGITS)}, the most that any counts can "
-            f"certify at {record.stated}: more samples were claimed than drawn, or what is stated is not what the log is of"
+            f"certify at {record.stated}: more samples were claimed than drawn, or what is stated is of another log"
         )
     rest = np.flatnonzero(certified & ~inflated)
     if record.sub_images == 1:

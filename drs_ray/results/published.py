@@ -153,7 +153,7 @@ def _check_ids(ids: list[int], source: str) -> None:
 def _silent(predict: Integers, radius: Floats) -> Iterator[str]:
     silent = int(((predict != ABSTAIN) & (radius == 0)).sum())
     if silent:
-        yield f"{silent:,} images have a class with radius 0; nothing is certified there: counted as abstentions"
+        yield f"a class with radius 0, which certifies nothing, counts as an abstention (images: {silent:,})"
 
 
 def _counted(label: Integers, predict: Integers, radius: Floats, correct: Integers, source: str) -> Iterator[str]:
