@@ -146,7 +146,7 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
     }
     if len(found.stages) > 1:
         facts["stages"] = "\n".join(
-            f"n = {stage.samples:,}, {stage.share:.6g} of every level: radius {_radius(stage.radius)}"
+            f"n = {stage.samples:,}, {stage.share:.12g} of every level: radius {_radius(stage.radius)}"
             + (" (decides)" if index == row["stage"] else "")
             for index, stage in enumerate(found.stages)
         )
@@ -160,7 +160,7 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
 
 def _levels(found: ImageCertificate) -> str:
     box = found.boxes[found.deciding]
-    levels = ", ".join(f"{level:.6g}" for level in box.levels)
+    levels = ", ".join(map(_level, box.levels))
     if found.pooled:
         return f"{levels}, all of it for one bound: selection was unanimous"
     if len(found.boxes) == 1:
@@ -176,7 +176,7 @@ def _pooled_bound(found: ImageCertificate) -> dict[str, str]:
     votes, samples = sum(row["class_votes"]), sum(row["estimation_samples"])
     return {
         f"class {row['selected_class']}": f"{votes:,} of {samples:,} votes of all sub-images; at level "
-        f"{found.class_levels[0]:.6g}: mean probability >= {format_down(row['p_lower'][0], BOUND_DIGITS)}, "
+        f"{_level(found.class_levels[0])}: mean probability >= {format_down(row['p_lower'][0], BOUND_DIGITS)}, "
         f"a = Phi^-1 >= {format_down(found.a_lower[0], BOUND_DIGITS)}"
     }
 
@@ -187,7 +187,7 @@ def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
         number = "" if len(each) == 1 else f"_{index + 1}"
         votes, samples = row["class_votes"][index], row["estimation_samples"][index]
         facts[f"class {row['selected_class']}{name}"] = (
-            f"{votes:,} of {samples:,} votes; at level {found.class_levels[index]:.6g}: probability >= "
+            f"{votes:,} of {samples:,} votes; at level {_level(found.class_levels[index])}: probability >= "
             f"{format_down(row['p_lower'][index], BOUND_DIGITS)}, "
             f"a{number} = Phi^-1 >= {format_down(found.a_lower[index], BOUND_DIGITS)}"
         )
@@ -196,7 +196,7 @@ def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
         rival = "a class without votes" if found.rival == -1 else f"class {found.rival}"
         rest = " (what the class leaves)" if found.b_upper[index] == -found.a_lower[index] else ""
         facts[f"closest rival{name}"] = (
-            f"{rival}, {found.rival_votes[index]:,} of {samples:,} votes; at level {found.rival_levels[index]:.6g}: "
+            f"{rival}, {found.rival_votes[index]:,} of {samples:,} votes; at level {_level(found.rival_levels[index])}: "
             f"probability <= {format_up(row['rival_upper'][index], BOUND_DIGITS)}, "
             f"b{number} = Phi^-1 <= {format_up(found.b_upper[index], BOUND_DIGITS)}{rest}"
         )
@@ -208,6 +208,10 @@ def _inequality(found: ImageCertificate) -> str:
         return f"{found.formula}; a bound is missing (no vote, or too few), so nothing is certified"
     written = f"{found.formula}\nR >= {found.expression}\n  >= {_radius(found.written_radius)}"
     return written + ("" if found.row["radius"] > 0 else ": not above 0, so nothing is certified")
+
+
+def _level(level: float) -> str:
+    return f"{level:.12g}"  # a bound computed at it again has the digits that are shown
 
 
 def _radius(radius: float) -> str:

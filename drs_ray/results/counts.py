@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -111,14 +110,20 @@ def read_image(store: Store, record: RunRecord, image_id: int) -> tuple[CountsHi
     if image_id not in record.image_ids:
         raise CountsError(f"{store.uri}: image {image_id} is not of this run ({len(record.image_ids)} images)")
     position, units, parts = record.image_ids.index(image_id), RunUnits(record), list_parts(store, record)
-    keys = sorted(key for key in parts if (name := units.parse(key)) and name.block[0] <= position <= name.block[1])
-    tables = [found.table for found in read_units(store, record, parts, keys)]
+    keys = [key for key in parts if (name := units.parse(key)) and name.block[0] <= position <= name.block[1]]
+    holding: list[str] = []
+    tables: list[pa.Table] = []
+    for found in read_units(store, record, parts, keys):
+        mine = found.rows.image_id == image_id  # in later stages a block has lost its images that ended
+        holding += [key for key, rows in found.slices().items() if mine[rows].any()]
+        tables.append(found.table.filter(pa.array(mine)))
+    if not holding:
+        raise CountsError(f"{store.uri}: no counts of image {image_id}; resume the run with `drs-ray certify`")
     alone = record.model_copy(update={"image_ids": (image_id,)})
-    mine = [table.filter(pc.field("image_id") == image_id) for table in tables]
-    rows = joined([rows_of(table.combine_chunks()) for table in mine if len(table)])
+    rows = rows_of(pa.concat_tables(tables).combine_chunks())
     history = assemble_rows(rows, alone, alone.image_ids)
     _check_complete(history._rows, history._at, alone)
-    return history, tuple(keys)
+    return history, tuple(sorted(holding))
 
 
 def assemble(tables: Iterable[pa.Table], record: RunRecord, image_ids: Sequence[int]) -> CountsHistory:

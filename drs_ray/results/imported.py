@@ -64,9 +64,9 @@ class ImportedRecord(Section):
     dataset: Annotated[str, Field(min_length=1)]
     split: Annotated[str, Field(min_length=1)]
     sigmas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
-    selection: Annotated[int, Field(ge=0)]
-    estimation: Annotated[int, Field(ge=1)]
-    alpha: Annotated[float, Field(gt=0, lt=1)]
+    selection: Annotated[int, Field(ge=0, le=10**9)]
+    estimation: Annotated[int, Field(ge=1, le=10**9)]
+    alpha: Annotated[float, Field(ge=1e-50, lt=1)]  # as in configs
     radius_rule: RadiusRule
     warnings: tuple[str, ...] = ()
 
