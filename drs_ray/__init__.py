@@ -92,7 +92,7 @@ def read_certificate(uri: str, image_id: int, endpoint_url: str | None = None) -
     """One certificate with every number between its votes and its radius.
 
     Raises:
-        CountsError: no such run or image, or counts that are missing, cannot be trusted or give another radius.
+        ConfigError, CountsError: see `drs_ray.results.certificate.read_certificate`.
     """
     from drs_ray.results.certificate import read_certificate
     from drs_ray.results.store import open_store

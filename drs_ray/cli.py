@@ -268,7 +268,9 @@ def certificate(
     from drs_ray.facts import certificate_facts, render_facts
     from drs_ray.results.certificate import read_certificate
 
-    _stdout().print(render_facts(certificate_facts(read_certificate(_open(run, endpoint_url), image_id))))
+    facts = certificate_facts(read_certificate(_open(run, endpoint_url), image_id))
+    unbroken = None if sys.stdout.isatty() else 1000  # a formula in a file is one line
+    _stdout(unbroken).print(render_facts(facts))
 
 
 @app.command(epilog="Example: `drs-ray verify s3://bucket/run --units 20`")
@@ -432,10 +434,10 @@ def _numbers(name: str, text: str | None) -> list[float] | None:
         raise ConfigError(f"--{name}: must be numbers separated by commas, for example 0,0.5,1; got {text}") from error
 
 
-def _stdout() -> Console:
+def _stdout(width: int | None = None) -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(width=width)
 
 
 def _stderr() -> Console:

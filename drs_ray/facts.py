@@ -184,7 +184,7 @@ def _pooled_bound(found: ImageCertificate) -> dict[str, str]:
 def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
     row, facts = found.row, {}
     for index, name in enumerate(each):
-        number = "" if len(each) == 1 else f"_{index + 1}"
+        number = "" if len(each) == 1 else f"_{index}"
         votes, samples = row["class_votes"][index], row["estimation_samples"][index]
         facts[f"class {row['selected_class']}{name}"] = (
             f"{votes:,} of {samples:,} votes; at level {_level(found.class_levels[index])}: probability >= "
@@ -196,7 +196,8 @@ def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
         rival = "a class without votes" if found.rival == -1 else f"class {found.rival}"
         rest = " (what the class leaves)" if found.b_upper[index] == -found.a_lower[index] else ""
         facts[f"closest rival{name}"] = (
-            f"{rival}, {found.rival_votes[index]:,} of {samples:,} votes; at level {_level(found.rival_levels[index])}: "
+            f"{rival}, {found.rival_votes[index]:,} of {samples:,} votes; "
+            f"at level {_level(found.rival_levels[index])}: "
             f"probability <= {format_up(row['rival_upper'][index], BOUND_DIGITS)}, "
             f"b{number} = Phi^-1 <= {format_up(found.b_upper[index], BOUND_DIGITS)}{rest}"
         )

@@ -124,14 +124,14 @@ class ImageCertificate:
 
     @property
     def formula(self) -> str:
-        """What `expression` is made of, in symbols."""
+        """What `expression` is made of, in symbols; sub-images are numbered from 0."""
         k = len(self.sigmas)
         if self.pooled:
             return "R = sigma sqrt(K) a" if k > 1 else "R = sigma a"
         bounded = self.rival_levels is not None
         if self.rule.vote == "mean" and k > 1:
-            top = "min(a_1 - b_2, a_2 - b_1)" if bounded else "(a_1 + a_2)"
-            return f"R = {top} / sqrt(1/sigma_1^2 + 1/sigma_2^2)"
+            top = "min(a_0 - b_1, a_1 - b_0)" if bounded else "(a_0 + a_1)"
+            return f"R = {top} / sqrt(1/sigma_0^2 + 1/sigma_1^2)"
         margin = "m_k = sigma_k (a_k - b_k) / 2" if bounded else "m_k = sigma_k a_k"
         if k == 1:
             return margin.replace("_k", "").replace("m =", "R =")
@@ -142,8 +142,8 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
     """One image's certificate as last reduced, derived again from its votes.
 
     Raises:
-        CountsError: an imported or unreduced run, an image that is not of the run, counts that are missing or cannot be
-        trusted, or that give another radius than the stored one.
+        ConfigError: an image that is not of the run. CountsError: an imported or unreduced run, or counts that are
+        missing, cannot be trusted or give another radius than the stored one.
     """
     result = read_result(store)
     record, rule, alpha = result.record, rule_named(result.rule), result.alpha

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from drs_ray.errors import CountsError
+from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.parts import list_parts, read_units
 from drs_ray.results.rows import REMEDY, Rows, joined, rows_of
 from drs_ray.results.run_record import RunRecord
@@ -105,10 +105,10 @@ def read_image(store: Store, record: RunRecord, image_id: int) -> tuple[CountsHi
     """The votes of one image, from the parts that hold it alone, and the keys of the units that it is in.
 
     Raises:
-        CountsError: an image that is not of this run, or as `read_counts`.
+        ConfigError: an image that is not of the run. CountsError: as `read_counts`.
     """
     if image_id not in record.image_ids:
-        raise CountsError(f"{store.uri}: image {image_id} is not of this run ({len(record.image_ids)} images)")
+        raise ConfigError(f"image {image_id} is not of the run in {store.uri} ({len(record.image_ids)} images)")
     position, units, parts = record.image_ids.index(image_id), RunUnits(record), list_parts(store, record)
     keys = [key for key in parts if (name := units.parse(key)) and name.block[0] <= position <= name.block[1]]
     holding: list[str] = []

@@ -21,6 +21,7 @@ from drs_ray.results.summary import Certified, RunSummary, summarise_side_by_sid
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 SVG_KEY = "certified_accuracy.svg"
 PNG_KEY = "certified_accuracy.png"
@@ -57,9 +58,9 @@ def certified_accuracy_figure(results: Sequence[Shown], *, legend: bool = True) 
         raise ConfigError("figures need matplotlib: install drs-ray[report]") from error
     figure = Figure(figsize=(7.2, 4.6) if legend else (8.4, 4.7), layout="constrained", facecolor=PAPER)
     axes = figure.add_subplot()
-    stop = _right_end(results)
+    stop = right_end(results)
     handles = [
-        _draw(axes, step_curve(result, stop), colour, comparison=bool(result.variant))
+        draw_curve(axes, step_curve(result, stop), colour, comparison=bool(result.variant))
         for result, colour in zip(results, run_colours(len(results)), strict=True)
     ]
     _dress(axes, stop)
@@ -80,7 +81,7 @@ def convergence_figure(convergence: Sequence[tuple[str, Sequence[AtSamples]]]) -
     columns = min(panels, 2)
     rows = -(-panels // columns)
     figure = Figure(figsize=(8.4, 3.4 * rows), layout="constrained", facecolor=PAPER)
-    stop = _right_end(point for _, points in convergence for point in points)
+    stop = right_end(point for _, points in convergence for point in points)
     for index, (name, points) in enumerate(convergence):
         axes = figure.add_subplot(rows, columns, index + 1)
         for position, point in enumerate(points):
@@ -153,12 +154,18 @@ def step_curve(certified: Certified, stop: float, levels: int = _LEVELS) -> Curv
     return certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha)
 
 
-def _right_end(shown: Iterable[Certified]) -> float:
+def right_end(shown: Iterable[Certified]) -> float:
+    """Where the axis of radii ends, pixel units: a little beyond the largest radius."""
     largest = max(float(np.max(one.radius, where=one.correct, initial=0.0)) for one in shown)
     return 1.04 * largest if largest > 0 else 1.0
 
 
-def _draw(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> Any:
+def draw_curve(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> Any:
+    """Draw a `step_curve` with its band and its guaranteed share, or, where it is a comparison, alone and dotted.
+
+    Returns:
+        The line, for a legend.
+    """
     if comparison:  # no band and no guarantee: it is not what the run certifies
         (line,) = axes.step(
             curve.radii, curve.certified_accuracy, where="pre", color=colour, linewidth=1.8, linestyle=(0, (1, 1.2))
@@ -172,6 +179,13 @@ def _draw(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> Any:
         curve.radii, curve.certified_accuracy, where="pre", color=colour, linewidth=1.8, solid_joinstyle="miter"
     )
     return line
+
+
+def write_labels(legend: Legend, labels: Sequence[str]) -> None:
+    """Names of runs as they are: as labels, "_name" would be hidden and "$" start a formula."""
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
 
 
 def _dress(axes: Axes, stop: float, prefix: str = "") -> None:
@@ -197,12 +211,11 @@ def _add_legend(figure: Figure, handles: list[Any], summaries: Sequence[RunSumma
         Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2))),
     ]
     labels += ["95 % interval over images, at each radius", "guaranteed for these images (99 % over the noise)"]
-    blank = ["run"] * len(labels)  # set below: as labels, "_name" would be hidden and "$" start a formula
-    legend = figure.legend([*handles, *keys], blank, loc="outside lower left", frameon=False, fontsize=9)
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_parse_math(False)
-        text.set_text(label)
-        text.set_color(INK)
+    blank = ["run"] * len(labels)  # written below
+    legend = figure.legend(
+        [*handles, *keys], blank, loc="outside lower left", frameon=False, fontsize=9, labelcolor=INK
+    )
+    write_labels(legend, labels)
 
 
 def _label(run: RunSummary) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drs_ray.errors import ConfigError
-from drs_ray.results.figure import run_colours, step_curve
+from drs_ray.results.figure import draw_curve, right_end, run_colours, step_curve, write_labels
 from drs_ray.results.imported import Shown
 from drs_ray.results.readouts import radius_edges, radius_histogram
 from drs_ray.results.summary import summarise_side_by_side
@@ -28,22 +28,19 @@ def plot_certified_accuracy(runs: Sequence[Shown], ax: Axes | None = None) -> Ax
     """
     summaries = summarise_side_by_side(runs)
     axes = _axes(ax)
-    largest = max((float(run.radius[run.correct].max(initial=0.0)) for run in runs), default=0.0)
-    stop = 1.04 * largest if largest > 0 else 1.0
-    for run, summary, colour in zip(runs, summaries, run_colours(len(runs)), strict=True):
-        curve = step_curve(run, stop)
-        label = f"{summary.name} (ACR {summary.acr_text})"
-        if summary.variant:
-            axes.step(curve.radii, curve.certified_accuracy, where="pre", color=colour, linestyle=":", label=label)
-            continue
-        axes.step(curve.radii, curve.certified_accuracy, where="pre", color=colour, label=label)
-        axes.fill_between(curve.radii, curve.ci_low, curve.ci_high, step="pre", color=colour, alpha=0.15, linewidth=0)
-        axes.step(curve.radii, curve.guaranteed_low, where="pre", color=colour, linestyle="--", linewidth=0.8)
+    stop = right_end(runs)
+    lines = [
+        draw_curve(axes, step_curve(run, stop), colour, comparison=bool(run.variant))
+        for run, colour in zip(runs, run_colours(len(runs)), strict=True)
+    ]
     axes.set_xlim(0, stop)
     axes.set_ylim(0, 1)
     axes.set_xlabel("l2 radius (pixel units)")
     axes.set_ylabel("certified accuracy")
-    axes.legend()
+    write_labels(
+        axes.legend(lines, ["run"] * len(lines)),
+        [f"{summary.name} (ACR {summary.acr_text})" for summary in summaries],
+    )
     return axes
 
 
@@ -60,19 +57,18 @@ def plot_radius_histogram(runs: Sequence[Shown], ax: Axes | None = None) -> Axes
     summaries = summarise_side_by_side(runs)
     axes = _axes(ax)
     edges = radius_edges(runs)
-    for run, summary, colour in zip(runs, summaries, run_colours(len(runs)), strict=True):
-        found = radius_histogram(run, edges)
-        axes.stairs(
-            found.correct.counts,
-            found.correct.edges,
-            color=colour,
-            linestyle=":" if summary.variant else "-",
-            label=f"{summary.name} ({found.abstained:,} abstain)",
-        )
+    found = [radius_histogram(run, edges) for run in runs]
+    outlines = [
+        axes.stairs(one.correct.counts, one.correct.edges, color=colour, linestyle=":" if run.variant else "-")
+        for run, one, colour in zip(runs, found, run_colours(len(runs)), strict=True)
+    ]
     axes.set_xlim(0, edges[-1])
     axes.set_xlabel("certified l2 radius (pixel units)")
     axes.set_ylabel("images predicted right")
-    axes.legend()
+    write_labels(
+        axes.legend(outlines, ["run"] * len(outlines)),
+        [f"{summary.name} ({one.abstained:,} abstain)" for summary, one in zip(summaries, found, strict=True)],
+    )
     return axes
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from scipy.stats import beta
 from drs_ray.config import CertificateConfig, parse_config
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
-from drs_ray.errors import CountsError
+from drs_ray.errors import ConfigError, CountsError
 from drs_ray.facts import certificate_facts
 from drs_ray.results.certificate import ImageCertificate, read_certificate
 from drs_ray.results.compact import compact_run
@@ -32,9 +31,13 @@ from tests.unit.results.factories import CLASSES, MemoryStore, make_record
 IMAGES = 10
 DIGITS = r"-?[\d.]+(?:e-?\d+)?"
 BOUND = re.compile(
-    rf"([\d,]+) of ([\d,]+) votes(?: of all sub-images)?; at level ({DIGITS}): (?:mean )?probability ([<>])= ({DIGITS}|-?inf), "
+    rf"([\d,]+) of ([\d,]+) votes(?: of all sub-images)?; at level ({DIGITS}): "
+    rf"(?:mean )?probability ([<>])= ({DIGITS}|-?inf), "
     rf"[ab]\S* = Phi\^-1 [<>]= ({DIGITS}|-?inf)"
 )
+
+
+DEFAULT = CertificateConfig()
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Case:
     sub_images: int = 2
     sigmas: tuple[float, ...] = ()
     stages: int = 1
-    certificate: CertificateConfig = CertificateConfig()
+    certificate: CertificateConfig = DEFAULT
 
 
 CASES = {
@@ -52,7 +55,7 @@ CASES = {
     "K = 1, p_A": Case(1, certificate=CertificateConfig(rivals=False, pooled=False)),
     "K = 2, staircase, rivals or pooled": Case(),
     "K = 2, staircase, p_A": Case(certificate=CertificateConfig(rivals=False, pooled=False)),
-    "K = 2, Bonferroni, other sigmas": Case(sigmas=(0.36, 0.25), certificate=CertificateConfig(confidence="bonferroni")),
+    "K = 2, Bonferroni": Case(sigmas=(0.36, 0.25), certificate=CertificateConfig(confidence="bonferroni")),
     "K = 2, weights": Case(sigmas=(0.36, 0.25), certificate=CertificateConfig(weights=(1.0, 0.3))),
     "K = 2, mean, rivals": Case(sigmas=(0.36, 0.25), certificate=CertificateConfig(vote="mean")),
     "K = 2, mean, p_A": Case(certificate=CertificateConfig(vote="mean", rivals=False, pooled=False, alpha=0.05)),
@@ -114,12 +117,12 @@ def finished(case: Case) -> tuple[MemoryStore, RunRecord]:
     todo = frontier.missing()
     while todo:
         unit = todo.pop(0)
-        rows = [
-            CountsRow(image_id, image_id % CLASSES, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples,
-                      votes_of(image_id, unit.sub_image, draw.phase, draw.first_sample, draw.samples))
-            for image_id in (record.image_ids[position] for position in unit.positions)
-            for draw in unit.draws
-        ]  # fmt: skip
+        rows = []
+        for image_id in (record.image_ids[position] for position in unit.positions):
+            for draw in unit.draws:
+                votes = votes_of(image_id, unit.sub_image, draw.phase, draw.first_sample, draw.samples)
+                where = (unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples)
+                rows.append(CountsRow(image_id, image_id % CLASSES, *where, votes))
         part = encode_part(rows, record.run_id, unit.key)
         store.put(unit.key, part)
         if frontier.adaptive:
@@ -128,19 +131,28 @@ def finished(case: Case) -> tuple[MemoryStore, RunRecord]:
     return store, record
 
 
+@dataclass(frozen=True)
+class Run:
+    """A reduced run and all its certificates."""
+
+    store: MemoryStore
+    record: RunRecord
+    certificates: tuple[ImageCertificate, ...]
+
+
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
-def run(request: pytest.FixtureRequest) -> tuple[MemoryStore, RunRecord]:
-    return finished(request.param)
+def run(request: pytest.FixtureRequest) -> Run:
+    store, record = finished(request.param)
+    return Run(store, record, everything(store, record))
 
 
-def everything(store: MemoryStore, record: RunRecord) -> Iterator[ImageCertificate]:
-    for image_id in record.image_ids:
-        yield read_certificate(store, image_id)
+def everything(store: MemoryStore, record: RunRecord) -> tuple[ImageCertificate, ...]:
+    return tuple(read_certificate(store, image_id) for image_id in record.image_ids)
 
 
-def test_the_written_inequality_gives_the_stored_radius_and_never_more(run: tuple[MemoryStore, RunRecord]) -> None:
+def test_the_written_inequality_gives_the_stored_radius_and_never_more(run: Run) -> None:
     certified = 0
-    for found in everything(*run):
+    for found in run.certificates:
         stored = found.row["radius"]
         if not found.expression:
             assert stored == 0
@@ -157,9 +169,9 @@ def test_the_written_inequality_gives_the_stored_radius_and_never_more(run: tupl
     assert certified >= 4
 
 
-def test_printed_bounds_follow_from_printed_votes_and_levels(run: tuple[MemoryStore, RunRecord]) -> None:
-    """By scipy's beta distribution: not the code that computed them. Bounds are on the safe side, and by 1e-8 at most."""
-    for found in everything(*run):
+def test_printed_bounds_follow_from_printed_votes_and_levels(run: Run) -> None:
+    """By scipy's beta distribution: not the code that computed them."""
+    for found in run.certificates:
         facts = certificate_facts(found)
         bounds = [fact for name, fact in facts.items() if re.match(r"class \d|closest rival", name)]
         k = len(found.sigmas)
@@ -189,8 +201,8 @@ def test_printed_bounds_follow_from_printed_votes_and_levels(run: tuple[MemorySt
         )
 
 
-def test_the_printed_inequality_is_the_written_one(run: tuple[MemoryStore, RunRecord]) -> None:
-    for found in everything(*run):
+def test_the_printed_inequality_is_the_written_one(run: Run) -> None:
+    for found in run.certificates:
         facts = certificate_facts(found)
         if not found.expression:
             assert "a bound is missing" in facts["inequality"]
@@ -210,8 +222,8 @@ def test_the_printed_inequality_is_the_written_one(run: tuple[MemoryStore, RunRe
             assert (facts["answer"], facts["certified radius"]) == ("abstains", "none")
 
 
-def test_boxes_and_stages_are_those_that_decide(run: tuple[MemoryStore, RunRecord]) -> None:
-    for found in everything(*run):
+def test_boxes_and_stages_are_those_that_decide(run: Run) -> None:
+    for found in run.certificates:
         radii = [box.radius for box in found.boxes]
         assert found.boxes[found.deciding].radius == min(radii)
         assert found.row["radius"] == max(min(radii), 0.0)
@@ -227,11 +239,11 @@ def test_boxes_and_stages_are_those_that_decide(run: tuple[MemoryStore, RunRecor
         assert facts["recompute"] == f"drs-ray verify runs/demo --image {found.image_id}"
 
 
-def test_the_row_is_the_stored_one_and_the_units_hold_the_image(run: tuple[MemoryStore, RunRecord]) -> None:
-    store, record = run
+def test_the_row_is_the_stored_one_and_the_units_hold_the_image(run: Run) -> None:
+    store = run.store
     table = pa.BufferReader(store.get(CERTIFICATES_KEY))
     rows = pq.read_table(table).to_pylist()
-    for found, row in zip(everything(store, record), rows, strict=True):
+    for found, row in zip(run.certificates, rows, strict=True):
         assert found.row == row
         assert found.selection_samples == 50
         assert found.unanimous == (found.image_id < 3) == (sum(found.selection_votes) == 50 * len(found.sigmas))
@@ -243,32 +255,61 @@ def test_the_row_is_the_stored_one_and_the_units_hold_the_image(run: tuple[Memor
             assert found.image_id not in pq.read_table(pa.BufferReader(store.get(key)))["image_id"].to_pylist()
 
 
-def test_compacting_changes_nothing(run: tuple[MemoryStore, RunRecord]) -> None:
-    store, record = run
-    before = list(everything(store, record))
-    merged = MemoryStore(store.uri)
-    merged.objects = dict(store.objects)
-    compact_run(merged, record)
+def test_compacting_changes_nothing(run: Run) -> None:
+    merged = MemoryStore(run.store.uri)
+    merged.objects = dict(run.store.objects)
+    compact_run(merged, run.record)
     assert not [key for key in merged.objects if key.startswith("counts/k")]
-    assert list(everything(merged, record)) == before
+    assert everything(merged, run.record) == run.certificates
 
 
 # One of them, word for word.
 
 
 def test_what_is_printed() -> None:
-    store, _ = finished(Case(1, certificate=CertificateConfig(rivals=False, pooled=True)))
-    facts = certificate_facts(read_certificate(store, 4))
-    assert facts == {}
+    store, _ = finished(CASES["K = 2, staircase, rivals or pooled"])
+    assert certificate_facts(read_certificate(store, 6)) == {
+        "run": "runs/demo",
+        "image": "6, label 6",
+        "answer": "class 0 (wrong)",
+        "certified radius": "0.689695061 (l2, pixel units)",
+        "alpha": "0.001",
+        "rule": "probit rivals staircase",
+        "selection": "class 0, 48 of 50 votes, sub-image 0, 48 of 50 votes, sub-image 1",
+        "levels": "0.00024894721533, 0.322522548355: box 3 of 24 (staircase) has the least radius 0.689695061; the "
+        "largest is 0.747679943",
+        "class 0, sub-image 0": "1,975 of 2,000 votes; at level 0.000186710411497: probability >= 0.9760807430, a_0 = "
+        "Phi^-1 >= 1.9788001290",
+        "closest rival, sub-image 0": "class 1, 18 of 2,000 votes; at level 6.91520042582e-06: probability <= "
+        "0.0219419196, b_0 = Phi^-1 <= -2.0151986483",
+        "class 0, sub-image 1": "895 of 2,000 votes; at level 0.241891911267: probability >= 0.4394837277, a_1 = "
+        "Phi^-1 >= -0.1522782796",
+        "closest rival, sub-image 1": "class 1, 899 of 2,000 votes; at level 0.00895895967654: probability <= "
+        "0.4761638570, b_1 = Phi^-1 <= -0.0597839436",
+        "inequality": "R = sum_k m_k / ||w||, m_k = sigma_k (a_k - b_k) / 2\n"
+        "R >= (0.5 * (1.9788001290 - (-2.0151986483)) / 2 + 0.5 * (-0.1522782796 - (-0.0597839436)) / 2) / sqrt(2)\n"
+        "  >= 0.689695061",
+        "units": "counts/k0/s0/i00000004-00000007-n0000000000.parquet\n"
+        "counts/k1/s0/i00000004-00000007-n0000000000.parquet",
+        "recompute": "drs-ray verify runs/demo --image 6",
+    }
+    pooled = certificate_facts(read_certificate(store, 1))
+    assert pooled["rule"] == "probit p_A pooled"
+    assert pooled["levels"] == "0.001, all of it for one bound: selection was unanimous"
+    assert pooled["class 0"] == (
+        "3,995 of 4,000 votes of all sub-images; at level 0.001: mean probability >= 0.9958921998, a = Phi^-1 >= "
+        "2.6430784267"
+    )
+    assert pooled["inequality"] == "R = sigma sqrt(K) a\nR >= 0.5 * sqrt(2) * 2.6430784267\n  >= 1.868938678"
 
 
 @pytest.fixture(scope="module")
 def plain() -> tuple[MemoryStore, RunRecord]:
-    return finished(CASES["K = 2, Bonferroni, other sigmas"])
+    return finished(CASES["K = 2, Bonferroni"])
 
 
 def test_an_image_that_is_not_of_the_run(plain: tuple[MemoryStore, RunRecord]) -> None:
-    with pytest.raises(CountsError, match=r"runs/demo: image 10 is not of this run \(10 images\)"):
+    with pytest.raises(ConfigError, match=r"image 10 is not of the run in runs/demo \(10 images\)"):
         read_certificate(plain[0], 10)
 
 
