@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -169,6 +171,30 @@ class ConsoleObserver(Observer):
 def rate_text(rate: float | None) -> str:
     """Noise samples per second, in words; None: not known."""
     return "- samples/s" if rate is None else f"{rate:,.0f} samples/s"
+
+
+@contextmanager
+def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar over images, moved by calling it with (done, all); a line at each call where there is no terminal."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(label, total=None)
+
+        def told(done: int, images: int) -> None:
+            progress.update(task, completed=done, total=images)
+            if not quiet and not console.is_terminal:
+                console.print(f"{label}: {done} of {images} images done", highlight=False)
+
+        yield told
 
 
 def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> list[Path]:

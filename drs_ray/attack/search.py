@@ -89,10 +89,8 @@ def _lead(
 ) -> tuple[Tensor, Tensor]:
     """The predictions' lead over their closest rivals [N], and its gradient [N, C, H, W]."""
     inputs = images.detach().requires_grad_()
-    shares = target.soft_votes(target.allowed(inputs), image_ids, predictions, step, samples)
-    scores = target.scores(shares, samples)
-    own = scores.gather(1, predictions[:, None])[:, 0]
-    lead = own - scores.scatter(1, predictions[:, None], -torch.inf).amax(dim=1)
+    leads = target.soft_leads(target.allowed(inputs), image_ids, predictions, step, samples)
+    lead = leads.amin(dim=1)
     (gradient,) = torch.autograd.grad(lead.sum(), inputs)
     return lead.detach(), gradient
 

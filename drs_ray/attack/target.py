@@ -1,4 +1,4 @@
-"""The smoothed classifier that is attacked: its votes counted as in a run, and soft votes that have a gradient."""
+"""The smoothed classifier that is attacked: its votes counted as in a run, and soft leads that have a gradient."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtri
 from torch import Tensor, nn
 
 from drs_ray.certificates.certify import Rule
@@ -76,14 +77,15 @@ class Target:
             ]
         )
 
-    def soft_votes(
+    def soft_leads(
         self, images: Tensor, image_ids: Sequence[int], predictions: Tensor, step: int, samples: int
     ) -> Tensor:
-        """Mean soft votes over fresh noise, differentiable in the images: float32 [N, K, C], in (0, 1).
+        """Soft leads of the predictions over every class, differentiable in the images: float64 [N, C], inf at itself.
 
-        A softmax stands for the argmax of each sample, with logits measured in standard deviations that the
-        prediction's lead has under the noise: so it is neither flat where the classifier is confident, nor does it
-        depend on the scale of the logits.
+        A sample's vote between the prediction and a rival is made soft by Phi(lead of its logits / their standard
+        deviation under the noise): neither flat where the classifier is confident, nor dependent on the scale of its
+        logits. Where the logits' lead is Gaussian, as for half-spaces, the smoothed classifier's own leads and these
+        have the same gradient up to a factor, through all sub-images.
 
         Args:
             images: float32 [N, C, H, W], on the device; not clipped.
@@ -95,36 +97,39 @@ class Target:
         Raises:
             ClassifierError: a classifier that torch cannot differentiate, or that fails.
         """
-        shares = []
+        total = torch.zeros((len(images), self.num_classes), dtype=torch.float64, device=self.device)
         for k, (module, sampler) in enumerate(zip(self.modules, self.samplers, strict=True)):
             values = sampler.partition.extract(images, k)
             noise = torch.stack([self._noise(image_id, k, step, samples, values) for image_id in image_ids])
             noisy = sampler.partition.arrange((values[:, None] + sampler.sigma * noise).flatten(0, 1), k)
-            logits = _differentiable(module, noisy, k, self.num_classes).reshape(len(images), samples, -1)
-            rivals = logits.detach().mean(dim=1).scatter(1, predictions[:, None], -torch.inf).argmax(dim=1)
-            lead = _of_class(logits.detach(), predictions) - _of_class(logits.detach(), rivals)
-            spread = lead.std(dim=1, correction=0).clamp_min(torch.finfo(torch.float32).tiny)
-            shares.append(torch.softmax(logits / spread[:, None, None], dim=2).mean(dim=1))
-        return torch.stack(shares, dim=1)
-
-    def scores(self, shares: Tensor, samples: int) -> Tensor:
-        """What each class scores in the smoothed classifier's vote, from shares of votes [..., K, C]: [..., C].
-
-        Shares are kept half a vote away from 0 and 1, where the probit vote's score is infinite.
-        """
-        if self.rule.vote == "mean":
-            return shares.sum(dim=-2)
-        margins: Tensor = torch.special.ndtri(shares.clamp(0.5 / samples, 1 - 0.5 / samples))
-        weights = self.rule.weights or (1.0,) * len(self.sigmas)
-        scale = torch.tensor([w * sigma for w, sigma in zip(weights, self.sigmas, strict=True)], dtype=shares.dtype)
-        return (margins * scale.to(shares.device)[:, None]).sum(dim=-2)
+            logits = _differentiable(module, noisy, k, self.num_classes).reshape(len(images), samples, -1).double()
+            own = logits.gather(2, predictions[:, None, None].expand(-1, samples, 1))
+            spread = (own - logits).detach().std(dim=1, keepdim=True, correction=0).clamp_min(1e-30)
+            lost = torch.special.ndtr((logits - own) / spread).mean(dim=1)
+            if self.rule.vote == "mean":
+                total = total + (0.5 - lost)
+            else:
+                total = total - self._scales[k] * torch.special.ndtri(lost.clamp(1e-300, 1 - 1e-15))
+        return total.scatter(1, predictions[:, None], torch.inf)
 
     def leading_rival(self, votes: NDArray[np.int64], prediction: int) -> int:
-        """The class other than the prediction that scores most with these votes [K, C]."""
-        samples = int(votes[0].sum())
-        scores = self.scores(torch.from_numpy(votes / samples), samples)
-        scores[prediction] = -torch.inf
+        """The class other than the prediction that scores most with these votes [K, C].
+
+        Shares of votes are kept half a vote away from 0 and 1, where the probit vote's scores are infinite.
+        """
+        samples = votes.sum(axis=1, keepdims=True)
+        if self.rule.vote == "mean":
+            scores = (votes / samples).sum(axis=0)
+        else:
+            scores = np.array(self._scales) @ ndtri(np.clip(votes, 0.5, samples - 0.5) / samples)
+        scores[prediction] = -np.inf
         return int(scores.argmax())
+
+    @property
+    def _scales(self) -> list[float]:
+        """w_k sigma_k of the probit vote."""
+        weights = self.rule.weights or (1.0,) * len(self.sigmas)
+        return [weight * sigma for weight, sigma in zip(weights, self.sigmas, strict=True)]
 
     @property
     def _is_lattice(self) -> bool:
@@ -146,11 +151,6 @@ class Target:
             device=self.device,
         )
         return drawn
-
-
-def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
-    """Logits [N, samples, C] of one class per image: [N, samples]."""
-    return logits.gather(2, classes[:, None, None].expand(-1, logits.shape[1], 1))[:, :, 0]
 
 
 def _differentiable(module: nn.Module, inputs: Tensor, sub_image: int, num_classes: int) -> Tensor:
