@@ -14,7 +14,7 @@ from drs_ray.errors import DrsError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from drs_ray.attack.report import AttackReport
+    from drs_ray.attacks.report import AttackReport
     from drs_ray.certificates.certify import Rule
     from drs_ray.engine.observer import Observer
     from drs_ray.engine.verify import VerifyReport
@@ -62,12 +62,12 @@ def attack(uri: str, images: int = 20, *, endpoint_url: str | None = None, **opt
         images: how many of its images.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
         options: steps, samples, confirmation, level, seed, device, overrides, told; see
-            `drs_ray.attack.run.attack_run`.
+            `drs_ray.attacks.run.attack_run`.
 
     Raises:
         As `attack_run`.
     """
-    from drs_ray.attack.run import attack_run
+    from drs_ray.attacks.run import attack_run
     from drs_ray.results.store import open_store
 
     return attack_run(open_store(uri, endpoint_url), images, **options)

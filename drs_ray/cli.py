@@ -249,7 +249,7 @@ def attack(
     quiet: QuietOption = False,
 ) -> None:
     """Search perturbations that change a run's certified predictions: none may be shorter than the certified radius."""
-    from drs_ray.attack.run import attack_run
+    from drs_ray.attacks.run import attack_run
     from drs_ray.console import images_progress
     from drs_ray.facts import attack_facts, render_attack, render_facts
     from drs_ray.interrupts import interruptible

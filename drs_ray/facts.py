@@ -15,7 +15,7 @@ from drs_ray.results.rounding import format_down, format_up
 from drs_ray.results.summary import duration_text
 
 if TYPE_CHECKING:
-    from drs_ray.attack.report import AttackReport
+    from drs_ray.attacks.report import AttackReport
     from drs_ray.engine.forecast import RunPlan, Size
     from drs_ray.engine.probe import Speed
     from drs_ray.engine.status import Driver, RunStatus

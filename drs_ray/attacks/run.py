@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drs_ray.attack.confirm import rival_wins
-from drs_ray.attack.report import AttackReport
-from drs_ray.attack.search import search_directions, smallest_norm
-from drs_ray.attack.target import Target
+from drs_ray.attacks.confirm import rival_wins
+from drs_ray.attacks.report import AttackReport
+from drs_ray.attacks.search import search_directions, smallest_norm
+from drs_ray.attacks.target import Target
 from drs_ray.certificates.certify import Rule
 from drs_ray.data.datasets import Dataset
 from drs_ray.engine.reopen import device_here, located, on_device
