@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -21,13 +22,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from drs_ray.config import RunConfig
+from drs_ray.config import DatasetConfig, RunConfig
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.pace import Meter
 from drs_ray.engine.plan import Unit
 from drs_ray.results.run_record import RunRecord
+from drs_ray.results.store import Store
 from drs_ray.results.summary import duration_text
+
+if TYPE_CHECKING:
+    from drs_ray.data.packed import PackedIndex
 
 SECONDS_BETWEEN_LINES = 300.0
 """Where there is no terminal: a line at each tenth of the work, and after so long at the latest."""
@@ -106,8 +111,10 @@ class ConsoleObserver(Observer):
         self._progress.reset(
             self._task,
             total=self._samples_left,
-            units=self._fraction(),
             description=self._label,
+            units=self._fraction(),  # reset forgets all fields that it is not given
+            rate=None,
+            ends=None,
             at_least=self._at_least,
         )
         self._plain(f"{len(todo)} of {self._units} units to do, {self._samples_left:,} noise samples")
@@ -175,7 +182,7 @@ def rate_text(rate: float | None) -> str:
 
 @contextmanager
 def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over images, moved by calling it with (done, all); a line at each call where there is no terminal."""
+    """A bar over images, moved by calling it with (done, all); a line at each tenth where there is no terminal."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -188,13 +195,28 @@ def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Calla
         transient=True,
     ) as progress:
         task = progress.add_task(label, total=None)
+        tenths = 0
 
         def told(done: int, images: int) -> None:
+            nonlocal tenths
             progress.update(task, completed=done, total=images)
-            if not quiet and not console.is_terminal:
-                console.print(f"{label}: {done} of {images} images done", highlight=False)
+            if not quiet and not console.is_terminal and 10 * done // images > tenths:
+                console.print(f"{label}: {done:,} of {images:,} images", highlight=False)
+            tenths = 10 * done // images
 
         yield told
+
+
+def pack_with_progress(config: DatasetConfig, store: Store, console: Console, quiet: bool) -> tuple[PackedIndex, bool]:
+    """Pack a data set with a bar over images (a line at each tenth where there is no terminal); see `pack_dataset`."""
+    from drs_ray.data.datasets import load_dataset
+    from drs_ray.data.packing import pack_dataset
+
+    dataset = load_dataset(
+        config.name, config.root, config.split, config.download, config.image_size, config.endpoint_url
+    )
+    with images_progress(console, "pack", quiet) as told:
+        return pack_dataset(dataset, config.image_size, store, lambda done: told(done, len(dataset)))
 
 
 def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> list[Path]:

@@ -12,7 +12,7 @@ from drs_ray.engine.certify import DEFAULT_BATCH
 from drs_ray.errors import ConfigError
 from drs_ray.results.run_record import RunRecord
 
-_PLACES = re.compile(r"dataset\.root|classifiers\.\d+\.checkpoint")
+_PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.(denoiser\.)?checkpoint")
 
 
 def located(record: RunRecord, overrides: Iterable[str]) -> RunRecord:
