@@ -61,7 +61,7 @@ class Rule:
             ValueError: no rule has it.
         """
         boxes, pooled = name.removesuffix(" or pooled"), name.endswith(" or pooled")
-        vote, bounded, confidence, *rest = [*boxes.split(" "), "", ""]
+        vote, bounded, confidence, *rest = [*boxes.split(" "), "", "", ""]
         weights = tuple(map(float, rest[0].removeprefix("w=").split(","))) if rest[0].startswith("w=") else None
         rule = cls(vote, confidence, weights, bounded == "rivals", pooled)
         if rule.name != name:
