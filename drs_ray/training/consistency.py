@@ -1,4 +1,4 @@
-"""The method `consistency` (Jeong and Shin 2020): cross-entropy, and a penalty where noisy copies are answered apart."""
+"""The method `consistency` (Jeong and Shin 2020): noisy copies of an image are to be answered alike."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def consistency_loss(
     noisy = torch.cat([values + noise(values) for _ in range(copies)])
     logits = trainee(noisy)
     loss = functional.cross_entropy(logits, labels.repeat(copies), label_smoothing=label_smoothing)
-    apart = logits.unflatten(0, (copies, len(values)))
+    apart = logits.view(copies, len(values), -1)
     return loss + disagreement(apart, kl_weight, entropy_weight), apart[0]
 
 

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from drs_ray.data.datasets import Dataset
 from drs_ray.errors import DataError
 
-
 _Batch = tuple[Tensor, Tensor]
 
 

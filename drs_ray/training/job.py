@@ -10,11 +10,13 @@ from torch import nn
 
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import Dataset, load_dataset
-from drs_ray.errors import DataError
+from drs_ray.errors import ConfigError, DataError
 from drs_ray.models.factory import build_module
 from drs_ray.smoothing.partition import Partition, make_partition
 from drs_ray.training.loop import EpochDone, Place, derived_seed, train_classifier
 from drs_ray.training.state import TrainingState
+
+Tell = Callable[[EpochDone, TrainingState | None], None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class TrainingJob:
     def seed(self) -> int:
         """Each sub-image has streams of its own: what one learns does not depend on which others are trained."""
         return derived_seed(self.config.training.seed, self.sub_image)
+
+    def check_device(self, device: str) -> None:
+        """Refuse settings that would be without effect on `device`, cpu or cuda.
+
+        Raises:
+            ConfigError: mixed precision on the CPU.
+        """
+        if self.config.training.mixed_precision and device == "cpu":
+            raise ConfigError("training.mixed_precision: bfloat16 is for cuda, the device is cpu; set it to false")
 
     def build(self, dataset: Dataset) -> nn.Module:
         """The untrained module; the same for equal configs."""
@@ -60,13 +71,11 @@ class TrainingJob:
             on_epoch=on_epoch,
         )
 
-    def train_in_group(
-        self, place: Place, start: TrainingState, on_epoch: Callable[[EpochDone], None]
-    ) -> None:
-        """`train` on a worker, which reads the data set itself.
+    def work(self, device: str, rank: int, workers: int, start: TrainingState, tell: Tell) -> None:
+        """`train` as one of several workers, which reads the data set itself (`drs_ray.engine.group.GroupJob`).
 
         Raises:
-            DataError: it is not here, or not the driver's.
+            DataError: it is not here, or not the driver's. The rest as `train`.
         """
         dataset = training_split(self.config)
         if dataset.digest != self.digest:
@@ -74,7 +83,7 @@ class TrainingJob:
                 f"data set {dataset.name}: what this worker reads has digest {dataset.digest[:12]}, the driver's has "
                 f"{self.digest[:12]}; give every node the same data"
             )
-        self.train(dataset, place, start, on_epoch)
+        self.train(dataset, Place(device, rank, workers), start, lambda done: tell(done, done.state))
 
 
 def training_split(config: RunConfig) -> Dataset:

@@ -130,7 +130,9 @@ def train_classifier(
             )
         if on_epoch is not None and place.rank == 0:
             due = epoch % training.checkpoint_every == 0 or epoch == training.epochs
-            on_epoch(EpochDone(epoch, mean_loss, accuracy, _state(epoch, module, optimizer, generator) if due else None))
+            on_epoch(
+                EpochDone(epoch, mean_loss, accuracy, _state(epoch, module, optimizer, generator) if due else None)
+            )
     module.eval()
 
 
@@ -146,7 +148,7 @@ def _batches(
     """Image ids of this worker's batches: all images once, in a random order that the workers share.
 
     Several workers share every batch evenly, as averaging their gradients needs: the order is filled up with its first
-    images. Each draws from a generator of its own, which begins anew with the epoch: there is no state to bring together.
+    images. Each draws from a generator of its own, which begins anew with the epoch: no states to bring together.
     """
     if place.workers == 1:
         order = torch.randperm(count, generator=generator, device=generator.device).tolist()
@@ -176,7 +178,7 @@ def _seeded(seed: int, device: str) -> Iterator[None]:
     """Torch's global generators, from which dropout draws, begin at `seed`; afterwards they are as they were."""
     gpus = [torch.cuda.current_device()] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=gpus):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if gpus:
             torch.cuda.manual_seed(seed)
         yield

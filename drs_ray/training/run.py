@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -50,8 +51,8 @@ def train_run(
         The files written or kept, in order of `sub_images`.
 
     Raises:
-        ConfigError: for a checkpoint that is not a local .safetensors path of its own, or cannot be written, for settings
-            that do not fit each other or this machine, or a state of other settings.
+        ConfigError: a checkpoint that is not a local .safetensors path of its own or cannot be written, settings that
+            do not fit each other or this machine, or a state of other settings.
         DataError: if the training split is not there.
         ClassifierError: if an architecture cannot be built or started from `training.start_from`, or training diverges.
         EngineError: if workers cannot be had, or fail again and again.
@@ -84,8 +85,8 @@ def _train_one(
     """Train one classifier, in this process (`place`) or on Ray, unless its checkpoint is there."""
     who, training = f"sub-image {job.sub_image}", job.config.training
     module = job.build(dataset)
-    settings = _settings(job)
-    metadata = _metadata(job, dataset, settings)
+    metadata = _metadata(job, dataset)
+    settings = _settings(metadata)
     if _is_there(file, metadata):
         on_note(f"{who}: {file} was trained with these settings, and is kept; delete it to train again")
         return
@@ -97,10 +98,13 @@ def _train_one(
         if training.start_from is not None:
             _start_from(training.start_from, module, metadata)
         state = TrainingState(0, weights_of(module))
-    last = state
+    last, epoch = state, state.epoch
 
     def on_epoch(done: EpochDone) -> None:
-        nonlocal last
+        nonlocal last, epoch
+        if done.epoch <= epoch:  # told before, by a group that lost a worker and began again
+            return
+        epoch = done.epoch
         if done.state is not None:
             last = done.state
             save_state(kept, last, settings)
@@ -108,11 +112,12 @@ def _train_one(
             on_progress(job.sub_image, done.epoch, training.epochs, done.loss, done.accuracy)
 
     if place is not None:
+        job.check_device(place.device)
         job.train(dataset, place, state, on_epoch)
     else:
-        from drs_ray.engine.group import train_on_ray  # Ray: only for those who use it
+        from drs_ray.engine.group import run_group  # Ray: only for those who use it
 
-        train_on_ray(job, state, on_epoch, on_note)
+        run_group(job, job.config.engine, training.workers, state, on_epoch, on_note)
     module.load_state_dict(last.weights)
     module.eval()
     check_classifier(module, metadata.image_shape, dataset.num_classes, job.sub_image)
@@ -120,26 +125,21 @@ def _train_one(
     kept.unlink(missing_ok=True)
 
 
-def _settings(job: TrainingJob) -> dict[str, JsonValue]:
-    """All that the weights depend on, but for code and hardware."""
-    config = job.config
-    classifier = config.classifiers[job.sub_image]
-    named: dict[str, JsonValue] = {
-        f"training.{key}": value
-        for key, value in config.training.model_dump(mode="json", exclude=_NOT_LEARNED).items()
-    }
-    return named | {
-        "data": job.digest,
-        "partition": config.partition.label,
-        "layout": config.partition.layout,
-        "sub_image": job.sub_image,
-        "architecture": classifier.architecture,
-        "arguments": classifier.arguments,
-        "sigma": classifier.sigma,
-    }
+def _learned(job: TrainingJob) -> dict[str, JsonValue]:
+    """Of the training section and the data, all that the weights depend on."""
+    training = job.config.training
+    unused = {"consistency", "smoothadv"} - {training.method}
+    return {"data": job.digest, **training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)}
 
 
-def _metadata(job: TrainingJob, dataset: Dataset, settings: dict[str, JsonValue]) -> CheckpointMetadata:
+def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
+    """The same as what the checkpoint will say, key by key: a state is told from that of another training by them."""
+    learned = {f"training.{key}": value for key, value in json.loads(metadata.training).items()}
+    rest = {key: value for key, value in asdict(metadata).items() if key != "training"}
+    return dict(json.loads(json.dumps(rest))) | learned
+
+
+def _metadata(job: TrainingJob, dataset: Dataset) -> CheckpointMetadata:
     """What the checkpoint will say of itself."""
     config = job.config
     classifier = config.classifiers[job.sub_image]
@@ -153,7 +153,7 @@ def _metadata(job: TrainingJob, dataset: Dataset, settings: dict[str, JsonValue]
         num_classes=dataset.num_classes,
         image_shape=partition_of(config, dataset).layout_shape(job.sub_image, dataset.image_shape[0]),
         dataset=dataset.name,
-        training=json.dumps(settings, sort_keys=True, separators=(",", ":")),
+        training=json.dumps(_learned(job), separators=(",", ":")),
     )
 
 
@@ -208,18 +208,7 @@ def _device(config: RunConfig) -> str:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("engine.device: cuda needs a GPU, and torch finds none here; use cpu or auto")
-    check_precision(config, device)
     return device
-
-
-def check_precision(config: RunConfig, device: str) -> None:
-    """Refuse mixed precision on a device where it would be without effect.
-
-    Raises:
-        ConfigError: it is asked for on the CPU.
-    """
-    if config.training.mixed_precision and device == "cpu":
-        raise ConfigError("training.mixed_precision: bfloat16 is for cuda, the device is cpu; set it to false")
 
 
 def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:

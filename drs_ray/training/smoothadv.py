@@ -36,9 +36,7 @@ def smoothadv_loss(
     return loss, logits[: len(values)]
 
 
-def attack(
-    trainee: Trainee, values: Tensor, labels: Tensor, drawn: Tensor, *, steps: int, epsilon: float
-) -> Tensor:
+def attack(trainee: Trainee, values: Tensor, labels: Tensor, drawn: Tensor, *, steps: int, epsilon: float) -> Tensor:
     """Values near the given ones at which the smoothed classifier, as this noise shows it, is most wrong.
 
     Args:
@@ -52,12 +50,11 @@ def attack(
     Returns:
         float32 [n, C, d] in [0, 1], at most epsilon from `values`.
     """
-    count = len(values)
     moved = torch.zeros_like(values)
     with trainee.fixed() as classifier, torch.enable_grad():
         for _ in range(steps):
             moved.requires_grad_(True)
-            logits = classifier((values + moved + drawn).flatten(0, 1)).unflatten(0, (len(drawn), count))
+            logits = classifier((values + moved + drawn).flatten(0, 1)).view(len(drawn), len(values), -1)
             # Salman et al. 2019: ascend -log(1/m sum_i F(x' + noise_i)_y), the smoothed classifier's own loss.
             log_mean = torch.logsumexp(functional.log_softmax(logits, dim=-1), dim=0) - math.log(len(drawn))
             (gradient,) = torch.autograd.grad(functional.nll_loss(log_mean, labels, reduction="sum"), moved)

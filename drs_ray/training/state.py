@@ -65,13 +65,13 @@ def load_state(file: Path, settings: Mapping[str, JsonValue]) -> TrainingState |
         epoch, kept = int(found["epoch"]), dict(found["settings"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ClassifierError(
-            f"training state {file}: cannot be read ({type(error).__name__}: {error}); delete it to train from the start"
+            f"training state {file}: cannot be read ({type(error).__name__}: {error}); delete it to train anew"
         ) from error
     differing = sorted(key for key in {**kept, **settings} if kept.get(key) != settings.get(key))
     if differing:
         raise ConfigError(
             f"training state {file}: belongs to other settings ({', '.join(differing)}); restore them to go on, or "
-            "delete it to train from the start"
+            "delete it to train anew"
         )
     return TrainingState(epoch, parts["weights"], parts["optimizer"], parts["generator"].get(""))
 
