@@ -224,15 +224,12 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path: Path) -> None
         train_run(_config(tmp_path, start_from=str(tmp_path / "nowhere.safetensors")))
 
 
-def test_weights_for_the_masked_layout_fit_any_architecture(tmp_path: Path) -> None:
+def test_in_the_masked_layout_any_architecture_starts_from_a_full_images(tmp_path: Path) -> None:
     (whole,) = train_run(_config(tmp_path, partition="none", epochs=1))
-    data = _config(tmp_path, start_from=str(whole), epochs=1).model_dump(mode="json")
+    data = _config(tmp_path, start_from=str(whole), epochs=1, learning_rate=1e-12).model_dump(mode="json")
     data["partition"]["layout"] = "masked"
     (file,) = train_run(parse_config(data), sub_images=[0])
-    (cold,) = train_run(
-        parse_config(data | {"training": data["training"] | {"start_from": None, "seed": 2}}), sub_images=[0]
-    )
-    assert file == cold  # replaced: other settings
+    assert torch.allclose(load_checkpoint(file)[0]["fc1.weight"], load_checkpoint(whole)[0]["fc1.weight"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +238,7 @@ def test_weights_for_the_masked_layout_fit_any_architecture(tmp_path: Path) -> N
         (
             {"workers": 2},
             {"address": "inline"},
-            r"training.workers: the address inline is one process, got 2 workers; set",
+            r"training.workers: the address inline is one process, got 2 workers;",
         ),
         ({"workers": 3}, {}, r"training.batch must be a multiple of training.workers \(3\).* got 32"),
         ({"mixed_precision": True}, {}, r"training.mixed_precision: bfloat16 is for cuda, the device is cpu; set it"),
