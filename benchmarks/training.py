@@ -32,8 +32,12 @@ PARTITIONS = {"RS": "none", "DRS": "checkerboard"}
 METHODS: dict[str, dict[str, Any]] = {
     "gaussian": {},
     "gaussian, 80 epochs": {"epochs": 80},  # what two noisy copies cost
-    "consistency": {"method": "consistency", "consistency": {"kl_weight": 5.0}},
-    "smoothadv, 2 steps": {"method": "smoothadv", "smoothadv": {"copies": 1, "steps": 2, "epsilon": 0.25}},
+    "consistency, kl_weight 10": {"method": "consistency"},  # the paper's
+    "consistency, kl_weight 5": {"method": "consistency", "consistency": {"kl_weight": 5.0}},
+    "smoothadv, 2 steps, epsilon 1": {
+        "method": "smoothadv",
+        "smoothadv": {"copies": 1, "steps": 2, "epsilon": 1.0},
+    },
 }
 
 CANDIDATES: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import ray
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
 from ray.train.torch import TorchTrainer, get_device
 
 from drs_ray.config import EngineConfig
@@ -191,11 +191,13 @@ def _follow(trainer: TorchTrainer, board: Any, heard: Callable[[Any], None]) -> 
         board.stop.remote()
     if error is not None:
         raise error
-    if failures:
+    for failure in failures:
+        if not isinstance(failure, TrainingFailedError):
+            raise failure
         raise EngineError(
-            f"a worker or its group failed {MOST_FAILURES + 1} times, the last time: {_reason(failures[0])}; mend the "
-            "cause and run the same command to go on after the last state"
-        ) from failures[0]
+            f"the workers could not be had, or failed more than {MOST_FAILURES} times, the last time: "
+            f"{_reason(failure)}; mend the cause and run the same command to go on after the last state"
+        ) from failure
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from drs_ray.config import RunConfig, parse_config
 from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.training.run import state_file, train_run
-from tests.support.runs import FACTORY, Driver, command, drs_ray, write_config
+from tests.support.runs import FACTORY, Driver, drs_ray, write_config
 
 BATCH = 40
 
@@ -58,13 +57,10 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path):
     data = _data(tmp_path / "killed", marker, "inline")
     config = write_config(tmp_path / "config.yaml", data)
     checkpoint = Path(data["classifiers"][0]["checkpoint"])
-    with subprocess.Popen(
-        command(["train", str(config)]), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        while not state_file(checkpoint).exists():
-            assert process.poll() is None, process.stderr.read()
-        marker.touch()
-        assert process.wait(timeout=60) == -signal.SIGKILL
+    driver = Driver(config, os.environ, subcommand="train")
+    driver.wait_until(state_file(checkpoint).exists, "the first state")
+    marker.touch()
+    assert driver.wait(timeout=60) == -signal.SIGKILL
     assert not checkpoint.exists()
     assert not marker.exists()
     again = drs_ray(["train", str(config)])
@@ -80,6 +76,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # Ray's own, as it starts a group
 class TestOnRay:
     def test_a_worker_that_dies_changes_no_weight(self, tmp_path):
         marker = tmp_path / "die-once"
