@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo test test-fast check format bench s3-server clean
+.PHONY: help demo test test-fast chaos check format bench s3-server clean
 
 help:
 	@echo "make demo        install, train, certify RS and DRS on real digits, write runs/demo/report.html"
 	@echo "make test        install, run all tests"
 	@echo "make test-fast   the tests without Ray, servers and slow ones"
+	@echo "make chaos       kills and storage faults at random for MINUTES (10), from SEED; checks every vote"
 	@echo "make check       lint, format, types"
 	@echo "make bench       speed and memory, as ratios measured side by side"
 	@echo "make s3-server   a real S3 server on loopback, to try s3:// outputs"
@@ -36,6 +37,9 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not ray and not s3 and not slow"
+
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

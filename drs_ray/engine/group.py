@@ -15,7 +15,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer, get_device
 
 from drs_ray.config import EngineConfig
-from drs_ray.engine.driver import cluster_gpus, connect
+from drs_ray.engine.connection import connect
+from drs_ray.engine.driver import cluster_gpus
 from drs_ray.engine.placement import Placement
 from drs_ray.engine.ray_errors import last_line, ray_or_resume
 from drs_ray.engine.worker import threads_of
@@ -111,7 +112,8 @@ def run_group(
         if device == "auto":
             device = "cuda" if cluster_gpus(engine) else "cpu"
         job.check_device(device)
-        placement = Placement.of(engine.model_copy(update={"device": device}))
+        gpus = engine.gpus_per_worker if device == "cuda" else 0.0
+        placement = Placement.of(engine.model_copy(update={"device": device, "gpus_per_worker": gpus}))
         _check_room(engine, placement, workers, noted)
         board = ray.remote(Board).options(num_cpus=0).remote(start)
         with tempfile.TemporaryDirectory(prefix="drs-ray-group-", ignore_cleanup_errors=True) as storage:

@@ -14,14 +14,18 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from drs_ray.errors import DrsError, EngineError
+from drs_ray.errors import DrsError, EngineError, InterruptedRunError
 
 
 @contextmanager
 def ray_or_resume() -> Iterator[None]:
-    """Failures of Ray itself as one line that says how to go on. Also a decorator."""
+    """Failures of Ray itself as one line that says how to go on, and interruptions as they are. Also a decorator."""
     try:
         yield
+    except SystemError as error:  # what Ray's compiled code makes of an exception that a signal's handler raised
+        if isinstance(error.__cause__, InterruptedRunError):
+            raise error.__cause__ from None
+        raise
     except (RayError, ConnectionError) as error:
         raise EngineError(
             f"Ray was lost ({type(error).__name__}: {last_line(error)}); what is stored is kept: "

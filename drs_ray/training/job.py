@@ -11,7 +11,7 @@ from torch import nn
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import Dataset, load_dataset
 from drs_ray.errors import ConfigError, DataError
-from drs_ray.models.factory import build_module
+from drs_ray.models.building import build_module
 from drs_ray.smoothing.partition import Partition, make_partition
 from drs_ray.training.loop import EpochDone, Place, derived_seed, train_classifier
 from drs_ray.training.state import TrainingState
@@ -48,7 +48,9 @@ class TrainingJob:
         # Layers draw their initial weights from torch's global generator: seed a copy of it, and put the old one back.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            return build_module(classifier.architecture, classifier.arguments, shape, dataset.num_classes)
+            return build_module(
+                classifier.architecture, classifier.arguments, shape, dataset.num_classes, classifier.pixels
+            )
 
     def train(
         self, dataset: Dataset, place: Place, start: TrainingState, on_epoch: Callable[[EpochDone], None]
@@ -93,7 +95,9 @@ def training_split(config: RunConfig) -> Dataset:
         ConfigError, DataError: as `load_dataset`.
     """
     named = config.dataset
-    return load_dataset(named.name, named.root, config.training.split, named.download, named.image_size)
+    return load_dataset(
+        named.name, named.root, config.training.split, named.download, named.image_size, named.endpoint_url
+    )
 
 
 def partition_of(config: RunConfig, dataset: Dataset) -> Partition:

@@ -16,7 +16,8 @@ from drs_ray.config import RunConfig
 from drs_ray.data.datasets import Dataset
 from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, save_checkpoint
-from drs_ray.models.factory import check_classifier, load_tensors
+from drs_ray.models.factory import check_classifier
+from drs_ray.models.tensors import load_tensors
 from drs_ray.training.job import TrainingJob, partition_of, training_split
 from drs_ray.training.loop import EpochDone, Place
 from drs_ray.training.state import TrainingState, load_state, save_state, weights_of
@@ -146,6 +147,7 @@ def _metadata(job: TrainingJob, dataset: Dataset) -> CheckpointMetadata:
     return CheckpointMetadata(
         architecture=classifier.architecture,
         arguments=classifier.arguments,
+        pixels={} if classifier.pixels is None else classifier.pixels.record,
         partition=config.partition.label,
         layout=config.partition.layout,
         sub_image=job.sub_image,
@@ -224,6 +226,11 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:
         raise ConfigError(
             f"{key}: training writes a local .safetensors file, got {checkpoint}; "
             f"give a path such as checkpoints/{config.partition.label}-{sub_image}.safetensors"
+        )
+    if config.classifiers[sub_image].denoiser is not None:
+        raise ConfigError(
+            f"classifiers.{sub_image}.denoiser: training is without one; remove it, or bring a classifier "
+            "that was trained on denoised sub-images"
         )
     if sum(other.checkpoint == checkpoint for other in config.classifiers) > 1:
         raise ConfigError(f"{key}: every sub-image needs a file of its own, got {checkpoint} twice; rename one")

@@ -10,6 +10,7 @@ Linux only: each node has a loopback address of its own, so that a driver cannot
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -88,11 +89,16 @@ class Node:
         """Whether its raylet runs: without it a node is lost."""
         return any("/raylet/raylet " in line for line in self.processes().values())
 
+    @property
+    def session(self) -> int:
+        """The POSIX session of its processes."""
+        return self._process.pid
+
     def processes(self) -> dict[int, str]:
         """Command lines of its processes by process id, zombies left out."""
         listed = subprocess.run(["ps", "-wwAo", "pid=,sess=,stat=,args="], capture_output=True, text=True, check=True)
         rows = [line.split(maxsplit=3) for line in listed.stdout.splitlines()]
-        mine = [row for row in rows if len(row) == 4 and row[1] == str(self._process.pid) and row[2][0] != "Z"]
+        mine = [row for row in rows if len(row) == 4 and row[1] == str(self.session) and row[2][0] != "Z"]
         return {int(row[0]): row[3] for row in mine}
 
     def workers(self, title: str = WORKER_TITLE) -> list[int]:
@@ -168,9 +174,23 @@ class RayCluster:
         }
         self.head = self._launch(["--head", *flags(options)], self._settings)
 
-    def add_node(self, *, cpus: float = 1) -> Node:
-        """A node that is ready for work."""
-        return self._launch(flags({"address": f"{self.head.address}:{self._port}", "num-cpus": cpus}), {})
+    def add_node(
+        self,
+        *,
+        cpus: float = 1,
+        gpus: int = 0,
+        resources: Mapping[str, float] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Node:
+        """A node that is ready for work. gpus: which Ray hands out, whether the machine has them or not."""
+        options = {
+            "address": f"{self.head.address}:{self._port}",
+            "num-cpus": cpus,
+            "num-gpus": gpus,
+            "resources": json.dumps(dict(resources or {})),
+            "labels": ",".join(f"{key}={value}" for key, value in (labels or {}).items()),
+        }
+        return self._launch(flags({name: value for name, value in options.items() if value != ""}), {})
 
     def kill(self, node: Node) -> None:
         """The machine is switched off."""

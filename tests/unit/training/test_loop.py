@@ -14,7 +14,7 @@ from drs_ray.config import TrainingConfig
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
-from drs_ray.models.factory import module_digest
+from drs_ray.models.tensors import module_digest
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.training.loop import EpochDone, Place, _batches, derived_seed, train_classifier
 from drs_ray.training.state import TrainingState, weights_of

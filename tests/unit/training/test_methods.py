@@ -152,7 +152,8 @@ def test_an_attack_ascends_the_mean_answers_loss_not_the_mean_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("none", "packed"), ("checkerboard", "packed"), ("checkerboard", "masked")]
+    ("name", "layout"),
+    [("none", "packed"), ("checkerboard", "packed"), ("checkerboard", "masked"), ("checkerboard-2024", "filled")],
 )
 @pytest.mark.parametrize("epsilon", [0.05, 0.5, 3.0])
 def test_an_attack_stays_in_its_ball_and_on_its_own_pixels(name: str, layout: str, epsilon: float) -> None:
