@@ -122,7 +122,7 @@ def reduce(uri: str, *, endpoint_url: str | None = None, **certificate: Any) -> 
 
 
 def train(config: RunConfig) -> list[str]:
-    """Train the config's sub-image classifiers; returns the checkpoints' paths."""
+    """Train the config's sub-image classifiers, or go on; returns the checkpoints' paths. See `train_run`."""
     from drs_ray.training.run import train_run
 
     return [str(path) for path in train_run(config)]

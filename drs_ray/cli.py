@@ -358,11 +358,11 @@ def pack(
 
 @app.command(epilog="Example: `drs-ray train config.yaml --set training.epochs=30`")
 def train(config: ConfigArgument, set_: SetOption = None, quiet: QuietOption = False) -> None:
-    """Train the config's sub-image classifiers under Gaussian noise and write their checkpoints."""
+    """Train the config's sub-image classifiers under noise, or go on where that was interrupted; write checkpoints."""
     from drs_ray.console import train_with_progress
     from drs_ray.interrupts import interruptible
 
-    with interruptible("checkpoints that were finished are kept; run the same command to train again"):
+    with interruptible("what was trained is kept; run the same command to go on"):
         for path in train_with_progress(_load(config, set_, None), _stderr(), quiet):
             print(path)
 

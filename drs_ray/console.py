@@ -245,4 +245,7 @@ def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> lis
             if epoch == epochs and not quiet:
                 console.print(f"train: sub-image {sub_image}, {epochs} epochs: {note}", highlight=False)
 
-        return train_run(config, on_progress=on_epoch)
+        def on_note(note: str) -> None:
+            console.print(f"train: {note}", markup=False, highlight=False, soft_wrap=True)
+
+        return train_run(config, on_progress=on_epoch, on_note=on_note)
