@@ -14,11 +14,11 @@ import pytest
 from scipy.special import ndtri
 from scipy.stats import beta
 
+from drs_ray.certificate_facts import certificate_facts
 from drs_ray.config import CertificateConfig, parse_config
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
 from drs_ray.errors import ConfigError, CountsError
-from drs_ray.facts import certificate_facts
 from drs_ray.results.certificate import ImageCertificate, read_certificate
 from drs_ray.results.compact import compact_run
 from drs_ray.results.encoding import CountsRow, encode_part
