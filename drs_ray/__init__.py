@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from drs_ray.results.imported import ImportedResult, Shown
     from drs_ray.results.plots import plot_certified_accuracy, plot_radius_histogram
     from drs_ray.results.reduce import RunResult
+    from drs_ray.results.tracking import log_to_mlflow
     from drs_ray.smoothed import SmoothedClassifier
     from drs_ray.smoothing.partition import make_partition
 
@@ -38,6 +39,7 @@ __all__ = [
     "export",
     "import_log",
     "load_config",
+    "log_to_mlflow",
     "make_partition",
     "plot_certified_accuracy",
     "plot_radius_histogram",
@@ -54,6 +56,7 @@ __all__ = [
 _LOADED_WHEN_USED = {
     "Rule": "drs_ray.certificates.certify",
     "SmoothedClassifier": "drs_ray.smoothed",
+    "log_to_mlflow": "drs_ray.results.tracking",
     "make_partition": "drs_ray.smoothing.partition",
     "plot_certified_accuracy": "drs_ray.results.plots",
     "plot_radius_histogram": "drs_ray.results.plots",
