@@ -59,7 +59,7 @@ def _all(images: int) -> None:
         row("export as markdown", lambda: export([run], "markdown"), "seconds")
         text = row("export as tsv", lambda: export([run], "tsv"), "seconds")
         row("export as csv", lambda: export([run], "csv"), "seconds")
-        stated: dict[str, Any] = {"dataset": "mnist5k", "sigmas": [SIGMA] * 2, "estimation": SAMPLES, "radius_rule": "linear"}
+        stated: dict[str, Any] = {"dataset": "mnist5k", "sigmas": [SIGMA] * 2, "estimation": SAMPLES}
         row("import the tsv", lambda: import_log(log, text.encode(), "log.tsv", **stated), "")
         print("export: peak memory", f"{_peak_gib():.2f} GiB, {before:.2f} GiB to make the run", "", sep="|")
 
