@@ -11,7 +11,7 @@ from rich.text import Text
 from drs_ray.results.imported import Shown
 from drs_ray.results.readouts import AtSamples, Columns, saving
 from drs_ray.results.reduce import RunResult
-from drs_ray.results.summary import AtRadius, RunSummary, run_names, summarise_side_by_side
+from drs_ray.results.summary import RunSummary, run_names, summarise_side_by_side
 
 
 def render_table(results: Sequence[Shown]) -> Table:
@@ -40,10 +40,10 @@ def render_table(results: Sequence[Shown]) -> Table:
         table.add_column(_header(run, many), overflow="fold", ratio=1 if many else None)
     for position, row in enumerate(first.at_radii):
         last = position == len(first.at_radii) - 1
-        cell = _short_cell if many else _cell
-        table.add_row(row.radius_text, *(cell(run.at_radii[position]) for run in runs), end_section=last)
+        table.add_row(row.radius_text, *(_cell(run, position, many) for run in runs), end_section=last)
     if many:
-        table.add_row("failed", *(f"<= {run.failures_allowed:,} images" for run in runs))
+        failed = ("not known" if run.imported else f"<= {run.failures_allowed:,} images" for run in runs)
+        table.add_row("failed", *failed)
     table.add_row("ACR", *(Text(run.acr_text, "bold") for run in runs))
     table.add_row("abstains", *(f"{run.abstention_text} ({run.abstained:,} images)" for run in runs))
     table.add_row("samples", *(_samples(result) for result in results))
@@ -100,12 +100,11 @@ def _header(run: RunSummary, narrow: bool) -> Text:
     return Text.assemble((run.name, "bold"), *(("\n" + line, "not bold dim") for line in lines))
 
 
-def _cell(row: AtRadius) -> Text:
-    return Text.assemble((row.accuracy_text, "bold"), (f" {row.interval_text}", "dim"), f" >= {row.guaranteed_text}")
-
-
-def _short_cell(row: AtRadius) -> Text:
-    return Text.assemble((row.accuracy_text, "bold"), (f" {row.interval_text.replace(', ', ',')}", "dim"))
+def _cell(run: RunSummary, position: int, many: bool) -> Text:
+    row = run.at_radii[position]
+    interval = row.interval_text.replace(", ", ",") if many else row.interval_text
+    text = Text.assemble((row.accuracy_text, "bold"), (f" {interval}", "dim"))
+    return text if many or run.imported else text.append(f" >= {row.guaranteed_text}")  # nothing vouches for a log
 
 
 def _samples(result: Shown) -> str:

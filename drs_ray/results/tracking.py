@@ -18,7 +18,8 @@ def log_to_mlflow(run: Shown) -> str:
 
     Into the active MLflow run, if there is one; else into a new one that has the run's name and is ended. Metrics are
     as computed, not rounded: `accuracy`, `acr`, `abstention_rate`, `samples`, `seconds` where known, and
-    `certified_accuracy_at_R`, `guaranteed_at_R` for each radius R of the curve (pixel units).
+    `certified_accuracy_at_R`, `guaranteed_at_R` for each radius R of the curve (pixel units). Of an imported run nothing
+    is guaranteed.
 
     Args:
         run: of `drs_ray.read_run` or `drs_ray.certify`.
@@ -58,7 +59,8 @@ def log_to_mlflow(run: Shown) -> str:
         metrics["seconds"] = summary.seconds
     for row in summary.at_radii:
         metrics[f"certified_accuracy_at_{row.radius_text}"] = row.certified / row.images
-        metrics[f"guaranteed_at_{row.radius_text}"] = row.guaranteed / row.images
+        if not summary.imported:
+            metrics[f"guaranteed_at_{row.radius_text}"] = row.guaranteed / row.images
     tags = {"drs_ray.run_id": summary.run_id, "drs_ray.uri": run.uri}
     if summary.imported:
         tags["drs_ray.mark"] = MARK

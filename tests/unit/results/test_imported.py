@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def test_what_an_imported_run_is() -> None:
     assert summary.time_text == "not recorded"
 
 
+def shown(results: list[Any]) -> str:
+    """The table of the terminal, as one line."""
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(render_table(results))
+    return " ".join(captured.get().split())
+
+
 def test_the_mark_is_wherever_it_is_shown() -> None:
     labels = make_result(4, radii=[0, 0.5]).certificates["label"].to_pylist()
     store = MemoryStore("runs/cohen")
@@ -86,12 +95,13 @@ def test_the_mark_is_wherever_it_is_shown() -> None:
     page = render_report([ours, theirs])
     assert "cohen, imported, not verified" in page
     assert "nothing on this page vouches for them" in page
-    console = Console(width=100, file=io.StringIO())
-    with console.capture() as captured:
-        console.print(render_table([ours, theirs]))
-    text = " ".join(captured.get().split())
+    text = shown([ours, theirs])
     assert "not verified" in text
     assert "Imported: radii, alpha and samples as published and stated" in text
+    assert text.count(">= 0.") == 2  # of our run, at both radii: nobody guarantees anything of the log
+    many = shown([ours, theirs, replace(ours, variant="once more")])
+    assert many.count("<= ") == 2
+    assert many.count("not known") == 1
     with pytest.raises(ConfigError, match="a report needs a run of drs-ray's own: these are imported, and `drs-ray"):
         render_report([theirs])
 
@@ -244,9 +254,9 @@ def beside(ours: RunResult, **change: Any) -> list[Any]:
 
 
 def test_an_imported_run_stands_beside_one_on_the_same_images() -> None:
-    shown = summarise_side_by_side(beside(make_result(5)))
-    assert [run.imported for run in shown] == [True, False]
-    assert [row.radius for row in shown[0].at_radii] == [row.radius for row in shown[1].at_radii]
+    both = summarise_side_by_side(beside(make_result(5)))
+    assert [run.imported for run in both] == [True, False]
+    assert [row.radius for row in both[0].at_radii] == [row.radius for row in both[1].at_radii]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def test_an_imported_run_stays_marked(mlflow: Any) -> None:
     assert logged.info.run_name == "cohen, imported, not verified"
     assert logged.data.tags["drs_ray.mark"] == "imported, not verified"
     assert logged.data.params["noise_law"] == "not stated"
+    assert not [name for name in logged.data.metrics if name.startswith("guaranteed")]
 
 
 def test_a_run_that_cannot_be_logged_is_failed_not_left_open(mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
