@@ -18,8 +18,8 @@ def log_to_mlflow(run: Shown) -> str:
 
     Into the active MLflow run, if there is one; else into a new one that has the run's name and is ended. Metrics are
     as computed, not rounded: `accuracy`, `acr`, `abstention_rate`, `samples`, `seconds` where known, and
-    `certified_accuracy_at_R`, `guaranteed_at_R` for each radius R of the curve (pixel units). Of an imported run nothing
-    is guaranteed.
+    `certified_accuracy_at_R`, `guaranteed_at_R` for each radius R of the curve (pixel units). Nothing is
+    guaranteed of an imported run.
 
     Args:
         run: of `drs_ray.read_run` or `drs_ray.certify`.
