@@ -122,7 +122,8 @@ def verify_run(
         store: where the run is; it need not be finished.
         units: how many of its stored units, spread over the sub-images.
         images: how many images of each, at random; all samples of an image in that unit are recomputed.
-        image: id of one image, which is recomputed in all of its units, in place of a random draw.
+        image: id of one image, which is recomputed in all of its units, in place of a random draw. The level holds if
+            it was chosen without a look at its votes.
         seed: repeats a draw; None: one that nobody can know beforehand.
         device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
         level: probability that a run without fault fails where votes cannot be compared exactly, in (0, 1).
