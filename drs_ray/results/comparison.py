@@ -100,7 +100,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class EnvelopeAtRadius:
-    """The run with the largest certified accuracy at a radius (pixel units), the first of them where several have it.
+    """The run with the largest certified accuracy at a radius (pixel units), or several that share it: best has their
+    positions and names.
 
     The intervals allow for the choice: what is said holds for all the runs at once. ci_low, ci_high: Clopper-Pearson of
     the chosen run at 1 - 0.05 / runs. guaranteed: the most images over the runs, certificates that may have failed
@@ -108,8 +109,7 @@ class EnvelopeAtRadius:
     """
 
     radius: float
-    position: int
-    name: str
+    best: tuple[tuple[int, str], ...]
     images: int
     certified: int
     ci_low: float
@@ -206,15 +206,14 @@ def envelope(results: Sequence[RunResult], radii: Sequence[float]) -> tuple[Enve
     return tuple(
         EnvelopeAtRadius(
             radius=radius,
-            position=runs[best][0],
-            name=names[runs[best][0]],
+            best=tuple((runs[one][0], names[runs[one][0]]) for one in np.flatnonzero(certified[:, at] == most)),
             images=images,
-            certified=int(certified[best, at]),
-            ci_low=float(low[best, at]),
-            ci_high=float(high[best, at]),
+            certified=int(most),
+            ci_low=float(low[:, at].max()),  # intervals of equal shares are equal, and they rise with the share
+            ci_high=float(high[:, at].max()),
             guaranteed=int(guaranteed[at]),
         )
-        for at, (radius, best) in enumerate(zip(radii, certified.argmax(axis=0), strict=True))
+        for at, (radius, most) in enumerate(zip(radii, certified.max(axis=0), strict=True))
     )
 
 

@@ -99,6 +99,7 @@ function makeSearchable(place) {
     element("p", { className: "note", id: "search-help", textContent: place.dataset.help }),
   );
   place.append(element("div", { className: "tools steps" }, ...steps));
+  place.querySelector(".tall").classList.remove("tall"); // a page of rows needs no scrolling inside the page
   makeSortable(table, () => go(0));
   show();
 }
