@@ -93,7 +93,9 @@ class Pair:
             self.second_name: [row for row in self.at_radii if row.differs and row.only_second > row.only_first],
         }
         found = [
-            f"{name} ahead at radius {', '.join(row.radius_text for row in rows)}" for name, rows in ahead.items() if rows
+            f"{name} ahead at radius {', '.join(row.radius_text for row in rows)}"
+            for name, rows in ahead.items()
+            if rows
         ]
         return "; ".join(found) or "no difference that stands at 5 %"
 

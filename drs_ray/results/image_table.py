@@ -1,4 +1,4 @@
-"""The report's table of images: one row per image, with what every run says about it, ready to be sorted and searched."""
+"""The report's table of images: one row per image with what every run says about it, to be sorted and searched."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from drs_ray.certificates.curve import average_certified_radius, certified_accur
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError, MissingObjectError
-from drs_ray.results.counts import Counts, CountsHistory, read_counts
+from drs_ray.results.counts import Counts, CountsHistory, read_counts, read_reached_counts
 from drs_ray.results.evidence import evidence_of, open_images, rule_of
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE, CURVE_KEY, metadata, with_metadata
@@ -29,12 +29,30 @@ ABSTAIN = -1
 _REMEDY = "write it again with `drs-ray reduce`"
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far an unfinished run is: images planned, images with a certificate so far, and those of the latter that the
+    stopping rule would draw further samples for (their radii can still grow, not shrink).
+    """
+
+    planned: int
+    certified: int
+    waiting: int
+
+    @property
+    def text(self) -> str:
+        """ "partial: 120 of 200 images", with those that are not done yet."""
+        waiting = f", {self.waiting:,} of them to be continued" if self.waiting else ""
+        return f"partial: {self.certified:,} of {self.planned:,} images{waiting}"
+
+
 @dataclass(frozen=True, eq=False)
 class RunResult:
     """A reduced run: where it is, what it is, and its two tables (see `schema.CERTIFICATES` and `schema.CURVE`).
 
     seconds: wall time of the driver sessions that ended, None where none did. variant: what tells a comparison, derived
-    in memory from the same counts, from the run itself; empty for the run's stored certificates.
+    in memory from the same counts, from the run itself; empty for the run's stored certificates. progress: None for a
+    finished run; certificates of an unfinished one are those of the images that it has come to, and are never stored.
     """
 
     uri: str
@@ -43,6 +61,12 @@ class RunResult:
     curve: pa.Table
     seconds: float | None = None
     variant: str = ""
+    progress: Progress | None = None
+
+    @property
+    def planned(self) -> int:
+        """Number of images that the run is to certify: those that it has, where it is finished."""
+        return self.images if self.progress is None else self.progress.planned
 
     @property
     def images(self) -> int:
@@ -114,10 +138,34 @@ def reduce_history(
     """`reduce_run` of counts that were read already."""
     rule = rule_of(record.config, certificate)
     certificates = certify_history(history, record, rule, certificate.alpha)
-    curve = _curve_table(certificates, record.run_id, certificate, rule)
+    curve = _curve_table(certificates, record, certificate, rule)
     store.put(CERTIFICATES_KEY, _parquet(certificates))
     store.put(CURVE_KEY, _parquet(curve))
     return RunResult(store.uri, record, certificates, curve, total_seconds(store))
+
+
+def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, CountsHistory]:
+    """Certify the images that an unfinished run has come to, by its config's rule and alpha; nothing is stored.
+
+    Each certificate holds as it stands: bounds hold at all stages at once, and which images are there does not depend
+    on their own votes. When the run goes on with the same rule, it can only get larger.
+
+    Returns:
+        The result (without `progress` if the run turns out to be finished) and the votes it is from.
+
+    Raises:
+        CountsError: counts that cannot be trusted, or no image that has a certificate.
+        ConfigError: a rule that does not fit the run.
+    """
+    certificate = record.config.certificate
+    rule = rule_of(record.config, certificate)
+    history = read_reached_counts(store, record)
+    certificates = certify_reached(history, record, rule, certificate.alpha)
+    curve = _curve_table(certificates, record, certificate, rule)
+    progress = Progress(len(record.image_ids), len(certificates), int(open_images(history, record).sum()))
+    finished = progress.certified == progress.planned and not progress.waiting
+    result = RunResult(store.uri, record, certificates, curve, total_seconds(store))
+    return (result if finished else replace(result, progress=progress)), history
 
 
 def compare_rule(history: CountsHistory, result: RunResult, rule: Rule, variant: str) -> RunResult:
@@ -127,8 +175,8 @@ def compare_rule(history: CountsHistory, result: RunResult, rule: Rule, variant:
     """
     radii = tuple(float(radius) for radius in result.curve["radius"].to_numpy())
     certificate = result.record.config.certificate.model_copy(update={"alpha": result.alpha, "radii": radii})
-    certificates = certify_history(history, result.record, rule, result.alpha)
-    curve = _curve_table(certificates, result.record.run_id, certificate, rule)
+    certificates = certify_reached(history, result.record, rule, result.alpha)
+    curve = _curve_table(certificates, result.record, certificate, rule)
     return replace(result, certificates=certificates, curve=curve, variant=variant)
 
 
@@ -166,12 +214,26 @@ def certify_history(history: CountsHistory, record: RunRecord, rule: Rule, alpha
     Raises:
         CountsError: images whose stopping rule says that they need a further stage.
     """
+    check_finished(history, record)
+    return certify_reached(history, record, rule, alpha)
+
+
+def check_finished(history: CountsHistory, record: RunRecord) -> None:
+    """Refuse votes of a run of which some images are to go on.
+
+    Raises:
+        CountsError: images whose stopping rule says that they need a further stage.
+    """
     waiting = np.flatnonzero(open_images(history, record))
     if len(waiting):
         raise CountsError(
             f"counts: the run is not finished: {len(waiting)} of {len(history.image_ids)} images need a further stage, "
             f"first image {history.image_ids[waiting[0]]}; resume it with `drs-ray certify`"
         )
+
+
+def certify_reached(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float) -> pa.Table:
+    """`certify_history`, whether or not images are to go on: a certificate from every stage that was drawn."""
     schedule = record.schedule
     stages = []
     for end, share in zip(schedule.samples, schedule.shares, strict=True):
@@ -230,10 +292,11 @@ def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, sha
     }
 
 
-def _curve_table(certificates: pa.Table, run_id: str, certificate: CertificateConfig, rule: Rule) -> pa.Table:
+def _curve_table(certificates: pa.Table, record: RunRecord, certificate: CertificateConfig, rule: Rule) -> pa.Table:
     radius = certificates["radius"].to_numpy()
     correct = certificates["correct"].to_numpy(zero_copy_only=False)
-    curve = certified_accuracy_curve(certificate.radii, radius, correct, certificate.alpha)
+    planned = len(record.image_ids)
+    curve = certified_accuracy_curve(certificate.radii, radius, correct, certificate.alpha, planned=planned)
     columns = {
         "radius": curve.radii,
         "certified_accuracy": curve.certified_accuracy,
@@ -242,7 +305,7 @@ def _curve_table(certificates: pa.Table, run_id: str, certificate: CertificateCo
         "guaranteed_low": curve.guaranteed_low,
     }
     made_from = {"alpha": repr(certificate.alpha), "rule": rule.name}
-    return _table(columns, with_metadata(CURVE, run_id, table="curve", **made_from))
+    return _table(columns, with_metadata(CURVE, record.run_id, table="curve", **made_from))
 
 
 def _table(columns: Mapping[str, object], schema: pa.Schema) -> pa.Table:
@@ -269,7 +332,8 @@ def _read_table(store: Store, key: str, schema: pa.Schema, run_id: str) -> pa.Ta
         table = pq.ParquetFile(pa.BufferReader(store.get(key))).read(use_threads=False)
     except MissingObjectError as error:
         raise CountsError(
-            f"{where}: not there; finish the run with `drs-ray certify`, then `drs-ray reduce`"
+            f"{where}: not there; finish the run with `drs-ray certify`, then `drs-ray reduce`; or see what is "
+            "there so far with `drs-ray report --partial`"
         ) from error
     except (pa.ArrowException, OSError) as error:
         raise CountsError(f"{where}: truncated or not Parquet; {_REMEDY}") from error

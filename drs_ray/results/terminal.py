@@ -27,7 +27,7 @@ def render_table(results: Sequence[RunResult]) -> Table:
     runs = summarise_side_by_side(results)
     first, many = runs[0], len(runs) > 2
     table = Table(
-        title=Text(f"Certified accuracy on {first.scope_text} of {first.dataset} ({first.split})"),
+        title=Text(f"{_partial(first)}Certified accuracy on {first.scope_text} of {first.dataset} ({first.split})"),
         caption=Text(f"{_MEANING_OF_MANY if many else _MEANING} {_UNITS}{_chosen_later(runs)}"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -41,6 +41,10 @@ def render_table(results: Sequence[RunResult]) -> Table:
         last = position == len(first.at_radii) - 1
         cell = _short_cell if many else _cell
         table.add_row(row.radius_text, *(cell(run.at_radii[position]) for run in runs), end_section=last)
+    if first.progress is not None:
+        middle = first.middle
+        at_least = (f"at radius {middle.radius_text} >= {run.when_finished_text(run.middle)}" for run in runs)
+        table.add_row("finished", *at_least)
     if many:
         table.add_row("failed", *(f"<= {run.failures_allowed:,} images" for run in runs))
     table.add_row("ACR", *(Text(run.acr_text, "bold") for run in runs))
@@ -84,6 +88,10 @@ def _chosen_later(runs: Sequence[RunSummary]) -> str:
     """Names the runs whose rule or alpha is not the one that they began with; comparisons say so already."""
     names = [run.name for run in runs if not run.as_planned and not run.variant]
     return f" Rule or alpha chosen after the run began: {', '.join(names)}." if names else ""
+
+
+def _partial(run: RunSummary) -> str:
+    return "" if run.progress is None else f"{run.progress.text.upper()}. "
 
 
 def _header(run: RunSummary, narrow: bool) -> Text:

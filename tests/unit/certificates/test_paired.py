@@ -1,4 +1,4 @@
-"""McNemar's exact test, Holm's adjustment, the interval of a difference and the simultaneous band, against their laws."""
+"""McNemar's exact test, Holm's adjustment, the interval of a difference, the simultaneous band: against their laws."""
 
 from __future__ import annotations
 
