@@ -43,7 +43,10 @@ def render_table(results: Sequence[RunResult]) -> Table:
         table.add_row(row.radius_text, *(cell(run.at_radii[position]) for run in runs), end_section=last)
     if first.progress is not None:
         middle = first.middle
-        at_least = (f"at radius {middle.radius_text} >= {run.when_finished_text(run.middle)}" for run in runs)
+        at_least = (
+            f"at radius {middle.radius_text} >= {run.when_finished_text(run.middle)} of all {run.planned:,}"
+            for run in runs
+        )
         table.add_row("finished", *at_least)
     if many:
         table.add_row("failed", *(f"<= {run.failures_allowed:,} images" for run in runs))
