@@ -98,5 +98,8 @@ def _commands(result: RunResult) -> Iterator[tuple[str, str]]:
     """How to make and to check the run's certificates again."""
     place = shlex.quote(result.uri)
     yield "computes the votes, with the config below", "drs-ray certify config.yaml"
-    yield "makes the certificates of the votes again", f"drs-ray reduce {place} --alpha {exact_text(result.alpha)}"
+    vote = rule_named(result.rule).vote
+    other_vote = "" if vote == result.record.config.certificate.vote else f" --vote {vote}"
+    again = f"drs-ray reduce {place} --alpha {exact_text(result.alpha)}{other_vote}"
+    yield "makes the certificates of the votes again", again
     yield "recomputes random votes and compares them", f"drs-ray verify {place}"

@@ -32,7 +32,8 @@ PictureSource = Callable[[RunRecord, Sequence[int]], Pictures]
 class Answer:
     """One run's certificate of an image. kind: correct, wrong or abstains. votes: `votes / n` for each sub-image.
 
-    radius: pixel units; weakest: the smallest share of votes over the sub-images. Both are what sorting goes by.
+    rule: what was bounded and how; the vote is the run's. radius: pixel units; weakest: the smallest share of votes
+    over the sub-images. Both are what sorting goes by.
     """
 
     text: str
@@ -121,7 +122,7 @@ def _answers(result: RunResult, ids: np.typing.NDArray[np.int64]) -> Iterator[An
             radius_text="–" if abstains else format_down(row["radius"], SHARE_DIGITS),
             votes=tuple(f"{own:,} / {samples:,}" for own, samples in votes),
             weakest=min(own / samples for own, samples in votes),
-            rule=row["rule"],
+            rule=row["rule"].partition(" ")[2],
         )
 
 

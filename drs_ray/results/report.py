@@ -61,6 +61,17 @@ class _Page:
         return [run for run in self.runs if run.variant]
 
     @property
+    def radius_peak(self) -> int:
+        """The largest number in the table of radii: what fills a bar, the same for all runs."""
+        radii = [detail.radii for detail in self.details]
+        return max(max(*one.correct.counts, *one.wrong.counts, one.abstained, 1) for one in radii)
+
+    @property
+    def p_lower_peak(self) -> int:
+        """The same for the table of lower bounds."""
+        return max(max(*histogram.counts, 1) for detail in self.details for histogram in detail.p_lower)
+
+    @property
     def tests(self) -> int:
         """How many paired tests the page shows."""
         return sum(len(pair.at_radii) for pair in self.pairs)
