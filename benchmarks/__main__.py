@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cluster, data, driver, loop, memory, noise, parts, reduce, report, startup, worker
+from benchmarks import cluster, data, driver, loop, memory, noise, parts, reduce, report, startup, training, worker
 
 BENCHMARKS = {
     "startup": startup,
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "reduce": reduce,
     "parts": parts,
     "report": report,
+    "training": training,
 }
 
 
