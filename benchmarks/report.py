@@ -1,6 +1,6 @@
 """The report of RS beside DRS over 50,000 images, from their stored counts, with pictures: seconds, memory, size.
 
-`python -m benchmarks.report RUN ... --output PLACE` is `drs-ray report` that says in the end what CPU time and memory it took.
+`python -m benchmarks.report RUN ... --output PLACE` is `drs-ray report`, and prints the CPU time and memory it took.
 """
 
 from __future__ import annotations

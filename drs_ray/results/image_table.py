@@ -14,6 +14,8 @@ from drs_ray.results.summary import SHARE_DIGITS
 
 IMAGES_SHOWN = 1000
 """Rows of the table; all images are in certificates.parquet."""
+VOTES_SHOWN = 4
+"""Sub-images whose votes are shown; of more, those with the fewest and the most."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ PictureSource = Callable[[RunRecord, Sequence[int]], Pictures]
 
 @dataclass(frozen=True)
 class Answer:
-    """One run's certificate of an image. kind: correct, wrong or abstains. votes: `votes / n` for each sub-image.
+    """One run's certificate of an image. kind: correct, wrong or abstains. votes: `votes / n` of sub-images.
 
     rule: what was bounded and how; the vote is the run's. radius: pixel units; weakest: the smallest share of votes
     over the sub-images. Both are what sorting goes by.
@@ -120,10 +122,20 @@ def _answers(result: RunResult, ids: np.typing.NDArray[np.int64]) -> Iterator[An
             kind="abstains" if abstains else "correct" if row["correct"] else "wrong",
             radius=row["radius"],
             radius_text="–" if abstains else format_down(row["radius"], SHARE_DIGITS),
-            votes=tuple(f"{own:,} / {samples:,}" for own, samples in votes),
+            votes=tuple(_votes_text(votes)),
             weakest=min(own / samples for own, samples in votes),
             rule=row["rule"].partition(" ")[2],
         )
+
+
+def _votes_text(votes: Sequence[tuple[int, int]]) -> Iterator[str]:
+    """(votes, samples) of each sub-image as text."""
+    if len(votes) <= VOTES_SHOWN:
+        yield from (f"{own:,} / {samples:,}" for own, samples in votes)
+        return
+    ordered = sorted(votes, key=lambda each: each[0] / each[1])
+    for name, (own, samples) in (("least", ordered[0]), ("most", ordered[-1])):
+        yield f"{name} {own:,} / {samples:,}"
 
 
 def _words(image_id: int, label: int, slugs: Sequence[str], answers: Sequence[Answer]) -> str:

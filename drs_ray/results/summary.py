@@ -252,7 +252,7 @@ def check_same_test_set(results: Sequence[RunResult]) -> None:
     """Refuse to compare what was not certified on the same images.
 
     Raises:
-        ConfigError: no runs, or runs that differ in data set, split, preprocessing, content or image ids.
+        ConfigError: no runs, runs that differ in data set, split, preprocessing, content, image ids or progress.
     """
     if not results:
         raise ConfigError("no runs to show: name at least one run (a directory or s3:// URI)")
@@ -266,6 +266,12 @@ def check_same_test_set(results: Sequence[RunResult]) -> None:
                     f"{first.uri} and {other.uri}: certified on different test sets ({what} differ{detail}), so they "
                     "cannot be put side by side; report each on its own"
                 )
+        if other.progress != first.progress:
+            unfinished = other if other.progress is not None else first
+            raise ConfigError(
+                f"{unfinished.uri}: is not finished, so that it cannot be put side by side with another run: they have "
+                "come to different images; report it on its own, or finish it"
+            )
 
 
 def run_names(results: Sequence[RunResult]) -> list[str]:

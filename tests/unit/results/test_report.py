@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import drs_ray
 from drs_ray.cli import app
+from drs_ray.config import parse_config
 from drs_ray.errors import ConfigError
 from drs_ray.results.comparison import envelope, paired_differences
 from drs_ray.results.details import CLASSES_SHOWN
@@ -239,6 +241,26 @@ def test_page_compares_runs_image_by_image_with_what_that_does_not_say() -> None
     for said in ("adjusted for all 5 tests", "The envelope is a choice after the fact", "within ± 0.152", "pointwise"):
         assert said in text
     assert "McNemar" not in _text(render_report(runs[:1]))
+
+
+def test_votes_of_many_sub_images_are_summed_up() -> None:
+    run = make_result(5, 2)
+    many = pa.array([[7, 3, 9, 5, 8]] * 5, run.certificates.schema.field("class_votes").type)
+    samples = pa.array([[10] * 5] * 5, run.certificates.schema.field("estimation_samples").type)
+    table = run.certificates
+    for name, column in {"class_votes": many, "estimation_samples": samples}.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), column)
+    rows = image_table([dataclasses.replace(run, certificates=table)], ["run"], None).rows
+    assert rows[0].answers[0].votes == ("least 3 / 10", "most 9 / 10")
+    assert rows[0].answers[0].weakest == 0.3
+
+
+def test_config_on_the_page_is_the_runs_own() -> None:
+    run = make_result(10, 2, name="folder", root="/data/ä: 'b'")
+    page = render_report([run])
+    (text,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+    assert parse_config(yaml.safe_load(html.unescape(text))) == run.record.config
 
 
 def test_wrong_and_abstaining_images_are_told_apart() -> None:

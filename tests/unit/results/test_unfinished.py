@@ -14,7 +14,7 @@ from drs_ray.certificates.curve import failed_certificates
 from drs_ray.cli import app
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
-from drs_ray.errors import CountsError
+from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.counts import read_counts, read_reached_counts
 from drs_ray.results.figure import SVG_KEY
 from drs_ray.results.readouts import read_columns, read_partial_columns, saving
@@ -22,10 +22,10 @@ from drs_ray.results.reduce import RunResult, reduce_run, reduce_unfinished
 from drs_ray.results.report import render_report
 from drs_ray.results.run_record import RunRecord, create_or_join
 from drs_ray.results.store import LocalStore
-from drs_ray.results.summary import summarise
+from drs_ray.results.summary import check_same_test_set, summarise
 from tests.unit.engine.factories import part_of
 from tests.unit.results.factories import PART_KEY, MemoryStore, make_part, make_record
-from tests.unit.results.scale import ADAPTIVE, FIXED, finish, own, stored
+from tests.unit.results.scale import ADAPTIVE, FIXED, copy_of, finish, own, stored
 
 
 def steps(record: RunRecord, share: Callable[[int], float] = own) -> Iterator[MemoryStore]:
@@ -94,13 +94,11 @@ def test_who_is_in_it_does_not_depend_on_votes(record: RunRecord) -> None:
     """The same units of the first stage give the same images, whatever the classifiers said about them."""
     keys = [unit.key for unit in Frontier(record, MemoryStore()).missing()]
     rng = np.random.default_rng(0)
+    stores = [list(steps(record, lambda _, share=share: share))[-1] for share in (0.0, 0.3, 0.7, 1.0)]
     for _ in range(10):
         there = set(rng.permutation(keys)[: rng.integers(2, len(keys))])
         found = []
-        for share in (0.0, 0.3, 0.7, 1.0):
-            full = MemoryStore()
-            for store in steps(record, lambda _, share=share: share):
-                full = store
+        for full in map(copy_of, stores):
             late = {key for key in full.objects if key.startswith("counts/") and key not in keys}
             for key in set(keys) - there:
                 full.delete(key)
@@ -186,6 +184,16 @@ def test_command_marks_every_table_and_the_figure_as_partial(partial_run: Path, 
 def test_command_shows_an_unfinished_run_alone(partial_run: Path) -> None:
     refused = CliRunner().invoke(app, ["report", str(partial_run), str(partial_run), "--partial"])
     assert "takes one RUN" in str(refused.exception)
+
+
+def test_an_unfinished_run_is_not_put_beside_another() -> None:
+    *_, whole = steps(FIXED)
+    finished, _ = reduce_unfinished(whole, FIXED)
+    whole.delete(sorted(key for key in whole.objects if "/k1/" in key)[0])
+    unfinished, _ = reduce_unfinished(whole, FIXED)
+    for pair in ([finished, unfinished], [unfinished, finished]):
+        with pytest.raises(ConfigError, match="is not finished"):
+            check_same_test_set(pair)
 
 
 def test_a_finished_run_is_not_partial_and_an_empty_one_is_one_line(tmp_path: Path) -> None:
