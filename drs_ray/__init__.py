@@ -222,9 +222,10 @@ def write_report(
     from drs_ray.results.report import write_report as write
     from drs_ray.results.store import open_store
     from drs_ray.results.summary import check_same_test_set
+    from drs_ray.thumbnails import thumbnails
 
     check_same_test_set(runs)
     endpoints = [run.record.config.output.endpoint_url if isinstance(run, RunResult) else None for run in runs]
     stores = [open_store(run.uri, endpoint_url or own) for run, own in zip(runs, endpoints, strict=True)]
     columns = read_columns(zip(runs, stores, strict=True), compare_rules=compare_rules)
-    return write(columns, open_store(directory, endpoint_url))
+    return write(columns, open_store(directory, endpoint_url), thumbnails)

@@ -171,24 +171,36 @@ def report(
     compare_rules: Annotated[
         bool, typer.Option("--compare-rules", help="Beside each run, what the plain rule makes of the same counts.")
     ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="One run that is not finished, as far as it is, and marked as such.")
+    ] = False,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Print the table of one or several runs and write report.html and the figure."""
     from drs_ray.results.imported import read_shown
-    from drs_ray.results.readouts import read_columns
+    from drs_ray.results.readouts import read_columns, read_partial_columns
     from drs_ray.results.report import write_report
     from drs_ray.results.summary import check_same_test_set
     from drs_ray.results.terminal import render_convergence
+    from drs_ray.thumbnails import thumbnails
 
     stores = [_open(run, endpoint_url) for run in runs]
-    results = [read_shown(store) for store in stores]
-    check_same_test_set(results)
-    columns = read_columns(zip(results, stores, strict=True), compare_rules=compare_rules)
+    if partial:
+        if len(stores) > 1:
+            raise ConfigError(
+                f"--partial: takes one RUN, got {len(stores)}: an unfinished run has come to other images than the "
+                "others; report it on its own, or finish it"
+            )
+        columns = read_partial_columns(stores[0], compare_rules=compare_rules)
+    else:
+        results = [read_shown(store) for store in stores]
+        check_same_test_set(results)
+        columns = read_columns(zip(results, stores, strict=True), compare_rules=compare_rules)
     target = _open(output or runs[0], endpoint_url)
     _print_table(columns.results)
     if columns.convergence:
         _stdout().print(render_convergence(columns))
-    for key in write_report(columns, target):
+    for key in write_report(columns, target, thumbnails):
         print(f"{target.uri}/{key}")
 
 

@@ -60,10 +60,12 @@ def certified_accuracy_figure(results: Sequence[Shown], *, legend: bool = True) 
     axes = figure.add_subplot()
     stop = right_end(results)
     handles = [
-        draw_curve(axes, step_curve(result, stop), colour, comparison=bool(result.variant))
+        draw_curve(axes, step_curve(result, stop, planned=result.planned), colour, comparison=bool(result.variant))
         for result, colour in zip(results, run_colours(len(results)), strict=True)
     ]
     _dress(axes, stop)
+    if results[0].progress is not None:
+        axes.set_title(results[0].progress.text, loc="left", color=INK, fontsize=11)
     if legend:
         _add_legend(figure, handles, summaries)
     return figure
@@ -133,7 +135,7 @@ def run_colours(runs: int) -> list[str]:
     return list(islice(cycle(PALETTE), runs))
 
 
-def step_curve(certified: Certified, stop: float, levels: int = _LEVELS) -> Curve:
+def step_curve(certified: Certified, stop: float, levels: int = _LEVELS, planned: int | None = None) -> Curve:
     """Certified accuracy at the radii where it steps down, for lines that hold until the next of them.
 
     Point i is the value on (radii[i - 1], radii[i]]. Of more than `levels` steps, those within 1 / levels of each other
@@ -144,6 +146,7 @@ def step_curve(certified: Certified, stop: float, levels: int = _LEVELS) -> Curv
         certified: the run, or its images at fewer samples.
         stop: where the line ends, pixel units, not below the largest radius.
         levels: most steps to keep.
+        planned: see `certified_accuracy_curve`.
     """
     ordered = np.sort(certified.radius[certified.correct])
     steps = np.unique(ordered)
@@ -151,7 +154,7 @@ def step_curve(certified: Certified, stop: float, levels: int = _LEVELS) -> Curv
     level = reach * levels // len(certified.radius)
     last_of_level = np.r_[level[1:] != level[:-1], True][: len(level)]
     grid: Floats = np.unique(np.r_[0.0, steps[last_of_level], stop])
-    return certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha)
+    return certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha, planned=planned)
 
 
 def right_end(shown: Iterable[Certified]) -> float:

@@ -98,6 +98,7 @@ class ImportedResult(CertifiedImages):
     curve: pa.Table
     seconds: None = None
     variant: str = MARK
+    progress: None = None
 
 
 Shown = RunResult | ImportedResult

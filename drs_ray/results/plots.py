@@ -30,7 +30,7 @@ def plot_certified_accuracy(runs: Sequence[Shown], ax: Axes | None = None) -> Ax
     axes = _axes(ax)
     stop = right_end(runs)
     lines = [
-        draw_curve(axes, step_curve(run, stop), colour, comparison=bool(run.variant))
+        draw_curve(axes, step_curve(run, stop, planned=run.planned), colour, comparison=bool(run.variant))
         for run, colour in zip(runs, run_colours(len(runs)), strict=True)
     ]
     axes.set_xlim(0, stop)

@@ -22,8 +22,16 @@ from drs_ray.certificates.radius import Floats
 from drs_ray.errors import CountsError
 from drs_ray.results.counts import Counts, CountsHistory, read_counts
 from drs_ray.results.imported import ImportedResult, Shown
-from drs_ray.results.reduce import RunResult, certify_counts, compare_rule
+from drs_ray.results.reduce import (
+    RunResult,
+    certify_counts,
+    check_finished,
+    compare_rule,
+    read_result,
+    reduce_unfinished,
+)
 from drs_ray.results.rounding import format_down, format_ratio_down, format_ratio_up
+from drs_ray.results.run_record import read_record
 from drs_ray.results.schema import COUNTS_PREFIX
 from drs_ray.results.store import Store
 from drs_ray.results.summary import SHARE_DIGITS, AtRadius, at_radii, run_names
@@ -205,17 +213,32 @@ def read_columns(runs: Iterable[tuple[Shown, Store]], *, compare_rules: bool) ->
     and an imported run, which has none, alone.
 
     Raises:
-        CountsError: counts that cannot be trusted, or that a comparison needs and that are not there.
+        CountsError: counts that cannot be trusted, that a comparison needs and that are not there, or of a run that
+        is to go on.
     """
     columns = Columns()
     for result, store in runs:
         if isinstance(result, ImportedResult):
             columns += Columns((result,))
         elif compare_rules or next(iter(store.list(COUNTS_PREFIX)), None) is not None:
-            columns += columns_of(result, read_counts(store, result.record), compare_rules=compare_rules)
+            history = read_counts(store, result.record)
+            check_finished(history, result.record)  # a run that was extended may have certificates of before
+            columns += columns_of(result, history, compare_rules=compare_rules)
         else:
             columns += Columns((result,))
     return columns
+
+
+def read_partial_columns(store: Store, *, compare_rules: bool) -> Columns:
+    """`columns_of` a run as far as it is; of a finished one, `read_columns` of its stored certificates.
+
+    Raises:
+        CountsError: see `reduce.reduce_unfinished`; finished and not reduced yet.
+    """
+    result, history = reduce_unfinished(store, read_record(store))
+    if result.progress is None:
+        return read_columns([(read_result(store), store)], compare_rules=compare_rules)
+    return columns_of(result, history, compare_rules=compare_rules)
 
 
 def rule_named(name: str) -> Rule:
@@ -345,9 +368,12 @@ def per_class(result: RunResult) -> tuple[ClassRow, ...]:
 
 
 def saving(result: RunResult) -> Saving | None:
-    """What adaptive stages saved; None for a fixed number of samples. Selection samples count on both sides."""
+    """What adaptive stages saved; None for a fixed number of samples, and while a run is unfinished.
+
+    Selection samples count on both sides.
+    """
     stages = result.record.schedule.samples
-    if len(stages) == 1:
+    if len(stages) == 1 or result.progress is not None:
         return None
     k, selection = result.record.sub_images, result.record.config.budget.selection
     estimation = result.certificates["samples"].to_numpy() // k - selection

@@ -14,7 +14,7 @@ from drs_ray.certificates.certify import Rule, pooled_images
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError
-from drs_ray.results.counts import Counts, CountsHistory, read_counts
+from drs_ray.results.counts import Counts, CountsHistory, read_counts, read_reached_counts
 from drs_ray.results.evidence import evidence_of, open_images, rule_of
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE, CURVE_KEY, metadata, with_metadata
@@ -23,7 +23,27 @@ from drs_ray.results.store import Store
 from drs_ray.results.tables import ABSTAIN, CertifiedImages, curve_table, parquet_bytes, read_table, table_of
 
 _REMEDY = "write it again with `drs-ray reduce`"
-_UNREDUCED = "finish the run with `drs-ray certify`, then `drs-ray reduce`"
+_UNREDUCED = (
+    "finish the run with `drs-ray certify`, then `drs-ray reduce`; or see what is there so far with `drs-ray report "
+    "--partial`"
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an unfinished run is: images planned, images with a certificate so far, and those of the latter that the
+    stopping rule would draw further samples for (their radii can still grow, not shrink).
+    """
+
+    planned: int
+    certified: int
+    waiting: int
+
+    @property
+    def text(self) -> str:
+        """ "partial: 120 of 200 images", with those that are not done yet."""
+        waiting = f", {self.waiting:,} of them to be continued" if self.waiting else ""
+        return f"partial: {self.certified:,} of {self.planned:,} images{waiting}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +51,8 @@ class RunResult(CertifiedImages):
     """A reduced run: where it is, what it is, and its two tables (see `schema.CERTIFICATES` and `schema.CURVE`).
 
     seconds: wall time of the driver sessions that ended, None where none did. variant: what tells a comparison, derived
-    in memory from the same counts, from the run itself; empty for the run's stored certificates.
+    in memory from the same counts, from the run itself; empty for the run's stored certificates. progress: None for a
+    finished run; certificates of an unfinished one are those of the images that it has come to, and are never stored.
     """
 
     uri: str
@@ -40,6 +61,12 @@ class RunResult(CertifiedImages):
     curve: pa.Table
     seconds: float | None = None
     variant: str = ""
+    progress: Progress | None = None
+
+    @property
+    def planned(self) -> int:
+        """Number of images that the run is to certify: those that it has, where it is finished."""
+        return self.images if self.progress is None else self.progress.planned
 
     @property
     def as_planned(self) -> bool:
@@ -72,13 +99,39 @@ def reduce_history(
     return RunResult(store.uri, record, certificates, curve, total_seconds(store))
 
 
+def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, CountsHistory]:
+    """Certify the images that an unfinished run has come to, by its config's rule and alpha; nothing is stored.
+
+    Each certificate holds as it stands: bounds hold at all stages at once, and which images are there does not depend
+    on their own votes. When the run goes on with the same rule, it can only get larger.
+
+    Returns:
+        The result (without `progress` if the run turns out to be finished) and the votes it is from.
+
+    Raises:
+        CountsError: counts that cannot be trusted, or no image that has a certificate.
+        ConfigError: a rule that does not fit the run.
+    """
+    certificate = record.config.certificate
+    rule = rule_of(record.config, certificate)
+    history = read_reached_counts(store, record)
+    certificates = certify_reached(history, record, rule, certificate.alpha)
+    curve = curve_table(
+        certificates, record.run_id, certificate.radii, certificate.alpha, rule.name, planned=len(record.image_ids)
+    )
+    progress = Progress(len(record.image_ids), len(certificates), int(open_images(history, record).sum()))
+    finished = progress.certified == progress.planned and not progress.waiting
+    result = RunResult(store.uri, record, certificates, curve, total_seconds(store))
+    return (result if finished else replace(result, progress=progress)), history
+
+
 def compare_rule(history: CountsHistory, result: RunResult, rule: Rule, variant: str) -> RunResult:
     """What another rule would have made of a run's counts, at the same alpha, radii and stages; nothing is stored.
 
     A comparison: the run's certificates stay the stored ones, whichever radius is the larger.
     """
     radii = tuple(float(radius) for radius in result.curve["radius"].to_numpy())
-    certificates = certify_history(history, result.record, rule, result.alpha)
+    certificates = certify_reached(history, result.record, rule, result.alpha)
     curve = curve_table(certificates, result.record.run_id, radii, result.alpha, rule.name)
     return replace(result, certificates=certificates, curve=curve, variant=variant)
 
@@ -115,12 +168,26 @@ def certify_history(history: CountsHistory, record: RunRecord, rule: Rule, alpha
     Raises:
         CountsError: images whose stopping rule says that they need a further stage.
     """
+    check_finished(history, record)
+    return certify_reached(history, record, rule, alpha)
+
+
+def check_finished(history: CountsHistory, record: RunRecord) -> None:
+    """Refuse votes of a run of which some images are to go on.
+
+    Raises:
+        CountsError: images whose stopping rule says that they need a further stage.
+    """
     waiting = np.flatnonzero(open_images(history, record))
     if len(waiting):
         raise CountsError(
             f"counts: the run is not finished: {len(waiting)} of {len(history.image_ids)} images need a further stage, "
             f"first image {history.image_ids[waiting[0]]}; resume it with `drs-ray certify`"
         )
+
+
+def certify_reached(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float) -> pa.Table:
+    """`certify_history`, whether or not images are to go on: a certificate from every stage that was drawn."""
     schedule = record.schedule
     stages = []
     for end, share in zip(schedule.samples, schedule.shares, strict=True):

@@ -15,7 +15,7 @@ from drs_ray.certificates.radius import Floats
 from drs_ray.config import DatasetConfig
 from drs_ray.errors import ConfigError
 from drs_ray.results.imported import MARK, ImportedRecord, ImportedResult, Shown
-from drs_ray.results.reduce import RunResult
+from drs_ray.results.reduce import Progress, RunResult
 from drs_ray.results.rounding import exact_text, format_down, format_ratio_down, format_ratio_up, format_up
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.tables import ABSTAIN
@@ -82,7 +82,7 @@ class RunSummary:
     budget, per image and sub-image; samples: noise samples of the whole run; seconds: None where nobody measured.
     variant: empty for the run's own certificates, else which comparison this is. split_size: images of the split, None
     where the run's record does not say. stages: cumulative estimation samples. image_rules: the rules that images got,
-    and how many got each.
+    and how many got each. progress: None for a finished run.
     """
 
     name: str
@@ -111,6 +111,7 @@ class RunSummary:
     seconds: float | None
     at_radii: tuple[AtRadius, ...]
     provenance: tuple[tuple[str, str], ...]
+    progress: Progress | None = None
 
     @property
     def imported(self) -> bool:
@@ -160,6 +161,8 @@ class RunSummary:
     @property
     def scope_text(self) -> str:
         """How many images, and of how many: 200 images must not be mistaken for all 10,000."""
+        if self.progress is not None:
+            return f"{self.images:,} of {self.progress.planned:,} planned images"
         if self.split_size is None:
             return f"{self.images:,} images"
         if self.split_size == self.images:
@@ -179,7 +182,21 @@ class RunSummary:
     @property
     def failures_allowed(self) -> int:
         """m*: certificates that `AtRadius.guaranteed` allows to have failed."""
-        return failed_certificates(self.images, self.alpha)
+        return failed_certificates(self.planned, self.alpha)
+
+    @property
+    def planned(self) -> int:
+        """Images that the run is to certify."""
+        return self.images if self.progress is None else self.progress.planned
+
+    @property
+    def missing(self) -> int:
+        """Images that an unfinished run has no certificate for yet."""
+        return self.planned - self.images
+
+    def when_finished_text(self, row: AtRadius) -> str:
+        """The least that an unfinished run can come to at a radius, as a share of all planned images, rounded down."""
+        return format_ratio_down(row.certified, self.planned, SHARE_DIGITS)
 
 
 def summarise(result: Shown, name: str, *, radii: Sequence[float] | None = None) -> RunSummary:
@@ -206,7 +223,8 @@ def summarise(result: Shown, name: str, *, radii: Sequence[float] | None = None)
         acr=result.average_certified_radius,
         samples=result.samples,
         seconds=result.seconds,
-        at_radii=at_radii(result, radius_grid([result]) if radii is None else radii),
+        at_radii=at_radii(result, radius_grid([result]) if radii is None else radii, result.planned),
+        progress=result.progress,
         **described,
     )
 
@@ -270,7 +288,8 @@ def check_same_test_set(results: Sequence[Shown]) -> None:
     What an imported run does not say is not compared; its labels are, image by image.
 
     Raises:
-        ConfigError: no runs, or runs that differ in data set, split, preprocessing, content, image ids or labels.
+        ConfigError: no runs, runs that differ in data set, split, preprocessing, content, image ids, labels or
+        progress.
     """
     if not results:
         raise ConfigError("no runs to show: name at least one run (a directory or s3:// URI)")
@@ -286,12 +305,18 @@ def check_same_test_set(results: Sequence[Shown]) -> None:
                     f"{first.uri} and {other.uri}: certified on different test sets ({what} differ{detail}), so they "
                     "cannot be put side by side; report each on its own"
                 )
+        if other.progress != first.progress:
+            unfinished = other if other.progress is not None else first
+            raise ConfigError(
+                f"{unfinished.uri}: is not finished, so that it cannot be put side by side with another run: they have "
+                "come to different images; report it on its own, or finish it"
+            )
 
 
 def run_names(results: Sequence[Shown]) -> list[str]:
     """Names for runs: the last component of each uri, with the components before it where two would be the same.
 
-    A comparison has its variant behind the name of its run.
+    How far an unfinished run is stands behind its name, wherever it is named; so does the variant of a comparison.
     """
     paths = {}
     for uri in (result.uri for result in results):
@@ -308,7 +333,8 @@ def run_names(results: Sequence[Shown]) -> list[str]:
     seen: Counter[str] = Counter()
     unique = []
     for result in results:
-        name = names[result.uri] + (f", {result.variant}" if result.variant else "")
+        progress = "" if result.progress is None else result.progress.text
+        name = ", ".join(part for part in (names[result.uri], progress, result.variant) if part)
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")  # one place twice: at two alphas, say
     return unique
@@ -329,10 +355,10 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def at_radii(certified: Certified, radii: Sequence[float]) -> tuple[AtRadius, ...]:
-    """Certified accuracy at radius 0 and at increasing radii, pixel units."""
+def at_radii(certified: Certified, radii: Sequence[float], planned: int | None = None) -> tuple[AtRadius, ...]:
+    """Certified accuracy at radius 0 and at increasing radii, pixel units. planned: see `certified_accuracy_curve`."""
     grid = radii if radii and radii[0] == 0 else [0.0, *radii]
-    curve = certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha)
+    curve = certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha, planned=planned)
     images = len(certified.radius)
     return tuple(
         AtRadius(float(radius), images, round(accuracy * images), round(guaranteed * images), float(low), float(high))

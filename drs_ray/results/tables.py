@@ -30,6 +30,11 @@ class CertifiedImages:
         return len(self.certificates)
 
     @property
+    def planned(self) -> int:
+        """Number of images that are to be certified: those that are here, where nothing is unfinished."""
+        return self.images
+
+    @property
     def radius(self) -> NDArray[np.float64]:
         """Certified radii [N], pixel units, 0 where abstaining."""
         return np.asarray(self.certificates["radius"].to_numpy(), np.float64)
@@ -70,11 +75,13 @@ class CertifiedImages:
         return metadata(self.certificates.schema)["rule"]
 
 
-def curve_table(certificates: pa.Table, run_id: str, radii: Sequence[float], alpha: float, rule: str) -> pa.Table:
-    """The curve (see `schema.CURVE`) of certificates over a grid of radii, pixel units."""
+def curve_table(
+    certificates: pa.Table, run_id: str, radii: Sequence[float], alpha: float, rule: str, *, planned: int | None = None
+) -> pa.Table:
+    """The curve (see `schema.CURVE`) over a grid of radii, pixel units. planned: see `certified_accuracy_curve`."""
     radius = certificates["radius"].to_numpy()
     correct = certificates["correct"].to_numpy(zero_copy_only=False)
-    curve = certified_accuracy_curve(radii, radius, correct, alpha)
+    curve = certified_accuracy_curve(radii, radius, correct, alpha, planned=planned)
     columns = {
         "radius": curve.radii,
         "certified_accuracy": curve.certified_accuracy,

@@ -28,7 +28,7 @@ def render_table(results: Sequence[Shown]) -> Table:
     runs = summarise_side_by_side(results)
     first, many = runs[0], len(runs) > 2
     table = Table(
-        title=Text(f"Certified accuracy on {first.scope_text} of {first.dataset} ({first.split})"),
+        title=Text(f"{_partial(first)}Certified accuracy on {first.scope_text} of {first.dataset} ({first.split})"),
         caption=Text(f"{_MEANING_OF_MANY if many else _MEANING} {_UNITS}{_chosen_later(runs)}"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -41,6 +41,13 @@ def render_table(results: Sequence[Shown]) -> Table:
     for position, row in enumerate(first.at_radii):
         last = position == len(first.at_radii) - 1
         table.add_row(row.radius_text, *(_cell(run, position, many) for run in runs), end_section=last)
+    if first.progress is not None:
+        middle = first.middle
+        at_least = (
+            f"at radius {middle.radius_text} >= {run.when_finished_text(run.middle)} of all {run.planned:,}"
+            for run in runs
+        )
+        table.add_row("finished", *at_least)
     if many:
         failed = ("not known" if run.imported else f"<= {run.failures_allowed:,} images" for run in runs)
         table.add_row("failed", *failed)
@@ -87,6 +94,10 @@ def _chosen_later(runs: Sequence[RunSummary]) -> str:
     names = [run.name for run in runs if not run.as_planned and not run.variant]
     later = f" Rule or alpha chosen after the run began: {', '.join(names)}." if names else ""
     return later + (_IMPORTED if any(run.imported for run in runs) else "")
+
+
+def _partial(run: RunSummary) -> str:
+    return "" if run.progress is None else f"{run.progress.text.upper()}. "
 
 
 def _header(run: RunSummary, narrow: bool) -> Text:
