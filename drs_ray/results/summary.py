@@ -296,6 +296,12 @@ def check_same_test_set(results: Sequence[Shown]) -> None:
     first = min(results, key=lambda result: isinstance(result, ImportedResult))  # a run of ours says more
     there = _test_set(first)
     for other in results:
+        if other.progress != first.progress:
+            unfinished = other if other.progress is not None else first
+            raise ConfigError(
+                f"{unfinished.uri}: is not finished, so that it cannot be put side by side with another run: they have "
+                "come to different images; report it on its own, or finish it"
+            )
         here = _test_set(other)
         for what, ours in there.items():
             theirs = here.get(what, ours)
@@ -305,12 +311,6 @@ def check_same_test_set(results: Sequence[Shown]) -> None:
                     f"{first.uri} and {other.uri}: certified on different test sets ({what} differ{detail}), so they "
                     "cannot be put side by side; report each on its own"
                 )
-        if other.progress != first.progress:
-            unfinished = other if other.progress is not None else first
-            raise ConfigError(
-                f"{unfinished.uri}: is not finished, so that it cannot be put side by side with another run: they have "
-                "come to different images; report it on its own, or finish it"
-            )
 
 
 def run_names(results: Sequence[Shown]) -> list[str]:

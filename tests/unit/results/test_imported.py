@@ -95,6 +95,9 @@ def test_the_mark_is_wherever_it_is_shown() -> None:
     page = render_report([ours, theirs])
     assert "cohen, imported, not verified" in page
     assert "nothing on this page vouches for them" in page
+    assert "Nothing is guaranteed of a log whose votes nobody has." in page
+    cells = re.findall(r'<td class="first strong">(.*?)</td><td class="soft">.*?</td><td>(.*?)</td>', page)
+    assert [guaranteed for _, guaranteed in cells[:4]] == [cells[0][1], "–", cells[2][1], "–"]
     text = shown([ours, theirs])
     assert "not verified" in text
     assert "Imported: radii, alpha and samples as published and stated" in text
