@@ -224,6 +224,8 @@ def export(
         print(text, end="")
         return
     place, slash, name = output.rpartition("/")
+    if not name or place.endswith(":/"):
+        raise ConfigError(f"--output: {output} names no file; give one, for example drs.tsv or s3://bucket/drs.tsv")
     store = _open(place or ("/" if slash else "."), endpoint_url)
     store.put(name, text.encode())
     print(output)

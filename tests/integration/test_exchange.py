@@ -131,6 +131,10 @@ def test_bad_usage_gets_one_line(finished: Path, tmp_path: Path) -> None:
     assert refused(2, "export", finished, "--format", "xlsx") == (
         "format must be one of tsv, csv, markdown, latex, got 'xlsx'"
     )
+    for output in (f"{tmp_path}/", "s3://bucket"):
+        assert refused(2, "export", finished, "--format", "tsv", "--output", output) == (
+            f"--output: {output} names no file; give one, for example drs.tsv or s3://bucket/drs.tsv"
+        )
     assert refused(1, "export", place, "--format", "tsv").startswith(f"{place}: no drs-ray run here")
     for arguments in (["certificate", finished, 99], ["verify", finished, "--image", 99, "--quiet"]):
         assert refused(2, *arguments) == f"image 99 is not of the run in {finished} (6 images)"

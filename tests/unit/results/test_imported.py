@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from scipy.stats import beta, norm
 
-from drs_ray.certificates.bounds import lower_quantile
 from drs_ray.errors import ConfigError, CountsError, DataError
 from drs_ray.results.certificate import read_certificate
 from drs_ray.results.compact import compact_run
@@ -44,8 +44,9 @@ def log_of(radii: list[float], labels: list[int] | None = None, shown: str = ".3
 
 
 def radii_of(counts: list[int], samples: int = 1000, sigma: float = 0.5) -> list[float]:
-    """What certify.py computes of these counts: Clopper-Pearson at alpha = 0.001."""
-    return [max(float(radius), 0.0) for radius in sigma * lower_quantile(counts, samples, 0.001)]
+    """What certify.py computes of these counts, as it does, by scipy: Clopper-Pearson at alpha = 0.001."""
+    p_lower = beta.ppf(0.001, counts, samples - np.array(counts) + 1)
+    return [max(float(radius), 0.0) for radius in sigma * norm.ppf(p_lower)]
 
 
 def imported(found: list[float], store: MemoryStore | None = None, shown: str = ".3", **stated: Any) -> ImportedResult:
@@ -67,9 +68,8 @@ def test_what_an_imported_run_is() -> None:
     assert run.curve["certified_accuracy"].to_pylist() == [0.75, 0.5, 0.25]
     assert metadata(run.curve.schema)["alpha"] == "0.001"
     assert (run.accuracy, run.abstention_rate, run.alpha, run.samples) == (0.75, 0.25, 0.001, 4400)
-    assert run.average_certified_radius == pytest.approx(
-        np.mean([float(f"{radius:.3}") for radius in radii_of([0, 700, 990, 1000])])
-    )
+    published = [float(f"{radius:.3}") for radius in [0.0, *radii_of([700, 990, 1000])]]
+    assert run.average_certified_radius == pytest.approx(np.mean(published))
     assert run.record.warnings == ()
     summary = summarise(run, "cohen")
     assert summary.imported
