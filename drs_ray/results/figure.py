@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SVG_KEY = "certified_accuracy.svg"
 PNG_KEY = "certified_accuracy.png"
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a06a00", "#56b4e9")
-"""Line colours on white, in order, from Okabe and Ito's colour-blind-safe set (its yellow and orange darkened)."""
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a06a00", "#56b4e9", "#6a3d9a", "#6e7781")
+"""Line colours on white, in order: Okabe and Ito's colour-blind-safe set (yellow and orange darkened), violet, grey."""
 INK, GRID, PAPER = "#1f2328", "#d8dee4", "#ffffff"
 """Text and axes, grid lines, background. No palette colour: the HTML report recolours all of them by name."""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 REPORT_KEY = "report.html"
 
-_PALETTE_ON_DARK = ("#58a6ff", "#ff8f5a", "#3fc79a", "#e5a3cb", "#e0b050", "#9ad6f7")
+_PALETTE_ON_DARK = ("#58a6ff", "#ff8f5a", "#3fc79a", "#e5a3cb", "#e0b050", "#9ad6f7", "#b392f0", "#9aa7b4")
 
 
 @dataclass(frozen=True, eq=False)

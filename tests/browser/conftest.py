@@ -10,9 +10,9 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """One headless chromium for the session."""
+    """One headless chromium for a module: while Playwright runs, so does its event loop, and asyncio.run refuses."""
     if CHROMIUM is None:
         pytest.skip("no chromium is installed here (Debian: apt-get install chromium)")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (group dev)")

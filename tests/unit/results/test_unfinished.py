@@ -177,6 +177,7 @@ def test_command_marks_every_table_and_the_figure_as_partial(partial_run: Path, 
         assert "Partial: 24 of 40 images." in section
     assert "run, partial: 24 of 40 images, p_A Bonferroni" in page
     assert "This run is not finished, and 16 planned images" in page
+    assert f"{failed_certificates(40, 0.001)} of 40 planned." in page
     assert "partial: 24 of 40 images" in (tmp_path / "out" / SVG_KEY).read_text()
     assert not (partial_run / "certificates.parquet").exists()
 
