@@ -139,16 +139,6 @@ class TestOnRay:
         assert weights.keys() == undisturbed.keys()
         assert all(torch.equal(weights[name], undisturbed[name]) for name in weights)
 
-    def test_one_worker_on_a_cluster_trains_what_this_process_trains(self, tmp_path, digits):
-        options = {"epochs": 2, "method": "consistency", "shift": 1, "loaders": 1}
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        here, _, _ = _train(_data(tmp_path / "here", digits, tmp_path / "never", "local", **options))
-        torch.set_num_threads(threads)
-        there, told, _ = _train(_data(tmp_path / "there", digits, tmp_path / "never", **options))
-        assert there == here
-        assert told == [1, 2]
-
     def test_what_a_worker_raises_is_one_line(self, tmp_path, digits):
         options = {"learning_rate": 1e38, "optimizer": "sgd", "schedule": "cosine"}
         with pytest.raises(ClassifierError, match=r"^sub-image 0: training diverged in epoch 1 .*lower") as caught:
@@ -162,18 +152,33 @@ class TestOnRay:
         ):
             _train(_data(tmp_path, digits, tmp_path / "never", "local", workers=20))
 
-    def test_an_interrupted_training_says_how_to_go_on(self, tmp_path, digits):
+    def test_an_interrupted_training_says_how_to_go_on_and_goes_on_anywhere(self, tmp_path, digits):
         import ray
 
-        data = _data(tmp_path, digits, tmp_path / "never", epochs=100_000)
-        config = write_config(tmp_path / "config.yaml", data)
+        gate = tmp_path / "slowly"
+        here, there = (
+            _data(tmp_path / name, digits, gate, address, epochs=12, method="consistency", shift=1, loaders=1)
+            for name, address in (("here", "local"), ("there", "auto"))
+        )
+        for data in (here, there):  # another setting would be another training
+            slow = {"trigger": BATCH, "seconds": 0.3, "gate": str(gate)}
+            data["classifiers"][0] |= {"architecture": f"{FACTORY}:slow", "arguments": slow}
+        undisturbed, _, _ = _train(here)
+        config = write_config(tmp_path / "config.yaml", there)
         head = ray.get_runtime_context().gcs_address
         environment = os.environ | {"RAY_ADDRESS": head, "PYTHONPATH": str(Path(__file__).parents[2])}
+        gate.touch()  # 18 seconds, in which it is interrupted
         driver = Driver(config, environment, subcommand="train")
-        driver.wait_until(state_file(tmp_path / "a.safetensors").exists, "the first state")
+        driver.wait_until(state_file(tmp_path / "there" / "a.safetensors").exists, "the first state")
         driver.send_signal(signal.SIGINT)
         assert driver.wait(timeout=60) == 128 + signal.SIGINT
         assert driver.text.strip().endswith(
             "error: interrupted by SIGINT; what was trained is kept; run the same command to go on"
         )
         assert "Traceback" not in driver.text
+        gate.unlink()
+        there["engine"]["address"] = "local"  # one worker: this process
+        gone_on, told, (note,) = _train(there)
+        assert note.startswith(f"sub-image 0: going on after epoch {told[0] - 1} of 12")
+        assert 1 < told[0] <= 12
+        assert gone_on == undisturbed
