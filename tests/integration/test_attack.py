@@ -173,7 +173,7 @@ def test_the_vote_is_that_of_the_certificates(finished: Path, honest: AttackRepo
         ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"samples": 1}, "samples must be >= 2, got 1"),
         ({"confirmation": 0}, "confirmation must be >= 1, got 0"),
-        ({"confirmation": 100}, "confirmation is too small, got 100: a tenth of it, .* whatever the votes; raise it"),
+        ({"confirmation": 50}, "confirmation is too small, got 50: a tenth of it, .* whatever the votes; raise it"),
         ({"level": 0.0}, r"level must be in \(0, 1\)"),
         ({"level": 1.0}, r"level must be in \(0, 1\)"),
         ({"device": "tpu"}, "device must be cpu or cuda, got tpu"),
