@@ -350,12 +350,15 @@ def attack(
     quiet: QuietOption = False,
 ) -> None:
     """Search perturbations that change a run's certified predictions: none may be shorter than the certified radius."""
+    from drs_ray.attacks.report import check_output
     from drs_ray.attacks.run import attack_run
     from drs_ray.console import images_progress
     from drs_ray.facts import attack_facts, render_attack, render_facts
     from drs_ray.interrupts import interruptible
 
     with interruptible("nothing was written"), images_progress(_stderr(), "attack", quiet) as told:
+        if output is not None:
+            check_output(output, endpoint_url)
         found = attack_run(
             _open(run, endpoint_url),
             images,
@@ -370,11 +373,14 @@ def attack(
         )
     _stdout().print(render_attack(found))
     _stdout().print(render_facts(attack_facts(found)))
-    if output is not None:
-        found.write(output, endpoint_url)
-        print(f"attack: {output}")
-    found.check()
-    print("no certificate is contradicted")
+    try:
+        if output is not None:
+            found.write(output, endpoint_url)
+            print(f"attack: {output}")
+    finally:
+        found.check()  # what it finds matters more than a file that cannot be written
+    untested = "" if found.broken.any() else ", nor tested: no perturbation was found and confirmed"
+    print(f"no certificate is contradicted{untested}")
 
 
 @app.command(epilog="Example: `drs-ray compact s3://bucket/run`")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from drs_ray.errors import SoundnessError
+from drs_ray.errors import ConfigError, SoundnessError
 from drs_ray.results.rounding import format_down, format_up
-from drs_ray.results.store import open_store
+from drs_ray.results.store import Store, open_store
 
 _DIGITS = 6
 
@@ -68,8 +69,12 @@ class AttackReport:
 
     @property
     def chance(self) -> float:
-        """Largest probability with which a sound run and attack contradict each other: union bound, at most 1."""
-        return min(1.0, self.attacked * self.alpha + self.level)
+        """Largest probability with which a sound run and attack contradict each other: union bound, at most 1.
+
+        Over all images drawn: one that abstains could have had a wrong certificate too, and given that an image does
+        not abstain, its certificate may be wrong with a higher probability than alpha.
+        """
+        return min(1.0, (self.attacked + self.skipped) * self.alpha + self.level)
 
     def check(self) -> None:
         """Raise if a confirmed norm lies below its certified radius.
@@ -77,11 +82,10 @@ class AttackReport:
         Raises:
             SoundnessError: naming how many, the worst, and the command that repeats the attack.
         """
-        ratio = self.norm / self.radius
-        below = int((ratio < 1).sum())
+        below = int((self.norm < self.radius).sum())
         if not below:
             return
-        worst = self.table.slice(int(ratio.argmin()), 1).to_pylist()[0]
+        worst = self.table.slice(int((self.norm / self.radius).argmin()), 1).to_pylist()[0]
         raise SoundnessError(
             f"{self.uri}: NOT SOUND: {below} of {self.attacked} attacked images have a confirmed perturbation inside "
             f"their certified radius, worst image {worst['image_id']}: class {worst['prediction']} is certified up to "
@@ -100,9 +104,22 @@ class AttackReport:
             endpoint_url: endpoint of an S3-compatible server, if not the default.
 
         Raises:
-            StoreError: the place cannot be written.
+            ConfigError: it does not name a file. StoreError: the place cannot be written.
         """
-        place, _, name = file.rpartition("/")
+        store, name = _located(file, endpoint_url)
         sink = io.BytesIO()
         pq.write_table(self.table, sink, compression="zstd")
-        open_store(place or ("/" if file.startswith("/") else "."), endpoint_url).put(name, sink.getvalue())
+        store.put(name, sink.getvalue())
+
+
+def check_output(file: str, endpoint_url: str | None = None) -> None:
+    """Try a place for `AttackReport.write`: what is wrong with it is said before hours of attack. Raises as `write`."""
+    _located(file, endpoint_url)[0].check_writable()
+
+
+def _located(file: str, endpoint_url: str | None) -> tuple[Store, str]:
+    """The store and the key of a file."""
+    place, _, name = file.rpartition("/")
+    if not name or name.startswith(".") or Path(file).is_dir():
+        raise ConfigError(f"output must name a Parquet file to write, like {(place or '.')}/attack.parquet, got {file}")
+    return open_store(place or ("/" if file.startswith("/") else "."), endpoint_url), name

@@ -45,9 +45,8 @@ _COARSE = (
     10  # the scaling has so many times fewer samples: what they would confirm, the confirmation nearly always does
 )
 _SHRINK = 0.985
-_MOST_NORMS = 32  # 0.985^31 = 0.63: an image whose norms are all confirmed has no certificate that would hold
+_MOST_NORMS = 32  # down to 0.985^31 = 0.63 of the first: an image whose norms are all confirmed is given the last
 _SEED_BITS = 32
-_ROUNDING_UP = 1 + 1e-12  # a norm summed in float64 is off by less
 
 Told = Callable[[int, int], None]
 
@@ -60,6 +59,11 @@ class _Effort:
     samples: int
     confirmation: int
     level: float
+
+    @property
+    def scaling(self) -> int:
+        """Noise samples by which the search judges a norm."""
+        return max(1, self.confirmation // _COARSE)
 
 
 def attack_run(
@@ -103,10 +107,11 @@ def attack_run(
     rows, skipped = _chosen(result, images, seed)
     if not rows:
         raise CountsError(f"{store.uri}: the run abstains on all {skipped} images drawn: there is nothing to attack")
-    effort = _Effort(steps, samples, confirmation, level / len(rows))
+    effort, rule = _Effort(steps, samples, confirmation, level / len(rows)), _rule(result, store.uri)
+    _check_power(effort, rule, record)
     if used == "cuda":
         make_cuda_reproducible()
-    target, dataset = _load(on_device(record, used), _rule(result, store.uri), seed)
+    target, dataset = _load(on_device(record, used), rule, seed)
     size = max(1, target.samplers[0].batch // samples)
     found: list[dict[str, Any]] = []
     for start in range(0, len(rows), size):
@@ -237,7 +242,7 @@ class _Ray:
     def _rival(self, norm: float) -> int | None:
         """The class that wins at a norm by the samples of the scaling, as surely as if they were fresh."""
         prediction = self.row["prediction"]
-        votes = self._votes(self._moved(norm)[0], "scaling", max(1, self.effort.confirmation // _COARSE))
+        votes = self._votes(self._moved(norm)[0], "scaling", self.effort.scaling)
         rival = self.target.leading_rival(votes, prediction)
         wins = rival_wins(votes, prediction, rival, self.target.sigmas, self.target.rule, self.effort.level)
         return rival if wins else None
@@ -245,7 +250,7 @@ class _Ray:
     def _moved(self, norm: float) -> tuple[Tensor, float]:
         """The perturbed image as it is counted, float32 [C, H, W], and the norm of what that is, rounded up."""
         moved = self.target.exactly_allowed(self.image.double() + norm * self.direction.double())
-        return moved, float((moved.double() - self.image.double()).norm()) * _ROUNDING_UP
+        return moved, self.target.distance(moved, self.image)
 
     def _votes(self, image: Tensor, phase: Phase, samples: int) -> NDArray[np.int64]:
         return self.target.votes(image, self.row["image_id"], phase, samples)
@@ -258,3 +263,15 @@ def _check_arguments(images: int, steps: int, samples: int, confirmation: int, l
             raise ConfigError(f"{name} must be >= {least}, got {value}")
     if not 1e-50 <= level < 1:
         raise ConfigError(f"level must be in (0, 1), at least 1e-50, got {level}; it is the chance of a wrong answer")
+
+
+def _check_power(effort: _Effort, rule: Rule, record: RunRecord) -> None:
+    """Refuse so few samples that nothing would be found even if all of them voted for one rival."""
+    votes = np.zeros((record.sub_images, record.dataset.num_classes), np.int64)
+    votes[:, 1] = effort.scaling
+    if not rival_wins(votes, 0, 1, record.config.sigmas, rule, effort.level):
+        raise ConfigError(
+            f"confirmation is too small, got {effort.confirmation}: a tenth of it, by which the search judges a norm, "
+            f"could not show a changed prediction at the level {effort.level:.2g} of one image, whatever the votes; "
+            "raise it, or level"
+        )

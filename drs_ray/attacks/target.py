@@ -18,6 +18,8 @@ from drs_ray.smoothing.lattice import LEVELS
 from drs_ray.smoothing.noise import STANDARD_NORMAL, keyed_batches
 from drs_ray.smoothing.voting import Sampler, count_votes
 
+_ROUNDING_UP = 1 + 1e-10  # a norm summed in float64 is off by less than d 2^-53
+
 
 @dataclass(frozen=True, eq=False)
 class Target:
@@ -57,6 +59,16 @@ class Target:
         if not self._is_lattice:
             return images.float()
         return (images.double().clamp(0, 1) * LEVELS).round().float() / LEVELS
+
+    def distance(self, moved: Tensor, image: Tensor) -> float:
+        """l2 norm of what turns one exactly allowed image into another, pixel units, rounded up.
+
+        Lattice noise: the theorem's norm is that of the 8-bit images, which float32 only comes near to (theory 7).
+        """
+        first, second = moved.double(), image.double()
+        if self._is_lattice:
+            first, second = ((pixels * LEVELS).round() / LEVELS for pixels in (first, second))
+        return float((first - second).norm()) * _ROUNDING_UP
 
     def votes(self, image: Tensor, image_id: int, phase: Phase, samples: int) -> NDArray[np.int64]:
         """Votes of every sub-image for every class, by the run's own noise law and counting: int64 [K, C].

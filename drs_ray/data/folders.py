@@ -160,4 +160,7 @@ def _size(file: Path) -> tuple[int, int]:
 
 def _broken(file: Path, error: Exception) -> DataError:
     reason = "file not found" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-    return DataError(f"image {file}: cannot be read ({reason}); replace the file, or leave its image id out")
+    return DataError(
+        f"image {file}: cannot be read ({reason}); restore the file (one of another size, or other image ids, make "
+        "another data set and another run)"
+    )

@@ -105,7 +105,7 @@ def _rows(
         image, pixels = dataset.encoded(image_id)
         labels[image_id] = dataset.label(image_id)
         content.add(pixels)
-        yield _Row(image_id, int(labels[image_id]), hashlib.sha256(pixels.data).digest(), image)
+        yield _Row(image_id, int(labels[image_id]), hashlib.sha256(np.ascontiguousarray(pixels).data).digest(), image)
         told(image_id + 1)
 
 

@@ -165,7 +165,8 @@ def _work(config: dict[str, Any]) -> None:
         )
     except DrsError as error:
         ray.get(board.fail.remote(error))
-        raise
+        if context.get_world_size() > 1:  # the others may wait for this one: end the group, and its successor at once
+            raise
 
 
 def _follow(trainer: TorchTrainer, board: Any, heard: Callable[[Any], None]) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -149,8 +150,8 @@ def _from_pickle(location: str, data: bytes) -> dict[str, Tensor]:
             loaded: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ClassifierError(
-            f"checkpoint {location}: refused, it holds more than tensors and could run code, or it is no checkpoint "
-            f"({_first_sentence(error)}); save the state_dict alone as .safetensors where you trust the file"
+            f"checkpoint {location}: refused, {_what_else(error)}; save the state_dict alone as .safetensors where you "
+            "trust the file"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         if "TorchScript" in str(error):
@@ -175,6 +176,14 @@ def _from_pickle(location: str, data: bytes) -> dict[str, Tensor]:
             f"or 'model', got {_kind(loaded)}; save module.state_dict()"
         )
     return dict(loaded)
+
+
+def _what_else(error: pickle.UnpicklingError) -> str:
+    """What torch names that is no tensor: `builtins.eval` is a reason to worry, numpy's scalars are not."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named is None:
+        return "it holds more than tensors and could run code, or it is no checkpoint"
+    return f"it holds more than tensors ({named[1]}) and could run code"
 
 
 def _kind(loaded: object) -> str:

@@ -27,8 +27,8 @@ class Pixels(nn.Module):
         for name, values in (("mean", pixels.mean), ("std", pixels.std)):
             if values is not None and len(values) != channels:
                 raise ClassifierError(
-                    f"classifiers.<k>.pixels.{name} must be a list of {channels} numbers, one per channel, "
-                    f"got {list(values)}"
+                    f"classifiers.<k>.pixels.{name} must be a list of {channels} numbers, one per channel of the data "
+                    f"set's images, got {list(values)}; choose a data set and a classifier of as many channels"
                 )
         self._size = pixels.resize
         self._low, high = pixels.range

@@ -100,7 +100,7 @@ ATTACKS = pa.schema(
         _field("limit", pa.float64(), "largest norm of the search, l2, pixel units"),
         _field("rival", pa.int32(), "class that wins there, -1 where none was confirmed"),
         _field("level", pa.float64(), "chance that the image's confirmation is wrong"),
-        _field("samples", pa.int64(), "noise samples of the confirmation, per sub-image; drawn again for each norm"),
+        _field("samples", pa.int64(), "noise samples of the confirmation, per sub-image; the same for each norm"),
         _field("prediction_votes", _list(pa.int64()), "confirming votes for prediction, per sub-image; else empty"),
         _field("rival_votes", _list(pa.int64()), "confirming votes for rival, per sub-image; else empty"),
         _field("perturbed", _list(pa.float32()), "the perturbed image, [C, H, W] in order; empty where there is none"),

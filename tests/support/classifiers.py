@@ -83,13 +83,22 @@ class _Faulty(Prototypes):
 
 class _SignalsItselfWhileMarked(_Faulty):
     def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool, number: int
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        trigger: int,
+        marker: str,
+        once: bool,
+        number: int,
+        after: int = 1,
     ) -> None:
         super().__init__(image_shape, num_classes, trigger)
         self._marker, self._once, self._number = Path(marker), once, number
+        self._left = after
 
     def misbehave(self, logits: Tensor) -> Tensor:
-        if self._marker.exists():
+        self._left -= 1
+        if self._left <= 0 and self._marker.exists():
             if self._once:
                 self._marker.unlink(missing_ok=True)
             os.kill(os.getpid(), self._number)
@@ -97,10 +106,13 @@ class _SignalsItselfWhileMarked(_Faulty):
 
 
 def dies(
-    image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool = True
+    image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str, once: bool = True, after: int = 1
 ) -> nn.Module:
-    """Kills its own process with SIGKILL while the marker file exists; `once` removes the marker first."""
-    return _SignalsItselfWhileMarked(image_shape, num_classes, trigger, marker, once, signal.SIGKILL)
+    """Kills its own process with SIGKILL while the marker file exists; `once` removes the marker first.
+
+    after: it does so from the so-many-th whole batch on.
+    """
+    return _SignalsItselfWhileMarked(image_shape, num_classes, trigger, marker, once, signal.SIGKILL, after)
 
 
 def hangs(image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -10,9 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 
+from drs_ray.cli import main
 from drs_ray.config import RunConfig, parse_config
 from drs_ray.results.parts import list_parts, read_units
 from drs_ray.results.run_record import read_record
@@ -97,6 +101,22 @@ class Driver(subprocess.Popen[bytes]):
 def drs_ray(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, in a process of its own."""
     return subprocess.run(command(arguments), capture_output=True, text=True, timeout=300, **options)
+
+
+def drs_ray_here(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has imported torch already: for tests that are not about processes."""
+    printed, told = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(told),
+        patch.object(sys, "argv", ["drs-ray", *arguments]),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+    assert isinstance(code, int)  # the command line always ends with one
+    return subprocess.CompletedProcess(list(arguments), code, printed.getvalue(), told.getvalue())
 
 
 def command(arguments: Sequence[str]) -> list[str]:

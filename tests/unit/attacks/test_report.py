@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from drs_ray.attacks.report import AttackReport
-from drs_ray.errors import SoundnessError
+from drs_ray.attacks.report import AttackReport, check_output
+from drs_ray.errors import ConfigError, SoundnessError, StoreError
 from drs_ray.facts import attack_facts
 from drs_ray.results.schema import ATTACKS, with_metadata
 
@@ -44,7 +44,7 @@ def test_figures_are_those_of_the_broken_images() -> None:
     assert report.broken.tolist() == [True, False, True]
     assert report.median_ratio == 1.75
     assert report.smallest_slack == 0.5
-    assert report.chance == pytest.approx(0.031)
+    assert report.chance == pytest.approx(4 * 0.01 + 0.001)  # the one that abstains was drawn too
     report.check()
     facts = attack_facts(report)
     assert facts["attacked"] == "3 images, 1 more abstain (--seed 7, cpu)"
@@ -68,7 +68,7 @@ def test_a_norm_at_the_radius_is_allowed_and_one_below_it_is_not() -> None:
     assert text.startswith("runs/x: NOT SOUND: 2 of 3 attacked images")
     assert "worst image 12: class 3 is certified up to l2 norm 2.000000, but at 1.20" in text
     assert "(votes [560, 570] against [400, 410] of 1,000 per sub-image)" in text
-    assert "at most 0.031" in text
+    assert "at most 0.041" in text
     assert "repeat with `drs-ray attack runs/x --seed 7`" in text
     assert error.value.exit_code == 1
 
@@ -77,8 +77,22 @@ def test_a_norm_at_the_radius_is_allowed_and_one_below_it_is_not() -> None:
 def test_the_table_is_written_where_it_is_wanted(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     named = file.format(tmp_path)
+    check_output(named)
+    assert not list(tmp_path.iterdir())  # trying leaves nothing behind
     report = report_of([1.0], [2.0])
     report.write(named)
     there = pq.read_table(Path(named), partitioning=None)
     assert there.equals(report.table)
     assert there.schema.metadata == report.table.schema.metadata
+
+
+@pytest.mark.parametrize("file", ["", "place/", ".", "{}", ".hidden"])
+def test_an_output_that_names_no_file_is_refused(file: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^output must name a Parquet file to write, like .*attack.parquet, got"):
+        check_output(file.format(tmp_path))
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_attack(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError):
+        check_output(str(tmp_path / "file" / "attack.parquet"))

@@ -131,6 +131,18 @@ def test_gaussian_noise_clips_nothing_and_lattice_noise_stays_on_8_bit_images() 
     )
 
 
+def test_norms_are_those_of_the_images_that_the_theorem_speaks_of() -> None:
+    module = half_space((1, SIZE, SIZE), 10, 0, 0.0)
+    gaussian, lattice = target_of([module], [0.5]), target_of([module], [0.5], law="lattice")
+    levels = torch.randint(0, 255, (2, 1, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+    moved, image = (levels.float() / 255).unbind()
+    of_levels = math.sqrt(int((levels[0] - levels[1]).square().sum())) / 255
+    of_floats = math.dist(moved.flatten().tolist(), image.flatten().tolist())
+    assert abs(of_levels / of_floats - 1) > 1e-9  # float32 only comes near to multiples of 1/255
+    assert of_levels <= lattice.distance(moved, image) <= of_levels * (1 + 1e-9)
+    assert of_floats <= gaussian.distance(moved, image) <= of_floats * (1 + 1e-9)
+
+
 def test_the_leading_rival_is_the_vote_s_own() -> None:
     votes = np.array([[500, 499, 1, *[0] * 7], [500, 1, 499, *[0] * 7]])
     modules = [half_space((1, SIZE, SIZE // 2), 10, k, 0.0) for k in (0, 1)]

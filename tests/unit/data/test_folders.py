@@ -90,7 +90,7 @@ def test_a_corrupt_image_is_named_when_it_is_asked_for(root: Path) -> None:
     file.write_bytes(file.read_bytes()[:200])
     dataset = load_dataset("folder", root=root)
     dataset.image(0)
-    with pytest.raises(DataError, match=r"cat/z.png: cannot be read \(.+\); replace the file") as caught:
+    with pytest.raises(DataError, match=r"cat/z.png: cannot be read \(.+\); restore the file") as caught:
         dataset.image(1)
     assert "\n" not in str(caught.value)
     file.write_bytes(b"not an image")

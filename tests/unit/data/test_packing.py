@@ -63,6 +63,14 @@ def test_arrays_come_back_to_the_bit_with_the_same_digest(tmp_path: Path, packed
     assert [[group.images for group in shard.row_groups] for shard in packed.shards] == [[4, 4, 4]] * 3 + [[4]]
 
 
+def test_pixels_may_lie_anyhow_in_memory(tmp_path: Path) -> None:
+    full = colours()
+    view = ArrayDataset(full.name, full.split, 5, full.pixels[:, :, ::2, ::2], full.targets)
+    assert not view.pixels[0].flags.c_contiguous
+    assert pack_dataset(view, None, LocalStore(tmp_path), untold)[0].digest == view.digest
+    assert same(load_dataset("parquet", root=tmp_path), view)
+
+
 def test_mnist5k_keeps_its_digest_and_is_smaller_than_its_pixels(tmp_path: Path) -> None:
     source = load_mnist5k("test")
     index, was_there = pack_dataset(source, None, LocalStore(tmp_path), untold)
