@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from drs_ray.config import EngineConfig
 from drs_ray.engine.connection import connect
 from drs_ray.engine.driver import cluster_gpus
 from drs_ray.engine.placement import Placement
-from drs_ray.engine.ray_errors import last_line, ray_or_resume
+from drs_ray.engine.ray_errors import last_line, ray_or_resume, reason_of
 from drs_ray.engine.worker import threads_of
 from drs_ray.errors import ConfigError, DrsError, EngineError
 
@@ -117,29 +118,38 @@ def run_group(
         _check_room(engine, placement, workers, noted)
         board = ray.remote(Board).options(num_cpus=0).remote(start)
         with tempfile.TemporaryDirectory(prefix="drs-ray-group-", ignore_cleanup_errors=True) as storage:
-            trainer = TorchTrainer(
-                _work,
-                train_loop_config={
-                    "job": job,
-                    "board": board,
-                    "directory": str(Path.cwd()),
-                    "threads": threads_of(engine.cpus_per_worker),
-                },
-                scaling_config=ScalingConfig(
-                    num_workers=workers,
-                    use_gpu=device == "cuda",
-                    resources_per_worker=placement.needed,
-                    label_selector=dict(placement.labels) or None,
-                ),
-                run_config=RunConfig(
-                    storage_path=storage,  # Ray Train must have one; states go over the board
-                    failure_config=FailureConfig(
-                        max_failures=MOST_FAILURES,
-                        controller_failure_limit=int(engine.stall_seconds // _START_SECONDS),
+            fitting = (
+                ray.remote(_fit)
+                .options(
+                    num_cpus=0,
+                    max_retries=0,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(
+                        ray.get_runtime_context().get_node_id(), soft=False
                     ),
-                ),
+                )
+                .remote(
+                    {
+                        "job": job,
+                        "board": board,
+                        "directory": str(Path.cwd()),
+                        "threads": threads_of(engine.cpus_per_worker),
+                    },
+                    ScalingConfig(
+                        num_workers=workers,
+                        use_gpu=device == "cuda",
+                        resources_per_worker=placement.needed,
+                        label_selector=dict(placement.labels) or None,
+                    ),
+                    RunConfig(
+                        storage_path=storage,  # Ray Train must have one; states go over the board
+                        failure_config=FailureConfig(
+                            max_failures=MOST_FAILURES,
+                            controller_failure_limit=int(engine.stall_seconds // _START_SECONDS),
+                        ),
+                    ),
+                )
             )
-            _follow(trainer, board, heard)
+            _follow(fitting, board, heard)
     finally:
         if connected:
             ray.shutdown()
@@ -169,38 +179,42 @@ def _work(config: dict[str, Any]) -> None:
             raise
 
 
-def _follow(trainer: TorchTrainer, board: Any, heard: Callable[[Any], None]) -> None:
-    """Run the group to its end and pass on what it tells."""
-    failures: list[Exception] = []
+def _fit(config: dict[str, Any], scaling: ScalingConfig, run: RunConfig) -> str | None:
+    """Run the group to its end; why it failed, if it did.
 
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:  # for the driver's thread to judge
-            failures.append(error)
-
-    # Not in the main thread: there Ray Train would take SIGINT for itself, and a driver could not say how to go on.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
+    A task of its own: in the driver's main thread Ray Train would take SIGINT for itself, and in another thread it
+    would still use Ray when an interrupted driver leaves it, which ends the process before it can say how to go on.
+    """
     try:
-        ended = False
+        TorchTrainer(_work, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+    except TrainingFailedError as error:
+        return _reason(error)
+    return None
+
+
+def _follow(fitting: Any, board: Any, heard: Callable[[Any], None]) -> None:
+    """Pass on what the group tells, until it has ended."""
+    try:
+        ended: list[Any] = []
         while not ended:
-            thread.join(_POLL_SECONDS)
-            ended = not thread.is_alive()
+            ended, _ = ray.wait([fitting], timeout=_POLL_SECONDS)
             told, error = ray.get(board.take.remote())
             for message in told:
                 heard(message)
+        if error is not None:
+            raise error
+        try:
+            reason = ray.get(fitting)
+        except RayTaskError as failure:
+            raise EngineError(f"the group of workers could not be run: {reason_of(failure)}") from failure
+        if reason is not None:
+            raise EngineError(
+                f"the workers could not be had, or failed more than {MOST_FAILURES} times, the last time: "
+                f"{reason}; mend the cause and run the same command to go on after the last state"
+            )
     finally:
         board.stop.remote()
-    if error is not None:
-        raise error
-    for failure in failures:
-        if not isinstance(failure, TrainingFailedError):
-            raise failure
-        raise EngineError(
-            f"the workers could not be had, or failed more than {MOST_FAILURES} times, the last time: "
-            f"{_reason(failure)}; mend the cause and run the same command to go on after the last state"
-        ) from failure
+        ray.cancel(fitting, force=True)  # nothing to do where it has ended; else its group ends with it
 
 
 def _reason(error: Exception) -> str:
