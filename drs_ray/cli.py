@@ -41,10 +41,14 @@ EndpointOption = Annotated[
 ]
 
 
-def main() -> None:
-    """Run the command line; errors that drs-ray raises on purpose become one line and an exit code."""
+def main(*before: str) -> None:
+    """Run the command line; errors that drs-ray raises on purpose become one line and an exit code.
+
+    Args:
+        before: arguments to put before those of the process: jobs/ has a file for each command.
+    """
     try:
-        app()
+        app([*before, *sys.argv[1:]])
     except (DrsError, InterruptedRunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
