@@ -38,9 +38,7 @@ QUICK_HEALTH_CHECKS = {
 class RayCluster:
     """A head that takes no work, and the nodes that are added; with a token, as Ray 2.60 wants it by default."""
 
-    def __init__(
-        self, *, cpus: float = 0, dashboard: bool = False, settings: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, *, cpus: float = 0, dashboard: bool = False, settings: Mapping[str, str] | None = None) -> None:
         """cpus: of the head. settings: environment of the head, for example `QUICK_HEALTH_CHECKS`."""
         self._cpus = cpus
         self._dashboard = dashboard
