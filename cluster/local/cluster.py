@@ -18,14 +18,18 @@ from cluster.local.node import Node, flags
 class LocalCluster:
     """Starts a head, then nodes; `access` is what a driver or `drs-ray submit` needs to find and enter it."""
 
-    def __init__(self, home: Path, in_child: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, home: Path, settings: Mapping[str, str] | None = None, in_child: Callable[[], None] | None = None
+    ) -> None:
         """Make the token.
 
         Args:
             home: an existing directory that nobody else may read, with a short path; nodes get directories below it.
+            settings: environment of all nodes, jobs and workers, beside this process's own.
             in_child: called in every node's first process before Ray is started.
         """
         self._home = home
+        self._settings = settings or {}
         self._in_child = in_child
         self._token = home / "token"
         self._token.write_text(secrets.token_hex(32))
@@ -34,13 +38,12 @@ class LocalCluster:
         self._port = 0
         self._dashboard = 0
 
-    def start_head(self, *, cpus: float = 0, dashboard: bool = True, settings: Mapping[str, str] | None = None) -> Node:
+    def start_head(self, *, cpus: float = 0, dashboard: bool = True) -> Node:
         """Start a head; also a new one after the first was killed. Nodes of the old one do not come over.
 
         Args:
             cpus: that it gives to workers. None, as on a real cluster: the driver runs there.
             dashboard: with the server that jobs are submitted to.
-            settings: environment of the head and of all jobs.
         """
         self._port, client_port = free_port(), free_port()
         self._dashboard = free_port() if dashboard else 0
@@ -53,12 +56,12 @@ class LocalCluster:
         if dashboard:
             options |= {"dashboard-host": "127.0.0.1", "dashboard-port": self._dashboard}
         self._head_address = self._next_address()
-        return self._launch(self._head_address, ["--head", *flags(options)], settings or {})
+        return self._launch(self._head_address, ["--head", *flags(options)])
 
-    def add_node(self, *, cpus: float = 1, settings: Mapping[str, str] | None = None) -> Node:
+    def add_node(self, *, cpus: float = 1) -> Node:
         """A node that is ready for work."""
         options = {"address": f"{self._head_address}:{self._port}", "num-cpus": cpus}
-        return self._launch(self._next_address(), flags(options), settings or {})
+        return self._launch(self._next_address(), flags(options))
 
     @property
     def access(self) -> dict[str, str]:
@@ -77,10 +80,10 @@ class LocalCluster:
         self._count += 1
         return f"127.0.{self._count // 250}.{2 + self._count % 250}"
 
-    def _launch(self, address: str, options: Sequence[str], settings: Mapping[str, str]) -> Node:
+    def _launch(self, address: str, options: Sequence[str]) -> Node:
         # A job's `python` is the first on the head's PATH: this environment's.
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-        environment = os.environ | {"PATH": path} | self._secret | settings
+        environment = os.environ | {"PATH": path} | self._secret | self._settings
         node = Node.start(self._home / str(self._count), address, environment, options, self._in_child)
         try:
             node.wait_ready()

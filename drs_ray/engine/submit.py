@@ -26,7 +26,7 @@ from drs_ray.errors import ConfigError, EngineError, JobEndedError
 
 CONNECT_SECONDS = 10.0
 STOP_SECONDS = 60
-"""`ray job stop` ends a job by SIGTERM, and by SIGKILL after so long; a driver needs a few seconds to end its workers."""
+"""`ray job stop` ends a job by SIGTERM, and by SIGKILL after so long: a driver takes seconds to end its workers."""
 _POLL_SECONDS = 0.2
 _END_SECONDS = 10.0
 _INTERRUPTED = 143  # 128 + SIGTERM: what the command line itself ends with
@@ -103,12 +103,13 @@ def submit_run(config_file: Path, overrides: Sequence[str], working_dir: Path, a
         ConfigError: the config, or something that it names is not packed, or too much is; nothing was sent.
         EngineError: nobody answers there, the token is refused, or the versions differ.
     """
+    host, port = _endpoint(address)
     config_path = path_within(config_file, working_dir)
     config = load_config(config_file, overrides)
     files = packed_files(working_dir)
     check_names(config, config_path, files, working_dir)
     check_size(files, working_dir)
-    client = _connect(address)
+    client = _connect(address, host, port)
     command = ["python", "-m", "drs_ray", "certify", config_path, "--address", "auto"]
     for override in overrides:
         command += ["--set", override]
@@ -131,22 +132,32 @@ def _notes(config: RunConfig) -> dict[str, str]:
     return {"output": config.output.uri, "drs-ray": metadata.version("drs-ray")}
 
 
-def _connect(address: str) -> JobSubmissionClient:
-    parts = urlsplit(address)
+def _endpoint(address: str) -> tuple[str, int]:
+    """Host and port of the dashboard."""
+    try:
+        parts = urlsplit(address)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        parts, port = urlsplit(""), 0
     if parts.scheme not in ("http", "https") or parts.hostname is None:
         raise ConfigError(
             f"--address: must be http://host:port of the cluster's dashboard, got {address!r}; "
             "http://127.0.0.1:8265 is that of a tunnel (docs/clusters.md)"
         )
+    return parts.hostname, port
+
+
+def _connect(address: str, host: str, port: int) -> JobSubmissionClient:
     try:  # Ray's client would wait for minutes
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except OSError as error:
         raise EngineError(
             f"--address: no dashboard answers at {address} ({error}); is the cluster up, and the tunnel to it open "
             "(docs/clusters.md)?"
         ) from error
-    logging.getLogger("ray").setLevel(logging.ERROR)  # else Ray reports how it packs
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("ray."):
+            logging.getLogger(name).setLevel(logging.ERROR)  # each has a level of its own, and reports how it packs
     try:
         with _environment_without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would win over the address
             client = JobSubmissionClient(address)

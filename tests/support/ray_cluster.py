@@ -39,7 +39,7 @@ class RayCluster:
     """A head that takes no work, and the nodes that are added; with a token, as Ray 2.60 wants it by default."""
 
     def __init__(self, *, cpus: float = 0, dashboard: bool = False, settings: Mapping[str, str] | None = None) -> None:
-        """cpus: of the head. settings: environment of the head, for example `QUICK_HEALTH_CHECKS`."""
+        """cpus: of the head. settings: environment of all nodes, for example `QUICK_HEALTH_CHECKS`."""
         self._cpus = cpus
         self._dashboard = dashboard
         self._settings = settings or {}
@@ -48,7 +48,7 @@ class RayCluster:
     def __enter__(self) -> Self:
         self._home = tempfile.TemporaryDirectory(prefix="drs-", dir="/tmp", ignore_cleanup_errors=True)
         try:
-            self._local = LocalCluster(Path(self._home.name), _end_with_parent)
+            self._local = LocalCluster(Path(self._home.name), self._settings, _end_with_parent)
             self.start_head()
         except BaseException:
             self._end()
@@ -71,7 +71,7 @@ class RayCluster:
 
     def start_head(self) -> None:
         """Start a head; also a new one after the first was killed. Nodes of the old one do not come over."""
-        self.head = self._local.start_head(cpus=self._cpus, dashboard=self._dashboard, settings=self._settings)
+        self.head = self._local.start_head(cpus=self._cpus, dashboard=self._dashboard)
         self._nodes.append(self.head)
 
     def add_node(self, *, cpus: float = 1) -> Node:
