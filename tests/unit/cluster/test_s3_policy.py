@@ -1,0 +1,78 @@
+"""cluster/iam/s3.json allows what drs-ray asks of S3, and nothing else: all commands are run, and their requests seen."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.client import BaseClient
+
+import drs_ray
+from drs_ray.engine.status import run_status
+from drs_ray.results.compact import compact_run
+from drs_ray.results.repair import repair_run
+from drs_ray.results.run_record import read_record
+from drs_ray.results.store import open_store
+from tests.support.runs import run_config
+
+POLICY = Path(__file__).parents[3] / "cluster" / "iam" / "s3.json"
+# Which permission a request needs: https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-with-s3-policy-actions.html
+ACTIONS = {
+    "CopyObject": {"s3:GetObject", "s3:PutObject"},
+    "DeleteObject": {"s3:DeleteObject"},
+    "DeleteObjects": {"s3:DeleteObject"},
+    "GetObject": {"s3:GetObject"},
+    "HeadBucket": {"s3:ListBucket"},
+    "HeadObject": {"s3:GetObject"},
+    "ListObjectsV2": {"s3:ListBucket"},
+    "PutObject": {"s3:PutObject"},
+}
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of all requests that any boto3 client makes meanwhile."""
+    seen: set[str] = set()
+    genuine = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def recorded(client: BaseClient, operation: str, parameters: dict[str, object]) -> object:
+        seen.add(operation)
+        return genuine(client, operation, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
+    return seen
+
+
+def test_the_policy_is_what_the_commands_need(
+    requests: set[str], moto_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
+    boto3.client("s3").create_bucket(Bucket="policy")
+    requests.clear()
+    place = "s3://policy/run"
+    drs_ray.certify(run_config(place, images=6))
+    drs_ray.certify(run_config(place, images=6))  # nothing is left to do
+    store = open_store(place)
+    record = read_record(store)
+    run_status(store)
+    drs_ray.verify(place, units=2).check()
+    compact_run(store, record)
+    repair_run(store, record)
+    damaged = min(store.list("counts/"))
+    store.put(damaged, b"not parquet")
+    assert repair_run(store, record)  # moved aside
+    drs_ray.certify(run_config(place, images=6))
+    drs_ray.reduce(place, alpha=0.01)
+    drs_ray.write_report([drs_ray.read_run(place)], place)
+    assert requests >= {"PutObject", "GetObject", "ListObjectsV2", "DeleteObject"}
+    needed = set().union(*(ACTIONS[name] for name in requests))
+    statements = json.loads(POLICY.read_text())["Statement"]
+    assert needed == {action for statement in statements for action in statement["Action"]}
+    for statement in statements:
+        of_bucket = statement["Action"] == ["s3:ListBucket"]
+        assert re.fullmatch(r"arn:aws:s3:::my-bucket" + ("" if of_bucket else r"/\*"), statement["Resource"])
