@@ -1,0 +1,95 @@
+"""cluster/slurm/certify.sbatch: tried with a real `ray symmetric-run` where a process namespace can be had."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from drs_ray import certify
+from tests.support.runs import counts_digest, run_config, run_data, write_config
+
+SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm" / "certify.sbatch"
+# `ray symmetric-run` starts beside no other Ray and ends all that it finds: it must see no processes but its own.
+NAMESPACE = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+
+
+def _has_namespaces() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run([*NAMESPACE, "true"], stderr=-3).returncode == 0
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> dict[str, str]:
+    """The environment of a job on a SLURM site of one node, whose `srun` and `scontrol` are small scripts."""
+    commands = {
+        "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"',
+        "scontrol": "echo node0",
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), sysconfig.get_path("scripts"), os.environ["PATH"]])
+    return os.environ | {
+        "PATH": path,
+        "HOME": str(tmp_path),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "node0",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
+
+
+def test_its_options_are_before_its_first_command() -> None:
+    lines = SCRIPT.read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    options = [re.split("[= ]", line)[1] for line in lines[:first] if line.startswith("#SBATCH ")]
+    assert {"--exclusive", "--signal", "--ntasks-per-node", "--gpus-per-node", "--time"} <= set(options)
+    assert not [line for line in lines[first:] if line.startswith("#SBATCH")]
+
+
+def test_without_a_config_it_says_how_it_is_used(site: dict[str, str]) -> None:
+    done = subprocess.run(["bash", SCRIPT], env=site, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: sbatch certify.sbatch CONFIG")
+
+
+def test_what_it_runs(site: dict[str, str], tmp_path: Path) -> None:
+    """With a `ray` that only writes down what it was given: the token is for the user alone, and gone at the end."""
+    ray = tmp_path / "ray"
+    ray.write_text(
+        '#!/bin/bash\necho "$@" > "$HOME/given"\nstat -c %a "$RAY_AUTH_TOKEN_PATH" >> "$HOME/given"\n'
+        'echo "$RAY_AUTH_MODE $RAY_ADDRESS $(wc -c < "$RAY_AUTH_TOKEN_PATH") $(umask)" >> "$HOME/given"\nexit 3\n'
+    )
+    ray.chmod(0o755)
+    command = ["bash", SCRIPT, "a config.yaml", "--set", "noise.seed=1"]
+    done = subprocess.run(command, env=site, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr  # the run's own code
+    given, mode, rest = (tmp_path / "given").read_text().splitlines()
+    port = 20000 + int(site["SLURM_JOB_ID"]) % 20000
+    address = re.search(r"--address (\S+)", given)
+    assert address is not None
+    assert address[1].endswith(f":{port}")
+    assert given.endswith("-- python -m drs_ray certify a config.yaml --set noise.seed=1 --address auto")
+    assert "--num-gpus 0" in given
+    assert mode == "600"
+    assert rest.split()[:3] == ["token", address[1], "64"]
+    assert rest.split()[3] != "0077"  # results are as open as the user's other files
+    assert not list((tmp_path / ".ray").iterdir())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(not _has_namespaces(), reason="needs process namespaces of its own (unshare)")
+def test_a_run(site: dict[str, str], tmp_path: Path) -> None:
+    certify(run_config(tmp_path / "inline", images=6))
+    config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=6))
+    done = subprocess.run([*NAMESPACE, "bash", SCRIPT, config], env=site, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"certificates: {tmp_path}/run/certificates.parquet" in done.stdout
+    assert counts_digest(tmp_path / "run") == counts_digest(tmp_path / "inline")
+    assert not Path(f"/tmp/drs-ray-{site['SLURM_JOB_ID']}").exists()
