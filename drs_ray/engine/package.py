@@ -14,8 +14,8 @@ from drs_ray.errors import ConfigError
 
 LIMIT_BYTES = 100 * 2**20
 """Ray keeps packages in the head's memory and sends each as one message."""
-NAMED = 3
-"""How many large entries a message names."""
+NAMED, WORTH_NAMING = 3, 0.01
+"""How many large entries a message names, and from which share of the whole on."""
 
 
 def packed_files(directory: Path) -> dict[str, int]:
@@ -54,7 +54,7 @@ def check_size(files: Mapping[str, int], directory: Path) -> None:
         top, below, _ = name.partition("/")
         entries[top + below] = entries.get(top + below, 0) + size
     largest = sorted(entries.items(), key=lambda entry: -entry[1])[:NAMED]
-    said = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in largest)
+    said = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in largest if size >= WORTH_NAMING * total)
     raise ConfigError(
         f"--working-dir {directory}: must pack to less than {LIMIT_BYTES // 2**20} MiB, is {total / 2**20:.0f} MiB; "
         f"largest: {said}; name them in .rayignore, and give the nodes such data by s3:// or a path of their own"

@@ -81,7 +81,7 @@ def test_a_token_and_no_public_port() -> None:
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """moto's AWS with what the prerequisites of docs/clusters.md make: group, private subnet, profiles with policies."""
+    """moto's AWS with the prerequisites of docs/clusters.md: group, private subnet, profiles with policies."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "moto")
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)

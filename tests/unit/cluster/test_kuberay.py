@@ -146,7 +146,7 @@ def test_the_network_policy_is_about_these_pods() -> None:
 def test_the_entrypoint_is_a_command_whose_config_is_mounted(name: str) -> None:
     python, option, package, command, *arguments = shlex.split(_read(name)["spec"]["entrypoint"])
     assert (python, option, package, command) == ("python", "-m", "drs_ray", "certify")
-    typer.main.get_command(app).commands[command].make_context(command, arguments)
+    typer.main.get_command(app).commands[command].make_context(command, list(arguments))
     head = _pods(name)["head"]["spec"]
     mounts = {mount["name"]: mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]}
     config_map = next(v["name"] for v in head["volumes"] if v.get("configMap") == {"name": "drs-ray-config"})

@@ -1,4 +1,4 @@
-"""cluster/iam/s3.json allows what drs-ray asks of S3, and nothing else: all commands are run, and their requests seen."""
+"""cluster/iam/s3.json allows what drs-ray asks of S3, and nothing else: all commands are run, their requests seen."""
 
 from __future__ import annotations
 

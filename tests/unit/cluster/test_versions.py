@@ -1,4 +1,4 @@
-"""Every node runs the same: versions agree among image, manifests and pyproject, and no file opens a port to the world."""
+"""Versions agree among image, manifests and pyproject, and no file opens a port to the world."""
 
 from __future__ import annotations
 
