@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cluster, driver, loop, memory, noise, parts, reduce, startup, worker
+from benchmarks import cluster, data, driver, loop, memory, noise, parts, reduce, startup, worker
 
 BENCHMARKS = {
     "startup": startup,
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "noise": noise,
     "worker": worker,
     "memory": memory,
+    "data": data,
     "driver": driver,
     "cluster": cluster,
     "reduce": reduce,

@@ -116,6 +116,7 @@ def _run(workers: int, kills: int, directory: str) -> _Trial:
         limit=lambda: workers,
         hang_seconds=60.0,
         needs="nothing",
+        free=str,
         observer=killer,
     )
     set_aside = dispatching.run(120.0)

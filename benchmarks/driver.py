@@ -12,8 +12,8 @@ import ray
 
 from drs_ray.config import EngineConfig
 from drs_ray.engine import dispatcher
+from drs_ray.engine.connection import connect
 from drs_ray.engine.dispatcher import Dispatcher
-from drs_ray.engine.driver import connect
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Draw, Unit
@@ -96,6 +96,7 @@ def _units_per_second() -> float:
             limit=lambda: 4,
             hang_seconds=60.0,
             needs="nothing",
+            free=str,
             observer=clock,
         ).run(60.0)
     finally:
@@ -115,6 +116,7 @@ def _seconds_per_answer(workers: int) -> float:
         limit=lambda: workers,
         hang_seconds=60.0,
         needs="nothing",
+        free=str,
         observer=Observer(),
     )
     with patch.object(dispatcher, "ray", fake):

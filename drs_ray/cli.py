@@ -117,7 +117,7 @@ def certify(
     address: AddressOption = None,
     log: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Append a JSON object per event; - writes them to stderr, and nothing else."),
+        typer.Option(metavar="FILE", help="Append a JSON object per event; - writes them to stderr, not progress."),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -275,26 +275,65 @@ def compact(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
 @app.command(epilog="Example: `drs-ray repair s3://bucket/run --dry-run`")
 def repair(
     run: RunArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what cannot be trusted.")] = False,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Check nothing; move this unit aside, as verify names it, and what follows from its votes; repeatable",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be moved aside.")] = False,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Check all counts of a run, and move aside what cannot be trusted, so that certify computes it again."""
     from drs_ray.interrupts import interruptible
-    from drs_ray.results.repair import repair_run
+    from drs_ray.results.repair import repair_run, repair_units
     from drs_ray.results.run_record import read_record
+    from drs_ray.results.set_aside import Finding
+
+    def told(finding: Finding) -> None:
+        print(finding.text)
 
     store = _open(run, endpoint_url)
-    with interruptible("run the same command to go on"):
-        found = repair_run(store, read_record(store), dry_run=dry_run, told=lambda finding: print(finding.text))
+    with interruptible("nothing is lost; run the same command to go on"):
+        record = read_record(store)
+        if unit:
+            found = repair_units(store, record, unit, dry_run=dry_run, told=told)
+        else:
+            found = repair_run(store, record, dry_run=dry_run, told=told)
     if not found:
-        print("all counts can be trusted")
+        print("none of these units is stored" if unit else "all counts can be trusted")
     elif dry_run:
-        print(f"{len(found):,} objects cannot be trusted; `drs-ray repair {run}` moves them aside")
+        print(f"{len(found):,} would be moved aside; nothing was changed")
     else:
         print(
-            f"{len(found):,} objects moved to {store.uri}/set-aside; run `drs-ray certify` with the run's config to "
+            f"{len(found):,} moved to {store.uri}/set-aside; run `drs-ray certify` with the run's config to "
             "compute what is missing and to reduce again"
         )
+
+
+@app.command(epilog="Example: `drs-ray pack config.yaml s3://bucket/cifar10 --set dataset.split=train`")
+def pack(
+    config: ConfigArgument,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Directory or s3:// URI; the split goes below it.")],
+    set_: SetOption = None,
+    endpoint_url: EndpointOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Write all images of the config's data set as Parquet, for the data set `parquet`. Needs no other section."""
+    from drs_ray.config import load_dataset_config
+    from drs_ray.console import pack_with_progress
+    from drs_ray.interrupts import interruptible
+
+    store = _open(out, endpoint_url)
+    with interruptible("nothing can be read there yet; run the same command to start over"):
+        index, was_there = pack_with_progress(load_dataset_config(config, set_ or ()), store, _stderr(), quiet)
+    shape = " x ".join(str(size) for size in index.image_shape)
+    print(
+        f"{index.images:,} images ({shape}, {index.num_classes} classes) {'were' if was_there else 'are'} packed in "
+        f"{len(index.shards):,} objects, {index.size:,} bytes, digest {index.digest[:12]}"
+    )
+    print(f"use: dataset: {{name: parquet, root: {store.uri}, split: {index.split}}}")
 
 
 @app.command(epilog="Example: `drs-ray train config.yaml --set training.epochs=30`")

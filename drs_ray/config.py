@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -32,10 +32,12 @@ from pydantic import (
 
 from drs_ray.errors import ConfigError
 
-DatasetName = Literal["mnist5k", "mnist", "cifar10", "imagenet", "folder"]
-PartitionName = Literal["none", "checkerboard", "interleave"]
-LayoutName = Literal["packed", "masked"]
+DatasetName = Literal["mnist5k", "mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder", "parquet"]
+PartitionName = Literal["none", "checkerboard", "checkerboard-2024", "interleave"]
+LayoutName = Literal["packed", "masked", "filled"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def float32(value: float) -> float:
@@ -89,8 +91,15 @@ class DatasetConfig(Section):
     """Which images: a data set by name, its split, and the image ids."""
 
     name: DatasetName = Field(description="mnist5k comes with the `demo` extra; the others are read from root.")
-    root: str | None = Field(None, description="Directory that holds the data set (not needed for mnist5k).")
-    split: str = Field("test", description="train or test; a sub-directory of root for folder.")
+    root: str | None = Field(
+        None, description="Directory that holds the data set (not needed for mnist5k); parquet: or an s3:// URI."
+    )
+    endpoint_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^@\s]+$",
+        description="parquet: endpoint of an S3-compatible server; null: AWS_ENDPOINT_URL or AWS.",
+    )
+    split: str = Field("test", description="train or test; a sub-directory of root for folder; parquet: as packed.")
     download: bool = Field(False, description="Let torchvision download the data set into root.")
     image_size: int | None = Field(
         None,
@@ -105,6 +114,8 @@ class DatasetConfig(Section):
             raise ValueError(f"{self.name} needs root: the directory that holds the data set")
         if self.image_size is not None and self.name not in ("imagenet", "folder"):
             raise ValueError(f"image_size applies to imagenet and folder, not to {self.name}")
+        if self.endpoint_url is not None and self.name != "parquet":
+            raise ValueError(f"endpoint_url applies to parquet, not to {self.name}")
         return self
 
 
@@ -113,7 +124,7 @@ class PartitionConfig(Section):
 
     name: PartitionName = Field(
         description="none: the whole image (randomized smoothing); checkerboard: two halves (dual r. s.); "
-        "interleave: rows x columns sub-images."
+        "checkerboard-2024: the mask that the DRS authors' checkpoints need; interleave: rows x columns sub-images."
     )
     interleave: tuple[int, int] | None = Field(
         None,
@@ -122,7 +133,8 @@ class PartitionConfig(Section):
     )
     layout: LayoutName = Field(
         "packed",
-        description="packed: the own pixels of each row pushed together; masked: full size, other pixels 0.",
+        description="packed: the own pixels of each row pushed together; masked: full size, other pixels 0; "
+        "filled: masked, and each own pixel has the maximum of its 2x2 block added (the DRS authors' CIFAR-10 input).",
     )
 
     @field_validator("interleave", mode="before")
@@ -150,7 +162,7 @@ class PartitionConfig(Section):
         """Number of sub-images K."""
         if self.interleave is not None:
             return self.interleave[0] * self.interleave[1]
-        return 2 if self.name == "checkerboard" else 1
+        return 2 if self.name.startswith("checkerboard") else 1
 
     @property
     def label(self) -> str:
@@ -158,20 +170,80 @@ class PartitionConfig(Section):
         return self.name if self.interleave is None else f"{self.name}-{self.interleave[0]}x{self.interleave[1]}"
 
 
+class PixelsConfig(Section):
+    """How a classifier wants its pixels; done after the noise, in the order of these keys."""
+
+    resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="[height, width] of the classifier's input: bilinear; null: the sub-image as laid out."
+    )
+    range: tuple[float, float] = Field(
+        (0.0, 1.0), description="What black and white are to the classifier, for example [0, 255] or [-1, 1]."
+    )
+    mean: tuple[float, ...] | None = Field(None, description="Subtracted: one number per channel, in that range.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="Divided by: one number per channel, in that range."
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _black_is_below_white(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("must be [black, white] with black < white, for example [0, 255]")
+        return value
+
+    @property
+    def record(self) -> dict[str, JsonValue]:
+        """As plain JSON data: a part of a run's identity, and of the metadata of checkpoints."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class DenoiserConfig(Section):
+    """A denoiser before a base classifier (denoised smoothing). It sees the noisy sub-image of its classifier alone."""
+
+    architecture: str = Field(
+        min_length=1, description="dncnn, or your own factory as `module:function`, called with `image_shape`."
+    )
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Extra keyword arguments of the architecture or factory."
+    )
+    checkpoint: str | None = Field(None, description="As a classifier's. Only a factory may do without.")
+
+
 class ClassifierConfig(Section):
     """The base classifier of one sub-image and its noise level."""
 
     architecture: str = Field(
         min_length=1,
-        description="A built-in name (see docs/architecture.md) or your own factory as `module:function`.",
+        description="A built-in name, `torchvision:<name>`, `timm:<name>`, `torch.export`, or your own factory as "
+        "`module:function` (see docs/classifiers.md).",
     )
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
     checkpoint: str | None = Field(
-        None, description=".safetensors, .pt or .pth; a path or s3:// URI. Only a factory may do without."
+        None,
+        description=".safetensors, .pt, .pth, .pth.tar, or .pt2 (torch.export); a path or s3:// URI. Only a factory "
+        "may do without.",
     )
+    pixels: PixelsConfig | None = Field(
+        None, description="How the classifier wants its pixels; null: in [0, 1] plus noise, as laid out."
+    )
+    denoiser: DenoiserConfig | None = Field(None, description="A denoiser before it; null: none.")
     sigma: Sigma = Field(description="Noise standard deviation in pixel units ([0, 1]).")
+
+    @model_validator(mode="after")
+    def _normalised_once(self) -> Self:
+        twice = {"mean", "std"} & self.arguments.keys() if self.pixels is not None else set()
+        if twice and ":" not in self.architecture:
+            raise ValueError(
+                f"arguments has {' and '.join(sorted(twice))}: name all that is done to pixels under pixels"
+            )
+        return self
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all weights come from checkpoints, none from the code of a factory."""
+        return self.checkpoint is not None and (self.denoiser is None or self.denoiser.checkpoint is not None)
 
 
 class NoiseConfig(Section):
@@ -476,7 +548,21 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: naming the file, the key, the rule, the value and the remedy.
     """
-    file = Path(path)
+    return parse_config(_read_file(Path(path), overrides), source=str(path))
+
+
+def load_dataset_config(path: str | Path, overrides: Iterable[str] = ()) -> DatasetConfig:
+    """The section `dataset` of a YAML file, which need not have any other. Errors: see `load_config`."""
+    return _validated(_DatasetAlone, _read_file(Path(path), overrides), str(path)).dataset
+
+
+class _DatasetAlone(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    dataset: DatasetConfig
+
+
+def _read_file(file: Path, overrides: Iterable[str]) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -487,7 +573,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise ConfigError(f"config {file}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"config {file}: must be a mapping of sections (dataset, partition, ...), got {_short(data)}")
-    return parse_config(apply_overrides(data, overrides), source=str(file))
+    return apply_overrides(data, overrides)
 
 
 def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
@@ -496,8 +582,12 @@ def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
     Raises:
         ConfigError: one line per mistake.
     """
+    return _validated(RunConfig, data, source)
+
+
+def _validated(model: type[_Model], data: Mapping[str, Any], source: str) -> _Model:
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         found = error.errors()
         lines = [_explain(item) for item in found if not _is_echo(item, found)]

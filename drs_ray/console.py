@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -16,16 +17,21 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.text import Text
 
-from drs_ray.config import RunConfig
+from drs_ray.config import DatasetConfig, RunConfig
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.pace import Meter
 from drs_ray.engine.plan import Unit
 from drs_ray.results.run_record import RunRecord
+from drs_ray.results.store import Store
 from drs_ray.results.summary import duration_text
+
+if TYPE_CHECKING:
+    from drs_ray.data.packed import PackedIndex
 
 SECONDS_BETWEEN_LINES = 300.0
 """Where there is no terminal: a line at each tenth of the work, and after so long at the latest."""
@@ -104,8 +110,10 @@ class ConsoleObserver(Observer):
         self._progress.reset(
             self._task,
             total=self._samples_left,
-            units=self._fraction(),
             description=self._label,
+            units=self._fraction(),  # reset forgets all fields that it is not given
+            rate=None,
+            ends=None,
             at_least=self._at_least,
         )
         self._plain(f"{len(todo)} of {self._units} units to do, {self._samples_left:,} noise samples")
@@ -169,6 +177,36 @@ class ConsoleObserver(Observer):
 def rate_text(rate: float | None) -> str:
     """Noise samples per second, in words; None: not known."""
     return "- samples/s" if rate is None else f"{rate:,.0f} samples/s"
+
+
+def pack_with_progress(config: DatasetConfig, store: Store, console: Console, quiet: bool) -> tuple[PackedIndex, bool]:
+    """Pack a data set with a bar over images (a line at each tenth where there is no terminal); see `pack_dataset`."""
+    from drs_ray.data.datasets import load_dataset
+    from drs_ray.data.packing import pack_dataset
+
+    dataset = load_dataset(
+        config.name, config.root, config.split, config.download, config.image_size, config.endpoint_url
+    )
+    images = len(dataset)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("pack", total=images)
+
+        def told(done: int) -> None:
+            progress.update(task, completed=done)
+            if not quiet and not console.is_terminal and 10 * done // images > 10 * (done - 1) // images:
+                console.print(f"pack: {done:,} of {images:,} images", highlight=False)
+
+        return pack_dataset(dataset, config.image_size, store, told)
 
 
 def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> list[Path]:

@@ -107,8 +107,8 @@ def _speed_text(speed: Speed) -> str:
 def verify_facts(found: VerifyReport, images: int, level: float) -> dict[str, str]:
     """What was recomputed and what it shows. images: asked for of each unit. level: of the homogeneity test."""
     shifts = [f"{100 * shift:.1f} points in {phase}" for phase, shift in found.shifts.items()]
-    wrong = "wrong vote" if found.exact else "such difference"
-    met = f"a {wrong} in {100 * found.share_found:.1f} % of the images" if found.share_found else f"any {wrong}"
+    one, any_ = ("a wrong vote", "any wrong vote") if found.exact else ("such a difference", "any such difference")
+    met = f"{one} in {100 * found.share_found:.1f} % of the images" if found.share_found else any_
     return {
         "run": found.record.run_id,
         "units": f"{len(found.checked):,} of {found.units:,} stored (--seed {found.seed})",

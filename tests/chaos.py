@@ -28,9 +28,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from drs_ray import certify, read_certificates
 from drs_ray.config import parse_config
+from drs_ray.engine.status import run_status
 from drs_ray.results.store import open_store
 from tests import servers
 from tests.servers import BUCKET
@@ -66,8 +68,8 @@ class Chaos:
         self._random = random.Random(seed)
         self._directory = directory
         self._weed = stack.enter_context(servers.mortal_seaweed())
-        os.environ.update({k: v for k, v in self._weed.server.environment.items() if k != "AWS_ENDPOINT_URL"})
-        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+        credentials = {k: v for k, v in self._weed.server.environment.items() if k != "AWS_ENDPOINT_URL"}
+        stack.enter_context(patch.dict(os.environ, credentials | {"AWS_EC2_METADATA_DISABLED": "true"}))
         self.proxy = stack.enter_context(FaultProxy(self._weed.server.endpoint, seed=seed))
         self._cluster = stack.enter_context(RayCluster(settings=QUICK_HEALTH_CHECKS))
         stack.callback(self._end_processes)
@@ -151,7 +153,10 @@ class Chaos:
         assert got == expected, f"{self._place}: {dict(self.events)}"
         table = read_certificates(self._place, endpoint_url=self._weed.server.endpoint).sort_by("image_id")
         assert table.equals(certificates), f"{self._place}: other certificates"
-        known = ("run.json", "counts/i", "counts/compacted-", "sessions/", "certificates.parquet", "curve.parquet")
+        status = run_status(store)
+        assert status.units_done == status.units, status
+        assert not status.unknown_parts, status.unknown_parts
+        known = ("run.json", "counts/", "sessions/", "certificates.parquet", "curve.parquet")
         stray = [item.key for item in store.list() if not item.key.startswith(known)]
         assert not stray, stray
         for event in self._logged():
@@ -195,19 +200,19 @@ class Chaos:
         actions: dict[Callable[[], str | None], float] = {
             self._kill_worker: 10,
             self._stop_worker: 1,
-            self._kill_node: 3,
+            self._kill_node: 2,
             self._stop_node: 2,
             self._drain_node: 1,
             self._add_node: 5,
-            self._kill_driver: 3,
-            self._interrupt_driver: 3,
+            self._kill_driver: 1,
+            self._interrupt_driver: 1,
             self._second_driver: 1,
-            self._kill_server: 2,
+            self._kill_server: 1.5,
             self._storm: 2,
             self._compact: 4,
-            self._status: 3,
-            self._read: 3,
-            self._kill_head: 0.4,
+            self._status: 2,
+            self._read: 4,
+            self._kill_head: 0.3,
         }
         (action,) = self._random.choices(list(actions), list(actions.values()))
         done = action()

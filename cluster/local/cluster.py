@@ -5,6 +5,7 @@ Linux only: each node has a loopback address of its own, so that a driver cannot
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -58,10 +59,23 @@ class LocalCluster:
         self._head_address = self._next_address()
         return self._launch(self._head_address, ["--head", *flags(options)])
 
-    def add_node(self, *, cpus: float = 1) -> Node:
-        """A node that is ready for work."""
-        options = {"address": f"{self._head_address}:{self._port}", "num-cpus": cpus}
-        return self._launch(self._next_address(), flags(options))
+    def add_node(
+        self,
+        *,
+        cpus: float = 1,
+        gpus: int = 0,
+        resources: Mapping[str, float] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Node:
+        """A node that is ready for work. gpus: which Ray hands out, whether the machine has them or not."""
+        options = {
+            "address": f"{self._head_address}:{self._port}",
+            "num-cpus": cpus,
+            "num-gpus": gpus,
+            "resources": json.dumps(dict(resources or {})),
+            "labels": ",".join(f"{key}={value}" for key, value in (labels or {}).items()),
+        }
+        return self._launch(self._next_address(), flags({key: value for key, value in options.items() if value != ""}))
 
     @property
     def access(self) -> dict[str, str]:

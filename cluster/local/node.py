@@ -33,7 +33,7 @@ class Node:
         """A node whose processes belong to the POSIX session; process: what began it, if this process did."""
         self._directory = directory
         self.address = address
-        self._session = session
+        self.session = session
         self._process = process
 
     @classmethod
@@ -119,7 +119,7 @@ class Node:
         """Command lines of its processes by process id, zombies left out."""
         listed = subprocess.run(["ps", "-wwAo", "pid=,sess=,stat=,args="], capture_output=True, text=True, check=True)
         rows = [line.split(maxsplit=3) for line in listed.stdout.splitlines()]
-        mine = [row for row in rows if len(row) == 4 and row[1] == str(self._session) and row[2][0] != "Z"]
+        mine = [row for row in rows if len(row) == 4 and row[1] == str(self.session) and row[2][0] != "Z"]
         return {int(row[0]): row[3] for row in mine}
 
     def workers(self, title: str = WORKER_TITLE) -> list[int]:

@@ -1,12 +1,9 @@
-"""Data sets that fit in memory as 8-bit pixels: the embedded mnist5k, and mnist and cifar10 through torchvision."""
+"""Data sets that are held in memory as 8-bit pixels, and the embedded one: mnist5k."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import importlib.util
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from drs_ray.data.split import ContentDigest, Split
 from drs_ray.errors import DataError
 
 MNIST5K_FILE = "data/data/mnist_5k.csv.gz"
@@ -21,7 +19,7 @@ MNIST5K_FILE = "data/data/mnist_5k.csv.gz"
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayDataset:
+class ArrayDataset(Split):
     """A split held in memory (see `drs_ray.data.datasets.Dataset`).
 
     pixels: uint8 [N, C, H, W]; targets: int64 [N], each below num_classes.
@@ -42,37 +40,23 @@ class ArrayDataset:
     @cached_property
     def digest(self) -> str:
         """sha256 of name, shape, classes, pixels and labels of the split."""
-        head = f"{self.name}/{self.split}/{self.pixels.shape}/{self.num_classes}/"
-        result = hashlib.sha256(head.encode())
-        result.update(np.ascontiguousarray(self.pixels).data)
-        result.update(np.ascontiguousarray(self.targets, dtype="<i8").data)
-        return result.hexdigest()
+        count, channels, height, width = self.pixels.shape
+        result = ContentDigest(self.name, self.split, (count, channels, height, width), self.num_classes)
+        result.add(self.pixels)
+        return result.hexdigest(self.targets)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.targets)
 
-    def image(self, image_id: int) -> NDArray[np.float32]:
-        """One image, float32 [C, H, W] in [0, 1]."""
-        return _unit_range(self.pixels[self._known(image_id)])
+    def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
+        """One image, uint8 [C, H, W]."""
+        pixels: NDArray[np.uint8] = self.pixels[self.known(image_id)]
+        return pixels
 
     def label(self, image_id: int) -> int:
         """Class index of one image."""
-        return int(self.targets[self._known(image_id)])
-
-    def images(self, image_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Several images, float32 [n, C, H, W] in [0, 1]."""
-        return _unit_range(self.pixels[[self._known(i) for i in image_ids]])
-
-    def labels(self, image_ids: Sequence[int]) -> NDArray[np.int64]:
-        """Class indices of several images, int64 [n]."""
-        return self.targets[[self._known(i) for i in image_ids]]
-
-    def _known(self, image_id: int) -> int:
-        # numpy would read a negative id from the end: another image under a wrong id.
-        if not 0 <= image_id < len(self):
-            raise DataError(f"image {image_id}: {self.name} {self.split} has the images 0..{len(self) - 1}")
-        return image_id
+        return int(self.targets[self.known(image_id)])
 
 
 def load_mnist5k(split: str) -> ArrayDataset:
@@ -105,41 +89,3 @@ def load_mnist5k(split: str) -> ArrayDataset:
         pixels=rows[chosen, :-1].reshape(-1, 1, 28, 28),
         targets=rows[chosen, -1].astype(np.int64),
     )
-
-
-def load_torchvision(name: str, root: Path, split: str, download: bool) -> ArrayDataset:
-    """`mnist` or `cifar10` in torchvision's own order, read from root; downloaded into it only when asked.
-
-    Raises:
-        DataError: if the files are not there, damaged, or cannot be downloaded.
-    """
-    if not download and not root.is_dir():
-        raise DataError(
-            f"data set {name}: root {root} is not a directory; correct dataset.root, or set dataset.download: true"
-        )
-    from torchvision import datasets
-
-    source = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
-    try:
-        with warnings.catch_warnings():
-            # CIFAR-10's pickles were written by a numpy whose arrays numpy >= 2.4 reads with a warning.
-            warnings.simplefilter("ignore")
-            loaded = source(root=str(root), train=split == "train", download=download)
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
-        what = "cannot be downloaded" if download else "is not there, or damaged"
-        remedy = "see the reason given" if download else "correct dataset.root, or set dataset.download: true"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"data set {name}: {what} in {root} ({reason}); {remedy}") from error
-    data = np.asarray(loaded.data, dtype=np.uint8)  # mnist [N, H, W]; cifar10 [N, H, W, C]
-    pixels = data[:, None] if data.ndim == 3 else data.transpose(0, 3, 1, 2)
-    return ArrayDataset(
-        name=name,
-        split=split,
-        num_classes=10,
-        pixels=np.ascontiguousarray(pixels),
-        targets=np.asarray(loaded.targets, dtype=np.int64),
-    )
-
-
-def _unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return pixels.astype(np.float32) / np.float32(255)

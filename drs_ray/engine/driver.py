@@ -1,12 +1,7 @@
-"""The Ray driver: joins or starts a Ray, says how many workers it has room for, and has a run's units done there."""
+"""The Ray driver: how many workers the connected Ray has room for, and having a run's units done there."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import socket
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,68 +17,10 @@ from drs_ray.engine.outcome import Measured
 from drs_ray.engine.placement import Placement
 from drs_ray.engine.plan import Unit
 from drs_ray.engine.probe import PROBE_SECONDS, Measurements
-from drs_ray.engine.ray_errors import last_line, ray_or_resume
+from drs_ray.engine.ray_errors import ray_or_resume
 from drs_ray.engine.worker import RemoteWorker
-from drs_ray.errors import ConfigError, EngineError
+from drs_ray.errors import ConfigError
 from drs_ray.results.run_record import RunRecord
-
-CONNECT_SECONDS = 10.0
-
-
-@ray_or_resume()
-def connect(engine: EngineConfig) -> bool:
-    """Start a local Ray, or attach to a running one. Returns False where this process is connected already.
-
-    Raises:
-        EngineError: no Ray answers at the address, or one of another version.
-    """
-    if ray.is_initialized():
-        return False
-    _check_listens(os.environ.get("RAY_ADDRESS", "") if engine.address == "auto" else engine.address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    in_main = threading.current_thread() is threading.main_thread()
-    on_sigterm = signal.getsignal(signal.SIGTERM) if in_main else None  # ray.init puts its own in place
-    options: dict[str, Any] = {"include_dashboard": False} if engine.address == "local" else {}
-    try:
-        ray.init(address=engine.address, log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
-        if "Version mismatch" in str(error) and len(versions) == 2:
-            (their_ray, their_python), (ray_, python) = versions
-            raise EngineError(
-                f"engine.address: the cluster at '{engine.address}' has Ray {their_ray} on Python {their_python}, this "
-                f"process Ray {ray_} on Python {python}; install the cluster's versions here"
-            ) from error
-        raise _nobody_at(engine.address, last_line(error)) from error
-    finally:
-        if on_sigterm is not None:
-            signal.signal(signal.SIGTERM, on_sigterm)
-    return True
-
-
-def _check_listens(address: str) -> None:
-    """Ray tries a dead address for five minutes, and says so on stderr only."""
-    found = re.fullmatch(r"(?:ray://)?([^\s:/]+):(\d+)", address)
-    if found is None:
-        return
-    host, port = found[1], int(found[2])
-    own = [ray.util.get_node_ip_address()] if host in ("localhost", "127.0.0.1") else []  # what Ray makes of it
-    for candidate in (host, *own):
-        try:
-            socket.create_connection((candidate, port), CONNECT_SECONDS).close()
-            return
-        except OSError as error:
-            reason = str(error)
-    raise _nobody_at(address, reason)
-
-
-def _nobody_at(address: str, reason: str) -> EngineError:
-    return EngineError(
-        f"engine.address: no Ray answers at '{address}' ({reason}); "
-        "start one (`ray start --head`), give it the cluster's token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH), "
-        "or use address local or inline"
-    )
 
 
 @ray_or_resume()
@@ -193,6 +130,7 @@ def _dispatch(
         hang_seconds=engine.hang_seconds + engine.store_seconds,  # storing may take its time, too
         further=further,
         needs=placement.needs,
+        free=lambda available: placement.free(available, ray.nodes()),
         observer=observer,
     )
     return dispatcher.run(engine.stall_seconds)

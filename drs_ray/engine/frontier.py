@@ -39,6 +39,10 @@ class _Unfinished:
     positions: dict[int, list[int]]
     rows: list[Rows] = field(default_factory=list)
 
+    def rows_before(self, stage: int) -> list[Rows]:
+        """The votes of earlier stages."""
+        return [rows for rows in self.rows if rows.stage.max() < stage]
+
 
 class Frontier:
     """The units of a run as they become known.
@@ -156,7 +160,9 @@ class Frontier:
             return []
         states = [self._unfinished[block] for block, _ in deciding]
         ids = [i for (first, last), _ in deciding for i in self._record.image_ids[first : last + 1]]
-        rows = joined([rows for state in states for rows in state.rows])
+        # Of a later stage some parts may be there when one between is lost: what was decided since decides nothing.
+        before = [rows for (_, stage), state in zip(deciding, states, strict=True) for rows in state.rows_before(stage)]
+        rows = joined(before)
         answer = open_images(assemble_rows(rows, self._record, ids), self._record)
         found, start = [], 0
         for ((first, last), stage), state in zip(deciding, states, strict=True):

@@ -70,7 +70,7 @@ class Ledger:
         self._kills[unit] += 1
         if self._kills[unit] < KILLS_BEFORE_SET_ASIDE:
             return self._try_again(unit, reason)
-        self._set_aside(unit, f"took down {self._kills[unit]} workers, last: {reason}")
+        self._set_aside(unit, f"took down {self._kills[unit]} workers, last: {reason}", cause="worker")
         return False
 
     def lost_its_node(self, unit: Unit, reason: str) -> bool:
@@ -78,7 +78,7 @@ class Ledger:
         self._lost_nodes[unit] += 1
         if self._lost_nodes[unit] < NODES_BEFORE_SET_ASIDE:
             return self._try_again(unit, reason)
-        self._set_aside(unit, f"lost {self._lost_nodes[unit]} nodes, last: {reason}")
+        self._set_aside(unit, f"lost {self._lost_nodes[unit]} nodes, last: {reason}", cause="node")
         return False
 
     def _try_again(self, unit: Unit, reason: str) -> bool:
@@ -98,6 +98,6 @@ class Ledger:
                 "mend the cause, then run the same command to resume"
             )
 
-    def _set_aside(self, unit: Unit, reason: str) -> None:
+    def _set_aside(self, unit: Unit, reason: str, **cause: str) -> None:
         self.set_aside[unit] = reason
-        self._observer.event(f"set aside {unit.key}: {reason}", "unit_set_aside", unit=unit.key, reason=reason)
+        self._observer.event(f"set aside {unit.key}: {reason}", "unit_set_aside", unit=unit.key, reason=reason, **cause)

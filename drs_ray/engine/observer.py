@@ -28,7 +28,7 @@ class Observer:
         """The unit's part is stored."""
 
     def workers(self, sub_image: int, working: int, starting: int) -> None:
-        """So many workers of a sub-image are there now. Told about once a second, on Ray."""
+        """So many workers of a sub-image are there now. Told about once a second, on Ray; at the end with zeros."""
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         """Something that the user should see, as a line and as data.

@@ -70,11 +70,23 @@ class Placement:
     def there(self, nodes: Sequence[Node]) -> str:
         """What the live nodes have of what is asked for, busy or not, in words."""
         alive = [node for node in nodes if node["Alive"]]
-        names = ("CPU", "GPU", *self.resources)
-        totals = {name: sum(node["Resources"].get(name, 0.0) for node in alive) for name in names}
-        amounts = [f"{totals[name]:g} {name}{'s' if name in ('CPU', 'GPU') else ''}" for name in names]
+        totals = {name: sum(node["Resources"].get(name, 0.0) for node in alive) for name in self._names}
         labelled = f", {sum(map(self.allows, alive))} of them so labelled" if self.labels else ""
-        return f"{len(alive)} nodes with {', '.join(amounts)}{labelled}"
+        return f"{len(alive)} nodes with {self._amounts(totals)}{labelled}"
+
+    def free(self, available: Mapping[str, float], nodes: Sequence[Node]) -> str:
+        """What the cluster has left of what is asked for, in words; available: as `ray.available_resources()` says."""
+        alive = [node for node in nodes if node["Alive"]]
+        labelled = f", {sum(map(self.allows, alive))} of {len(alive)} nodes so labelled" if self.labels else ""
+        return f"{self._amounts(available)}{labelled}"
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("CPU", "GPU", *self.resources)
+
+    def _amounts(self, have: Mapping[str, float]) -> str:
+        plural = {"CPU": "s", "GPU": "s"}
+        return ", ".join(f"{have.get(name, 0.0):g} {name}{plural.get(name, '')}" for name in self._names)
 
 
 def _times(want: float, have: float) -> int:

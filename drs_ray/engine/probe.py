@@ -143,7 +143,13 @@ def _kinds(record: RunRecord) -> dict[int, int]:
     cut = config.partition
     partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
     work = [
-        (classifier.architecture, classifier.arguments, partition.layout_shape(sub_image, channels))
+        (
+            classifier.architecture,
+            classifier.arguments,
+            classifier.pixels,
+            classifier.denoiser and (classifier.denoiser.architecture, classifier.denoiser.arguments),
+            partition.layout_shape(sub_image, channels),
+        )
         for sub_image, classifier in enumerate(config.classifiers)
     ]
     return {sub_image: work.index(mine) for sub_image, mine in enumerate(work)}

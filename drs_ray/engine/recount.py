@@ -158,7 +158,7 @@ def _stored_rows(store: Store, record: RunRecord, parts: Parts, unit: Unit) -> d
     if sorted(keys) != sorted(expected) or {row["sub_image"] for row in rows} != {unit.sub_image}:
         raise CountsError(
             f"counts part {unit.key}: its rows are not those of its images and samples; find out who wrote it, move it "
-            "aside, and resume the run to compute it again"
+            f"aside with `drs-ray repair {store.uri} --unit {unit.key}`, then `drs-ray certify` computes it again"
         )
     return {key: (row["label"], row["votes"]) for key, row in zip(keys, rows, strict=True)}
 

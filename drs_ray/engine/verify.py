@@ -38,7 +38,7 @@ from drs_ray.results.store import Store
 CONFIDENCE = 0.95
 """What the check would have shown is said for this probability."""
 
-_PLACES = re.compile(r"dataset\.root|classifiers\.\d+\.checkpoint")
+_PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.(denoiser\.)?checkpoint")
 _SEED_BITS = 32
 
 
@@ -92,12 +92,13 @@ class VerifyReport:
         """
         if not self.differences:
             return
-        units = len({difference.unit for difference in self.differences})
+        units = sorted({difference.unit for difference in self.differences})
+        named = " ".join(f"--unit {unit}" for unit in units)
         raise CountsError(
-            f"{self.uri}: {len(self.differences)} of {self.comparisons} comparisons differ, in {units} of "
+            f"{self.uri}: {len(self.differences)} of {self.comparisons} comparisons differ, in {len(units)} of "
             f"{len(self.checked)} units checked, first {self.differences[0]}; unless its worker had other hardware or "
-            f"versions than run.json names, that part is not this run's: find out who wrote it, move it aside, and "
-            "resume the run to compute it again"
+            "versions than run.json names, that part is not this run's: find out who wrote it, move it aside with "
+            f"`drs-ray repair {self.uri} {named}`, then `drs-ray certify` computes it again"
         )
 
 

@@ -47,8 +47,9 @@ class UnitRunner:
         config = record.config
         self._record = record
         self._writer = PartWriter(config.engine.store_seconds)
+        chosen = config.dataset
         self._dataset = load_dataset(
-            config.dataset.name, config.dataset.root, config.dataset.split, False, config.dataset.image_size
+            chosen.name, chosen.root, chosen.split, False, chosen.image_size, chosen.endpoint_url
         )
         if self._dataset.digest != record.dataset.digest:
             raise DataError(
@@ -58,7 +59,9 @@ class UnitRunner:
         _, height, width = record.dataset.image_shape
         cut = config.partition
         partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
-        classifier = classifier_of(record.config, partition, sub_image, record.dataset.image_shape, self._classes)
+        classifier = classifier_of(
+            config, partition, sub_image, record.dataset.image_shape, self._classes, record.dataset_name
+        )
         if classifier.digest != record.classifier_digests[sub_image]:
             raise ClassifierError(
                 f"sub-image {sub_image}: this worker loaded weights {classifier.digest[:12]}, the run has "
@@ -138,7 +141,12 @@ class UnitRunner:
 
 
 def classifier_of(
-    config: RunConfig, partition: Partition, sub_image: int, image_shape: tuple[int, int, int], num_classes: int
+    config: RunConfig,
+    partition: Partition,
+    sub_image: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    dataset: str,
 ) -> BaseClassifier:
     """Load and check the base classifier of one sub-image, on the CPU."""
     chosen = config.classifiers[sub_image]
@@ -152,7 +160,9 @@ def classifier_of(
         sigma=chosen.sigma,
         image_shape=partition.layout_shape(sub_image, image_shape[0]),
         num_classes=num_classes,
-        dataset=config.dataset.name,
+        dataset=dataset,
+        pixels=chosen.pixels,
+        denoiser=chosen.denoiser,
     )
 
 

@@ -37,8 +37,8 @@ def build_architecture(
     """
     if name not in ARCHITECTURES:
         raise ClassifierError(
-            f"classifier architecture must be one of {', '.join(ARCHITECTURES)}, or your own factory as "
-            f"module:function, got {name!r}"
+            f"classifier architecture must be one of {', '.join(ARCHITECTURES)}, torchvision:<name>, timm:<name>, "
+            f"torch.export, or your own factory as module:function, got {name!r}"
         )
     own = dict(arguments or {})
     mean, std = own.pop("mean", None), own.pop("std", None)
@@ -162,15 +162,24 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 
 def _resnet50(image_shape: tuple[int, int, int], num_classes: int, _: Mapping[str, int]) -> nn.Module:
-    if image_shape[0] != 3:
-        raise ClassifierError(
-            f"classifier resnet50 takes images with 3 channels, the data set has {image_shape[0]}; "
-            "choose another architecture"
-        )
+    need_colour("resnet50", image_shape)
     from torchvision import models  # a second to import: only for those who use it
 
     network: nn.Module = models.resnet50(weights=None, num_classes=num_classes)
     return network
+
+
+def need_colour(architecture: str, image_shape: tuple[int, int, int]) -> None:
+    """Refuse grey images, for an architecture that takes colour alone.
+
+    Raises:
+        ClassifierError: when there are not 3 channels.
+    """
+    if image_shape[0] != 3:
+        raise ClassifierError(
+            f"classifier {architecture} takes images with 3 channels, the data set has {image_shape[0]}; "
+            "choose another architecture"
+        )
 
 
 def _per_channel(key: str, value: JsonValue, channels: int, above: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""Checkpoints of base classifiers: safetensors with metadata, written atomically; `.pt` and `.pth` run no code."""
+"""Checkpoints of base classifiers: safetensors with metadata, written atomically; pickles run no code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CheckpointMetadata:
     """What a checkpoint was trained for.
 
     image_shape: (C, h, w) of the sub-image as laid out for the classifier; sigma: in pixel units; arguments: of the
-    architecture; training: a free remark on how it was trained.
+    architecture; pixels: the config's section, {} if it has none; training: a free remark on how it was trained.
     """
 
     architecture: str
@@ -44,6 +44,7 @@ class CheckpointMetadata:
     dataset: str
     training: str = ""
     arguments: Mapping[str, JsonValue] = field(default_factory=dict)
+    pixels: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMetadata) -> None:
@@ -79,8 +80,9 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointMeta
     """Read a checkpoint onto the CPU.
 
     Args:
-        path: .safetensors, .pt or .pth; a local path or an s3:// URI. A .pt or .pth holds a state_dict, or a dict with
-            one under `state_dict` or `model`, and is read with `weights_only`: a pickle that would run code is refused.
+        path: .safetensors, .pt, .pth or .pth.tar; a local path or an s3:// URI. The latter hold a state_dict, or a dict
+            with one under `state_dict` or `model`, and are read with `weights_only`: a pickle that would run code is
+            refused. What else is in the dict (an optimizer's state, epochs) is ignored.
 
     Returns:
         The tensors by name, and the metadata if drs-ray wrote the file.
@@ -90,15 +92,24 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointMeta
     """
     location = str(path)
     suffix = Path(location).suffix
-    if suffix not in (".safetensors", ".pt", ".pth"):
-        raise ClassifierError(f"checkpoint {location}: must end in .safetensors, .pt or .pth, got {suffix!r}")
-    data = _read(location)
+    if suffix == ".pt2":
+        raise ClassifierError(
+            f"checkpoint {location}: is a program of torch.export, not weights; set architecture: torch.export"
+        )
+    if suffix not in (".safetensors", ".pt", ".pth") and not location.endswith(".pth.tar"):
+        raise ClassifierError(f"checkpoint {location}: must end in .safetensors, .pt, .pth or .pth.tar, got {suffix!r}")
+    data = read_bytes(location)
     if suffix == ".safetensors":
         return _from_safetensors(location, data)
     return _from_pickle(location, data), None
 
 
-def _read(location: str) -> bytes:
+def read_bytes(location: str) -> bytes:
+    """The bytes of a local path or an s3:// URI.
+
+    Raises:
+        ClassifierError: if there is no such file, or it cannot be read.
+    """
     if location.startswith("s3://"):
         from drs_ray.results.store import open_store  # boto3: only for those who use it
 
@@ -158,6 +169,7 @@ def _parse_metadata(text: str) -> CheckpointMetadata:
         dataset=str(raw["dataset"]),
         training=str(raw.get("training", "")),
         arguments=dict(raw.get("arguments", {})),
+        pixels=dict(raw.get("pixels", {})),
     )
 
 
@@ -172,6 +184,11 @@ def _from_pickle(location: str, data: bytes) -> dict[str, Tensor]:
             f"({_first_sentence(error)}); save the state_dict alone as .safetensors where you trust the file"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        if "TorchScript" in str(error):
+            raise ClassifierError(
+                f"checkpoint {location}: is a TorchScript program, not weights; export the module with torch.export "
+                "(architecture: torch.export), or load it in a factory of your own where you trust the file"
+            ) from error
         raise ClassifierError(
             f"checkpoint {location}: not a torch checkpoint, or truncated ({_first_sentence(error)}); copy it again"
         ) from error

@@ -101,16 +101,7 @@ def decode_compacted(data: bytes, key: str, record: RunRecord, wanted: Sequence[
     if misplaced is not None:
         raise UnsoundError(key, f"{index[misplaced[0]].key}: {misplaced[1]}")
     everything = UnitRows(tuple(entry.key for entry in index), lengths, table, rows)
-    return everything if wanted is None else _only(everything, set(wanted))
-
-
-def _only(units: UnitRows, wanted: set[str]) -> UnitRows:
-    chosen = np.array([key in wanted for key in units.keys], np.bool_)
-    if chosen.all():
-        return units
-    table = units.table.filter(pa.array(np.repeat(chosen, units.lengths)))
-    keys = tuple(key for key in units.keys if key in wanted)
-    return UnitRows(keys, units.lengths[chosen], table, rows_of(table))
+    return everything if wanted is None else everything.only(set(wanted))
 
 
 def _index(metadata: dict[bytes, bytes], rows: int, key: str) -> tuple[Entry, ...]:

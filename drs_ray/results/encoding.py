@@ -7,7 +7,7 @@ this run, stored under the key it was written for, and its votes must sum to its
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,15 @@ class UnitRows:
         ends = np.cumsum(self.lengths).tolist()
         return {key: slice(a, b) for key, a, b in zip(self.keys, [0, *ends], ends, strict=False)}
 
+    def only(self, wanted: Collection[str]) -> UnitRows:
+        """Those of these units that are wanted, in the same order."""
+        chosen = np.array([key in wanted for key in self.keys], np.bool_)
+        if chosen.all():
+            return self
+        table = self.table.filter(pa.array(np.repeat(chosen, self.lengths)))
+        keys = tuple(key for key in self.keys if key in wanted)
+        return UnitRows(keys, self.lengths[chosen], table, rows_of(table))
+
 
 def encode_part(rows: Iterable[CountsRow], run_id: str, key: str) -> bytes:
     """Rows -> the bytes of one Parquet part. A pure function: the same rows give the same bytes."""
@@ -62,10 +71,15 @@ def encode_part(rows: Iterable[CountsRow], run_id: str, key: str) -> bytes:
     columns = [
         pa.array([getattr(row, field.name) for row in rows], field.type) for field in COUNTS if field.name != "votes"
     ]
-    table = pa.Table.from_arrays([*columns, votes], schema=with_metadata(COUNTS, run_id, table="counts", unit=key))
+    return encode_table(pa.Table.from_arrays([*columns, votes], schema=COUNTS), run_id, key)
+
+
+def encode_table(table: pa.Table, run_id: str, key: str) -> bytes:
+    """The counts table of one unit -> the bytes of its part, the same as `encode_part` makes of the same rows."""
     sink = io.BytesIO()
     pq.write_table(
-        table,
+        # Reading renames the fields of a map; with the names of COUNTS the bytes are the same again.
+        pa.Table.from_arrays(table.columns, schema=with_metadata(COUNTS, run_id, table="counts", unit=key)),
         sink,
         compression="snappy",  # zstd spends 0.15 ms a part on making its contexts, more than all the rest of reading
         use_dictionary=["phase"],

@@ -3,8 +3,8 @@
 A unit's rows are in its small part, in a compacted object, or in both, and they are the same rows: a function of the
 run and the unit. A compactor writes a compacted object in one piece, reads it back, and only then deletes the small
 parts that are in it; it never deletes a compacted object. So from the moment a unit is stored, at every moment its
-small part or a sound compacted object is there, wherever a compactor stops or is killed. (Only `repair` moves a
-compacted object away, and only one that readers refuse.)
+small part or a sound compacted object is there, wherever a compactor stops or is killed. (Only `repair` takes compacted
+objects away: those that readers refuse; and, for a unit that the user names, one that it has rewritten without it.)
 
 A reader lists the small parts first and the compacted objects afterwards, with requests of its own.
 
@@ -15,6 +15,14 @@ A reader lists the small parts first and the compacted objects afterwards, with 
   the first of them in the order of keys, and its small part, an old or a new one, is not read.
 - A part that was listed and is gone when it is read was compacted in between: that unit alone is looked up again, and
   is now found in a compacted object, by the same argument. Units that were read already are not read again.
+
+A listing is no snapshot, so that one that runs while an object is rewritten could miss both: the new object because
+it came to that place before it was there, the old one because it was deleted meanwhile. So whoever rewrites stores a
+note of its own between writing the new object and deleting the old one, and a reader lists the notes before and after
+the compacted objects, and begins again if they differ. If they are the same, follow a unit's object from rewriting to
+rewriting, to the first one whose rewriting is not noted. It was stored before the first list of notes ended (else the
+note that follows it would not be in it), and deleted after the second one began (else its own note would be in it). So
+it was there all the time between, when the compacted objects were listed.
 
 Two compactors at once may put a unit into two compacted objects. The digests that both list for it must agree.
 """
@@ -33,7 +41,7 @@ from drs_ray.results.compacted import Entry, decode_compacted, read_index
 from drs_ray.results.encoding import UnitRows, decode_parts
 from drs_ray.results.rows import UnsoundError
 from drs_ray.results.run_record import RunRecord
-from drs_ray.results.schema import COMPACTED_PREFIX, COUNTS_PREFIX
+from drs_ray.results.schema import COMPACTED_PREFIX, COUNTS_PREFIX, SET_ASIDE_PREFIX
 from drs_ray.results.store import Store, StoredObject
 
 COMPACTED_AHEAD = 2
@@ -87,7 +95,10 @@ def survey(store: Store, record: RunRecord) -> tuple[Parts, dict[str, str]]:
     for _ in range(_LISTINGS):
         # The order is what keeps a reader from missing a unit: see the module.
         small = {i.key: i for i in store.list(COUNTS_PREFIX) if not i.key.startswith(COMPACTED_PREFIX)}
+        rewritings = _rewritings(store)
         keys = [item.key for item in store.list(COMPACTED_PREFIX)]
+        if _rewritings(store) != rewritings:
+            continue
         compacted: dict[str, tuple[Entry, ...]] = {}
         unsound: dict[str, str] = {}
         for key, data in fetch(store, keys, COMPACTED_AHEAD):
@@ -186,6 +197,11 @@ def _read_small(store: Store, record: RunRecord, keys: Sequence[str], vanished: 
         there = [(key, data) for key, data in batch if data is not None]
         if there:
             yield decode_parts(there, record.run_id, record.dataset.num_classes)
+
+
+def _rewritings(store: Store) -> list[str]:
+    """The notes on compacted objects that were rewritten, and all else that lies beside them."""
+    return [item.key for item in store.list(SET_ASIDE_PREFIX + COMPACTED_PREFIX)]
 
 
 def _contradictions(compacted: Mapping[str, tuple[Entry, ...]]) -> dict[str, str]:

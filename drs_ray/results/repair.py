@@ -1,48 +1,33 @@
-"""Moving aside what cannot be trusted, so that the next `drs-ray certify` computes it again. Nothing is destroyed.
+"""Finding what cannot be trusted and moving it aside, so that the next `drs-ray certify` computes it again.
 
-An object goes to `set-aside/` under its own key, with a note of the reason, and is deleted from the counts only when
-its copy is there; an earlier object there is never replaced. Killed anywhere, it can be run again. Certificates and
-curve go with the counts that they came from: what cannot be shown to follow from counts is no certificate.
+What nobody can see from the stored bytes, wrong votes that add up, is named by the user (`drs-ray verify` finds it).
+Certificates and curve go with the counts that they came from: what cannot be shown to follow from counts is no
+certificate. How things are moved, and why nothing is lost: set_aside.py.
 
 A driver that is at work meanwhile may not notice that a unit it has finished was moved aside; its run then ends saying
-what is missing, and is resumed.
+what is missing, and is resumed. A compactor at work may write a unit that it has read already once more.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from drs_ray.errors import MissingObjectError
+from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.compacted import digests
 from drs_ray.results.encoding import UnitRows
 from drs_ray.results.judge import Judge
-from drs_ray.results.parts import COMPACTED_AHEAD, fetch, fetch_batches, survey
+from drs_ray.results.parts import COMPACTED_AHEAD, Parts, fetch, fetch_batches, list_parts, survey
 from drs_ray.results.rows import UnsoundError
 from drs_ray.results.run_record import RunRecord
-from drs_ray.results.schema import CERTIFICATES_KEY, CURVE_KEY, SET_ASIDE_PREFIX
+from drs_ray.results.schema import CERTIFICATES_KEY, COMPACTED_PREFIX, CURVE_KEY
+from drs_ray.results.set_aside import Finding, move, take_out
 from drs_ray.results.store import Store
+from drs_ray.results.units import RunUnits, UnitName
 
 _DERIVED = "derived from counts that cannot be trusted"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """An object that cannot be trusted, why, and where it was moved; None: nowhere (a dry run, or it is gone)."""
-
-    key: str
-    reason: str
-    moved_to: str | None = None
-
-    @property
-    def text(self) -> str:
-        """One line."""
-        return f"{self.key}: {self.reason}" + (f"; moved to {self.moved_to}" if self.moved_to else "")
+_NAMED = "named as wrong by who ran repair"
 
 
 def repair_run(
@@ -61,9 +46,58 @@ def repair_run(
     """
     found = []
     for key, reason in find_unsound(store, record).items():
-        finding = Finding(key, reason, None if dry_run else _move(store, key, reason))
+        finding = Finding(key, reason) if dry_run else move(store, key, reason)
         told(finding)
         found.append(finding)
+    return found
+
+
+def repair_units(
+    store: Store,
+    record: RunRecord,
+    keys: Iterable[str],
+    *,
+    dry_run: bool = False,
+    told: Callable[[Finding], None] = lambda finding: None,
+) -> list[Finding]:
+    """Move aside units that the user names, and all that was decided from their votes. Nothing else is checked.
+
+    In an adaptive run the votes of a stage decide which images of the block are drawn further: the block's later stages
+    go too, and before the unit itself, so that what is stored always follows from the votes that are stored.
+
+    Args:
+        store: where the run is.
+        record: its run.json.
+        keys: of units, as `drs-ray verify` names them. Those that are not stored are ignored.
+        dry_run: change nothing.
+        told: called with each finding as soon as it is dealt with.
+
+    Raises:
+        ConfigError: a key that no unit of the run has.
+        UnsoundError: a compacted object cannot be trusted; `repair_run` comes first.
+        CountsError: a compactor at work has written a unit again.
+        StoreError: the place cannot be read or written.
+    """
+    found: list[Finding] = []
+    parts = list_parts(store, record)
+    reasons = _reasons(parts, record, keys)
+    derived = [(key, {key: _DERIVED}) for key in (_derived(store) if reasons else ())]
+    for name, mine in [*derived, *_holders(parts, record, reasons)]:
+        if dry_run:
+            findings = [Finding(key, reason) for key, reason in mine.items()]
+        elif name in parts.compacted:
+            findings = take_out(store, record, name, mine)
+        else:
+            findings = [move(store, name, mine[name])]
+        for finding in findings:
+            told(finding)
+        found += findings
+    back = () if dry_run else sorted(list_parts(store, record).holder.keys() & reasons.keys())
+    if back:
+        raise CountsError(
+            f"{store.uri}: {back[0]} was moved aside and is in {COMPACTED_PREFIX}... again: another `drs-ray compact` "
+            "or `repair` is at work; run the same command again when it has ended"
+        )
     return found
 
 
@@ -96,9 +130,48 @@ def find_unsound(store: Store, record: RunRecord) -> dict[str, str]:
     for unit, reason in blocks.contradictions():
         unsound.setdefault(parts.holder.get(unit, unit), f"{unit}: {reason}" if unit in parts.holder else reason)
     in_use = {key for key in unsound if key not in parts.holder}
-    derived = {item.key for item in store.list(CERTIFICATES_KEY)} | {item.key for item in store.list(CURVE_KEY)}
-    first = dict.fromkeys(sorted(derived & {CERTIFICATES_KEY, CURVE_KEY}), _DERIVED) if in_use else {}
+    first = dict.fromkeys(_derived(store), _DERIVED) if in_use else {}
     return first | dict(sorted(unsound.items()))  # a certificate never outlives its counts
+
+
+def _derived(store: Store) -> list[str]:
+    """What is stored of certificates and curve."""
+    return [item.key for key in (CERTIFICATES_KEY, CURVE_KEY) for item in store.list(key) if item.key == key]
+
+
+def _reasons(parts: Parts, record: RunRecord, keys: Iterable[str]) -> dict[str, str]:
+    """The stored units that are named, or that were decided from the votes of one that is, and why they are to go."""
+    units = RunUnits(record)
+    named: set[UnitName] = set()
+    for key in keys:
+        name = units.parse(key)
+        if name is None:
+            raise ConfigError(f"--unit {key}: no unit of this run has this key; give it as `drs-ray verify` names it")
+        named.add(name)
+    earliest: dict[tuple[int, int], UnitName] = {}
+    for name in sorted(named, key=lambda name: (-name.stage, name.key)):
+        earliest[name.block] = name
+    reasons = {}
+    for key in parts:
+        name = units.parse(key)
+        if name in named:
+            reasons[key] = _NAMED
+        elif name is not None and name.block in earliest and name.stage > earliest[name.block].stage:
+            reasons[key] = f"follows from the votes of {earliest[name.block].key}"
+    return reasons
+
+
+def _holders(parts: Parts, record: RunRecord, reasons: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """Every object that has one of these units, with those that it has; what was decided goes before what decided."""
+    units = RunUnits(record)
+    every = [(name, [entry.key for entry in entries]) for name, entries in parts.compacted.items()]
+    every += [(key, [key]) for key in parts.small]
+    held = [(name, {key: reasons[key] for key in keys if key in reasons}) for name, keys in every]
+
+    def first_stage(item: tuple[str, dict[str, str]]) -> int:
+        return min(name.stage for key in item[1] if (name := units.parse(key)) is not None)
+
+    return sorted((item for item in held if item[1]), key=first_stage, reverse=True)
 
 
 class _Blocks:
@@ -131,19 +204,3 @@ class _Blocks:
 
 def _pairs(said: bytes) -> set[tuple[int, int]]:
     return {(int(image), int(label)) for image, label in np.frombuffer(said, np.int64).reshape(-1, 2)}
-
-
-def _move(store: Store, key: str, reason: str) -> str | None:
-    """Copy, note, delete. A copy that an interrupted repair has made is used; any other object there is left alone."""
-    try:
-        data = store.get(key)
-    except MissingObjectError:  # another repair was faster
-        return None
-    for number in itertools.count(1):
-        target = f"{SET_ASIDE_PREFIX}{key}" + (f".{number}" if number > 1 else "")
-        if store.create(target, data) == data:
-            break
-    note = {"key": key, "reason": reason, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    store.create(f"{target}.json", json.dumps(note).encode())
-    store.delete(key)
-    return target

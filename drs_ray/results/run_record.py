@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
 
 from drs_ray.certificates.stages import Schedule, doubling_schedule
-from drs_ray.config import CertificateConfig, RunConfig, Section
+from drs_ray.config import CertificateConfig, ClassifierConfig, RunConfig, Section
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError
 from drs_ray.results.schema import EXTENSION_KEY, RUN_KEY, SCHEMA_VERSION
 from drs_ray.results.store import Store
 
 
 class DatasetRecord(Section):
-    """What was loaded under the data set's name; image_shape is (C, H, W), size the number of images of the split."""
+    """What was loaded under the data set's name; image_shape is (C, H, W), size the number of images of the split.
 
+    name: that of the source where the data set is a packed one; None in runs of old, which had none.
+    """
+
+    name: str | None = None
     digest: str
     num_classes: int
     image_shape: tuple[int, int, int]
@@ -46,6 +51,11 @@ class RunRecord(Section):
     hardware: str
 
     @property
+    def dataset_name(self) -> str:
+        """What the images are, also where the config only says how they are stored (parquet)."""
+        return self.dataset.name or self.config.dataset.name
+
+    @property
     def sub_images(self) -> int:
         """Number of sub-images K."""
         return self.config.partition.sub_images
@@ -61,7 +71,12 @@ class RunRecord(Section):
     def schedule(self) -> Schedule:
         """The stages of the budget; one stage for a fixed number of samples."""
         budget = self.config.budget
-        return doubling_schedule(budget.planned or budget.estimation, budget.stages).up_to(budget.estimation)
+        return _schedule(budget.planned or budget.estimation, budget.stages, budget.estimation)
+
+
+@lru_cache(maxsize=16)
+def _schedule(planned: int, stages: int, end: int) -> Schedule:
+    return doubling_schedule(planned, stages).up_to(end)  # asked for with every unit of a run
 
 
 def identity(
@@ -78,17 +93,26 @@ def identity(
         },
         "partition": config.partition.model_dump(mode="json", exclude_none=True),  # runs of old keep their ids
         "classifiers": [
-            {
-                "architecture": classifier.architecture,
-                "arguments": classifier.arguments,
-                "sigma": classifier.sigma,
-                "weights_digest": digest,
-            }
+            _classifier_identity(classifier) | {"weights_digest": digest}
             for classifier, digest in zip(config.classifiers, classifier_digests, strict=True)
         ],
         "noise": config.noise.model_dump(mode="json") | {"generator": _generator(config)},
         "batch": config.engine.batch,
     }
+
+
+def _classifier_identity(classifier: ClassifierConfig) -> dict[str, Any]:
+    """Without the paths of checkpoints: the digest says what was in them."""
+    same: dict[str, Any] = {
+        "architecture": classifier.architecture,
+        "arguments": classifier.arguments,
+        "sigma": classifier.sigma,
+    }
+    if classifier.pixels is not None:  # runs without them keep their ids
+        same["pixels"] = classifier.pixels.record
+    if classifier.denoiser is not None:
+        same["denoiser"] = classifier.denoiser.model_dump(mode="json", exclude={"checkpoint"})
+    return same
 
 
 def run_id(run_identity: Mapping[str, Any]) -> str:

@@ -191,7 +191,7 @@ def summarise(result: RunResult, name: str, *, radii: Sequence[float] | None = N
         uri=result.uri,
         run_id=record.run_id,
         method=f"{'RS' if record.sub_images == 1 else 'DRS'} (K = {record.sub_images})",
-        dataset=config.dataset.name,
+        dataset=record.dataset_name,
         split=config.dataset.split,
         split_size=record.dataset.size,
         images=result.images,
@@ -310,7 +310,7 @@ def at_radii(certified: Certified, radii: Sequence[float]) -> tuple[AtRadius, ..
 
 
 _TEST_SET: dict[str, Callable[[RunRecord], object]] = {
-    "data set names": lambda record: record.config.dataset.name,
+    "data set names": lambda record: record.dataset_name,
     "splits": lambda record: record.config.dataset.split,
     "image sizes": lambda record: record.config.dataset.image_size,
     "digests of the data": lambda record: record.dataset.digest,
@@ -331,7 +331,7 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     config = record.config
     yield "run id", record.run_id
     yield "created", record.created
-    yield "data set", _dataset_text(config.dataset)
+    yield "data set", _dataset_text(record.dataset_name, config.dataset)
     yield "data digest", record.dataset.digest
     yield "images", _ids_text(record.image_ids)
     shape = " x ".join(str(size) for size in record.dataset.image_shape)
@@ -351,10 +351,11 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     yield "software", ", ".join(f"{name} {version}" for name, version in sorted(record.software.items()))
 
 
-def _dataset_text(dataset: DatasetConfig) -> str:
+def _dataset_text(name: str, dataset: DatasetConfig) -> str:
     size = "" if dataset.image_size is None else f", resized to {dataset.image_size}"
     root = "" if dataset.root is None else f", from {dataset.root}"
-    return f"{dataset.name}, split {dataset.split}{size}{root}"
+    packed = "" if name == dataset.name else f", packed ({dataset.name})"
+    return f"{name}, split {dataset.split}{size}{packed}{root}"
 
 
 def _ids_text(ids: Sequence[int]) -> str:

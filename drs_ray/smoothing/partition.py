@@ -8,12 +8,14 @@ sub-image's pixels, and the noise of an image is the same in every layout.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from drs_ray.errors import ConfigError
 
@@ -28,18 +30,26 @@ class SubImage:
     """Where the pixels of one sub-image are: in the image, and in the layout that its classifier sees.
 
     pixels: int64 [d_k], flat positions in the image, increasing. cells: int64 [d_k], flat positions in the layout of
-    height x width. Cells that hold no pixel are always exactly 0.
+    height x width. Cells that hold no pixel are always exactly 0. filled: whether each value has the largest value of
+    its 2x2 block of cells added (empty cells count as 0).
     """
 
     pixels: Tensor
     cells: Tensor
     height: int
     width: int
+    filled: bool = False
 
     @property
     def is_dense(self) -> bool:
         """Whether the layout is nothing but the values in order, so that laying out is a view."""
-        return len(self.cells) == self.height * self.width
+        return len(self.cells) == self.height * self.width and not self.filled
+
+    @cached_property
+    def blocks(self) -> Tensor:
+        """The 2x2 block of each cell: int64 [d_k], flat positions among ceil(height / 2) x ceil(width / 2) blocks."""
+        rows, columns = self.cells // self.width, self.cells % self.width
+        return rows // 2 * -(-self.width // 2) + columns // 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +100,23 @@ class Partition:
         if part.is_dense:
             return values.reshape(*values.shape[:-1], part.height, part.width)
         flat = values.new_zeros((*values.shape[:-1], part.height * part.width))
-        flat[..., part.cells.to(values.device)] = values
+        cells = part.cells.to(values.device)
+        flat[..., cells] = values
+        if part.filled:
+            # The DRS authors' CIFAR-10 code: masked + nearest(max_pool2d(masked, 2)) * mask, on the noisy sub-image.
+            pooled = functional.max_pool2d(flat.reshape(-1, 1, part.height, part.width), 2, ceil_mode=True)
+            pooled = pooled.reshape(*values.shape[:-1], -1)
+            flat[..., cells] = values + pooled[..., part.blocks.to(values.device)]
         return flat.reshape(*flat.shape[:-1], part.height, part.width)
 
     def collect(self, arranged: Tensor, sub_image: int) -> Tensor:
-        """The classifier's input [..., C, h, w] -> values [..., C, d_k]: the exact inverse of `arrange`."""
+        """The classifier's input [..., C, h, w] -> values [..., C, d_k]: the exact inverse of `arrange`.
+
+        Raises:
+            ConfigError: for the layout filled, which rounds.
+        """
+        if self.parts[sub_image].filled:
+            raise ConfigError("partition.layout: filled cannot be taken apart exactly; use packed or masked")
         return arranged.flatten(-2)[..., self.parts[sub_image].cells.to(arranged.device)]
 
 
@@ -107,10 +129,12 @@ def make_partition(
     packed interleaved sub-images may differ in size by one row and one column.
 
     Args:
-        name: none (K = 1), checkerboard (K = 2: pixel (r, c) belongs to sub-image (r + c) mod 2), or interleave.
+        name: none (K = 1), checkerboard (K = 2: pixel (r, c) belongs to sub-image (r + c) mod 2), checkerboard-2024
+            (the same but for columns 0 and 1, where it is (r + c) mod 2, and (r + c + 1) mod 2 elsewhere: the mask of
+            the DRS authors' code, docs/theory.md 9), or interleave.
         height: H, in pixels.
         width: W, in pixels.
-        layout: packed or masked.
+        layout: packed, masked, or filled (masked, and each own pixel has the maximum of its 2x2 block added).
         interleave: (rows, columns), for the name interleave alone: pixel (r, c) belongs to sub-image
             (r mod rows) * columns + (c mod columns), so K = rows * columns, 2 to 64.
 
@@ -146,6 +170,8 @@ def _owners(name: str, height: int, width: int, interleave: tuple[int, int] | No
     row, column = np.indices((height, width))
     if name == "checkerboard":
         return np.asarray((row + column) % 2, np.int64), 2
+    if name == "checkerboard-2024":
+        return np.asarray((row + column + (column >= 2)) % 2, np.int64), 2
     rows, columns = interleave or (1, 1)  # the whole image is the partition with one sub-image
     return np.asarray(row % rows * columns + column % columns, np.int64), rows * columns
 
@@ -165,5 +191,14 @@ def _masked(mine: NDArray[np.bool_]) -> SubImage:
     return SubImage(pixels, pixels, mine.shape[0], mine.shape[1])
 
 
-_NAMES = ("none", "checkerboard", "interleave")
-_LAYOUTS: Mapping[str, Callable[[NDArray[np.bool_]], SubImage]] = {"packed": _packed, "masked": _masked}
+def _filled(mine: NDArray[np.bool_]) -> SubImage:
+    """As masked, and each own pixel brighter by the maximum of its block."""
+    return replace(_masked(mine), filled=True)
+
+
+_NAMES = ("none", "checkerboard", "checkerboard-2024", "interleave")
+_LAYOUTS: Mapping[str, Callable[[NDArray[np.bool_]], SubImage]] = {
+    "packed": _packed,
+    "masked": _masked,
+    "filled": _filled,
+}

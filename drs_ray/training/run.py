@@ -13,8 +13,9 @@ import torch
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import load_dataset
 from drs_ray.errors import ConfigError
+from drs_ray.models.building import build_module
 from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
-from drs_ray.models.factory import build_module, check_classifier
+from drs_ray.models.factory import check_classifier
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.training.gaussian import train_classifier
 
@@ -55,6 +56,7 @@ def train_run(
         split=training.split,
         download=config.dataset.download,
         image_size=config.dataset.image_size,
+        endpoint_url=config.dataset.endpoint_url,
     )
     channels, height, width = dataset.image_shape
     gib = len(dataset) * channels * height * width * 4 / 2**30
@@ -77,7 +79,9 @@ def train_run(
         # Layers draw their initial weights from torch's global generator: seed a copy of it, and put the old one back.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            module = build_module(classifier.architecture, classifier.arguments, shape, dataset.num_classes)
+            module = build_module(
+                classifier.architecture, classifier.arguments, shape, dataset.num_classes, classifier.pixels
+            )
         train_classifier(
             module,
             images,
@@ -101,6 +105,7 @@ def train_run(
         metadata = CheckpointMetadata(
             architecture=classifier.architecture,
             arguments=classifier.arguments,
+            pixels={} if classifier.pixels is None else classifier.pixels.record,
             partition=config.partition.label,
             layout=config.partition.layout,
             sub_image=sub_image,
@@ -127,6 +132,11 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:
         raise ConfigError(
             f"{key}: training writes a local .safetensors file, got {checkpoint}; "
             f"give a path such as checkpoints/{config.partition.label}-{sub_image}.safetensors"
+        )
+    if config.classifiers[sub_image].denoiser is not None:
+        raise ConfigError(
+            f"classifiers.{sub_image}.denoiser: training is without one; remove it, or bring a classifier "
+            "that was trained on denoised sub-images"
         )
     if sum(other.checkpoint == checkpoint for other in config.classifiers) > 1:
         raise ConfigError(f"{key}: every sub-image needs a file of its own, got {checkpoint} twice; rename one")

@@ -74,9 +74,16 @@ class RayCluster:
         self.head = self._local.start_head(cpus=self._cpus, dashboard=self._dashboard)
         self._nodes.append(self.head)
 
-    def add_node(self, *, cpus: float = 1) -> Node:
-        """A node that is ready for work."""
-        self._nodes.append(self._local.add_node(cpus=cpus))
+    def add_node(
+        self,
+        *,
+        cpus: float = 1,
+        gpus: int = 0,
+        resources: Mapping[str, float] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Node:
+        """A node that is ready for work. gpus: which Ray hands out, whether the machine has them or not."""
+        self._nodes.append(self._local.add_node(cpus=cpus, gpus=gpus, resources=resources, labels=labels))
         return self._nodes[-1]
 
     def kill(self, node: Node) -> None:

@@ -68,8 +68,36 @@ def test_interleaved_partitions(interleave: tuple[int, int], k: int) -> None:
     jsonschema.validate(config.model_dump(mode="json"), json.loads(json_schema()))
 
 
-def test_the_other_partitions_are_their_own_label() -> None:
-    assert parse_config(drs()).partition.label == "checkerboard"
+@pytest.mark.parametrize("name", ["checkerboard", "checkerboard-2024"])
+def test_the_other_partitions_are_their_own_label(name: str) -> None:
+    config = parse_config(drs(partition={"name": name, "layout": "filled"}))
+    assert config.partition.label == name
+    assert config.partition.sub_images == 2
+    assert config.confidence == "staircase"
+
+
+def test_a_classifier_is_complete_when_all_its_weights_are_in_files() -> None:
+    def complete(**changed: Any) -> bool:
+        return parse_config(drs(classifiers=classifiers(**changed))).classifiers[1].is_complete
+
+    assert not complete(checkpoint=None)
+    assert complete(checkpoint="a.pt")
+    assert not complete(checkpoint="a.pt", denoiser={"architecture": "a:b"})
+    assert complete(checkpoint="a.pt", denoiser={"architecture": "dncnn", "checkpoint": "b.pt"})
+
+
+def test_pixels_and_denoisers_survive_a_round_trip() -> None:
+    given = {
+        "architecture": "timm:resnet18",
+        "checkpoint": "a.pt",
+        "pixels": {"resize": [64, 32], "range": [-1, 1], "mean": [0.1, 0.2, 0.3]},
+        "denoiser": {"architecture": "dncnn", "checkpoint": "d.pt"},
+    }
+    config = parse_config(drs(classifiers=classifiers(**given)))
+    assert config.classifiers[1].pixels is not None
+    assert config.classifiers[1].pixels.record == {"resize": [64, 32], "range": [-1, 1], "mean": [0.1, 0.2, 0.3]}
+    assert config.updated("noise", seed=1).classifiers == config.classifiers
+    jsonschema.validate(config.model_dump(mode="json"), json.loads(json_schema()))
 
 
 def test_a_config_cannot_be_changed() -> None:
@@ -80,7 +108,7 @@ def test_a_config_cannot_be_changed() -> None:
 
 # section values -> path of the key, words of the rule and the remedy, the value as shown
 BAD: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"dataset": {"name": "svhn"}}, "dataset.name", "must be 'mnist5k', 'mnist', 'cifar10'", "'svhn'"),
+    ({"dataset": {"name": "stl10"}}, "dataset.name", "must be 'mnist5k', 'mnist', 'cifar10'", "'stl10'"),
     ({"dataset": {"name": "cifar10"}}, "dataset", "cifar10 needs root: the directory that holds the data set", ""),
     ({"dataset": {"image_size": 32}}, "dataset", "image_size applies to imagenet and folder, not to mnist5k", ""),
     ({"dataset": {"images": {"skip": 0}}}, "dataset.images.skip", "must be >= 1", "0"),
@@ -92,7 +120,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     (
         {"partition": {"name": "stripes"}},
         "partition.name",
-        "must be 'none', 'checkerboard' or 'interleave'",
+        "must be 'none', 'checkerboard', 'checkerboard-2024' or 'interleave'",
         "'stripes'",
     ),
     ({"partition": {"name": "interleave"}}, "partition", "needs interleave: [rows, columns], for example [2, 2]", ""),
@@ -105,7 +133,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"partition": {"name": "interleave", "interleave": [True, 2]}}, "partition.interleave", "two whole", "[True, 2]"),
     ({"partition": {"name": "interleave", "interleave": 4}}, "partition.interleave", "two whole numbers", "4"),
     ({"partition": {"name": "interleave", "interleave": [2, 2]}}, "classifiers", "interleave-2x2 has 4", "got 2"),
-    ({"partition": {"layout": "sparse"}}, "partition.layout", "must be 'packed' or 'masked'", "'sparse'"),
+    ({"partition": {"layout": "sparse"}}, "partition.layout", "must be 'packed', 'masked' or 'filled'", "'sparse'"),
     (
         {"partition": {"name": "none"}},
         "classifiers",
@@ -177,6 +205,19 @@ BAD_CLASSIFIERS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"sigma": "loud"}, "classifiers.1.sigma", "number", "'loud'"),
     ({"architecture": ""}, "classifiers.1.architecture", "at least 1 character", "''"),
     ({"sgima": 1}, "classifiers.1.sgima", "unknown key; did you mean sigma?", ""),
+    ({"pixels": {"range": [255, 0]}}, "classifiers.1.pixels.range", "must be [black, white] with black < white", "255"),
+    ({"pixels": {"range": [0, float("inf")]}}, "classifiers.1.pixels.range.1", "must be a finite number", "inf"),
+    ({"pixels": {"resize": [224, 0]}}, "classifiers.1.pixels.resize.1", "must be >= 1", "0"),
+    ({"pixels": {"std": [0.2, 0]}}, "classifiers.1.pixels.std.1", "must be > 0", "0"),
+    ({"pixels": {"means": [0.2]}}, "classifiers.1.pixels.means", "unknown key; did you mean mean?", ""),
+    (
+        {"pixels": {"range": [0, 255]}, "arguments": {"mean": [0.5], "std": [0.2]}},
+        "classifiers.1",
+        "arguments has mean and std: name all that is done to pixels under pixels",
+        "",
+    ),
+    ({"denoiser": {"checkpoint": "a.pt"}}, "classifiers.1.denoiser.architecture", "required key is missing", ""),
+    ({"denoiser": "dncnn"}, "classifiers.1.denoiser", "must be a mapping of keys to values", "'dncnn'"),
 ]
 
 

@@ -23,7 +23,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 FORBIDDEN: dict[str, set[str]] = {
     "results": {"torch", "torchvision", "ray", "drs_ray.smoothing", "drs_ray.models", "drs_ray.data", "drs_ray.engine"},
     "models": {"ray", "drs_ray.engine", "drs_ray.results.counts", "drs_ray.results.reduce"},  # the store is for all
-    "data": {"ray", "drs_ray.engine", "drs_ray.results", "drs_ray.models"},
+    "data": {"ray", "drs_ray.engine", "drs_ray.models"},  # and of the results the store alone, which is for all
     "config.py": HEAVY | {"drs_ray.engine", "drs_ray.results", "drs_ray.smoothing", "drs_ray.models", "drs_ray.data"},
     "errors.py": HEAVY | {"drs_ray"},
 }
@@ -97,6 +97,11 @@ def test_no_way_back(place: str) -> None:
     for file in files_of(place):
         for name in imports(file):
             assert not within(name, FORBIDDEN[place]), f"{file}: {name}"
+
+
+def test_data_uses_of_the_results_the_store_alone() -> None:
+    used = {name for file in files_of("data") for name in imports(file) if within(name, {"drs_ray.results"})}
+    assert used == {"drs_ray.results.store"}
 
 
 def test_ray_is_imported_in_the_engine_alone() -> None:

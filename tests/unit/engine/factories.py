@@ -54,12 +54,16 @@ class Recorder(Observer):
         self.done: list[Unit] = []
         self.further: list[Unit] = []
         self.events: list[str] = []
+        self.crews: list[tuple[int, int, int]] = []
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         self.done.append(unit)
 
     def added(self, units: Any) -> None:
         self.further += units
+
+    def workers(self, sub_image: int, working: int, starting: int) -> None:
+        self.crews.append((sub_image, working, starting))
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         self.events.append(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,7 +44,8 @@ def dispatched(
         further=further,
         limit=workers if callable(workers) else lambda: workers,
         hang_seconds=hang_seconds,
-        needs="1 CPUs and 0 GPUs per worker",
+        needs="1 CPUs and 1 GPUs per worker",
+        free=lambda available: f"{available['CPU']:g} CPUs, 0 GPUs",
         observer=recorder,
     )
     try:
@@ -308,11 +310,28 @@ def test_a_cluster_that_grows_gets_more_workers(monkeypatch: pytest.MonkeyPatch)
     assert 20 < fake.now < 30  # 10 units by one worker, 40 by three
 
 
+def test_slow_and_fast_workers_are_all_busy_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit takes one second on two workers, five on the other two, which is no hanging."""
+    units = [unit(number) for number in range(120)]
+    fake = FakeRay(on_unit=lambda actor, what: After(5.0 if actor.number % 2 else 1.0), at_once=4)
+    set_aside, recorder = dispatched(monkeypatch, fake, units, workers=4, hang_seconds=0.1)
+    assert set_aside == {}
+    assert recorder.events == []
+    assert Counter(recorder.done) == Counter(units)
+    assert len(fake.started) == 4
+    done = Counter(actor.number for actor, _ in fake.units)
+    assert 4 * done[1] < done[0] < 6 * done[1]
+    assert (
+        50 <= fake.now <= 57
+    )  # 120 units at 2.4 a second, and at most the last unit of a slow worker; answers take time
+
+
 def test_without_any_worker_the_run_says_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(on_start=lambda actor, nth: HANGS)
     with pytest.raises(
         EngineError,
-        match=r"no worker could be had for 60 s: asked for 1 CPUs and 0 GPUs per worker; free: 2 CPUs; .*then resume",
+        match=r"no worker could be had for 60 s: asked for 1 CPUs and 1 GPUs per worker; free: 2 CPUs, 0 GPUs; "
+        r"free or add such nodes, .*then resume$",
     ):
         dispatched(monkeypatch, fake, stall_seconds=60)
     assert 60 < fake.now < 63
@@ -337,6 +356,61 @@ def test_units_that_pause_are_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(on_unit=first_time(raised(StoreError("503"))))
     assert dispatched(monkeypatch, fake, [unit(0)], stall_seconds=0.5)[0] == {}
     assert fake.now > ledger.RETRY_SECONDS
+
+
+# what is told of workers
+
+
+def test_every_second_it_is_told_who_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(on_start=lambda actor, nth: After(3.5), on_unit=lambda actor, what: After(4.0))
+    _, recorder = dispatched(monkeypatch, fake, [unit(0), unit(0, 1)], workers=1)
+    told = list(zip(recorder.crews[::2], recorder.crews[1::2], strict=True))
+    assert [both for both, _ in itertools.groupby(told)] == [
+        ((0, 0, 1), (1, 0, 0)),
+        ((0, 1, 0), (1, 0, 0)),
+        ((0, 0, 0), (1, 0, 1)),
+        ((0, 0, 0), (1, 1, 0)),
+        ((0, 0, 0), (1, 0, 0)),
+    ]
+    assert fake.now / 2 < len(told) <= fake.now + 2
+
+
+def test_answers_in_between_are_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that has hundreds of answers a second does not speak of its workers after each."""
+    fake = FakeRay()
+    _, recorder = dispatched(monkeypatch, fake, [unit(number) for number in range(500)], workers=1)
+    assert fake.now > 5
+    assert fake.now - 1 < len(recorder.crews) <= fake.now + 2
+
+
+def test_a_sub_image_that_comes_later_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(on_unit=lambda actor, what: After(1.5))
+    later = unit(0, sub_image=1)
+    _, recorder = dispatched(
+        monkeypatch, fake, [unit(0)], workers=1, further=lambda done, result: [later] if done == unit(0) else []
+    )
+    assert {crew[0] for crew in recorder.crews[:2]} == {0}
+    assert (1, 1, 0) in recorder.crews
+    assert recorder.crews[-2:] == [(0, 0, 0), (1, 0, 0)]
+
+
+def test_at_the_end_there_are_no_workers_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    fake = FakeRay(on_unit=lambda actor, what: RaySystemError("GCS is gone"))
+    with pytest.raises(EngineError, match=LOST):
+        dispatched(monkeypatch, fake, workers=4, recorder=recorder)
+    assert recorder.crews[-2:] == [(0, 0, 0), (1, 0, 0)]
+
+
+def test_an_observer_that_fails_at_the_end_does_not_hide_why_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(Recorder):
+        def workers(self, sub_image: int, working: int, starting: int) -> None:
+            if not working and not starting:
+                raise OSError(28, "No space left on device")
+
+    fake = FakeRay(on_unit=lambda actor, what: RaySystemError("GCS is gone"))
+    with pytest.raises(EngineError, match=LOST):
+        dispatched(monkeypatch, fake, [unit(0)], recorder=Failing())
 
 
 # starts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from drs_ray.engine.frontier import Frontier
@@ -10,6 +12,7 @@ from drs_ray.engine.plan import Unit, plan_units, stage_units
 from drs_ray.errors import CountsError
 from drs_ray.results.run_record import RunRecord
 from tests.unit.engine.factories import part_of, record_of
+from tests.unit.results import scale
 from tests.unit.results.factories import MemoryStore
 
 SETTLED, OPEN, HOPELESS = 1.0, 0.6, 0.0
@@ -164,3 +167,21 @@ def test_a_part_of_another_unit_is_refused(record: RunRecord) -> None:
     first, second, *_ = frontier.missing()
     with pytest.raises(CountsError, match=r"unit is counts/k1/.*, expected counts/k0/"):
         frontier.done(first, outcome(part_of(record, second, own)))
+
+
+def test_a_run_that_has_lost_any_of_its_parts_is_completed_with_the_same_rows() -> None:
+    """Also where a stage is lost of which a later one is left: certify does again what repair has moved aside."""
+    record, whole = scale.ADAPTIVE, scale.stored(scale.ADAPTIVE)
+    rows, keys = scale.rows_in(whole, record), scale.small_keys(whole)
+    stages = [[key for key in keys if f"/s{stage}/i{first:08d}-" in key] for stage in range(3) for first in (0, 3)]
+    assert all(stages)
+    for lost in [
+        *stages,
+        *itertools.combinations(stages[0] + stages[2] + stages[4], 3),
+        *(keys[:n] for n in range(15)),
+    ]:
+        store = scale.copy_of(whole)
+        for key in lost:
+            store.delete(key)
+        scale.finish(record, store)
+        assert scale.rows_in(store, record) == rows, lost

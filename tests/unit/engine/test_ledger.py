@@ -53,6 +53,25 @@ def test_a_unit_that_could_not_be_stored_has_three_more_tries(book: Ledger, reco
     assert recorder.events[0] == f"could not store {unit(0).key}: 503; the unit is tried again"
 
 
+def test_a_unit_that_is_set_aside_for_lost_workers_says_so() -> None:
+    """Those who count lost workers count that one, too."""
+
+    class Kinds(Recorder):
+        def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
+            self.events.append(f"{kind} {fields.get('cause')}")
+
+    kinds = Kinds()
+    book = Ledger(kinds)
+    for _ in range(5):
+        book.killed_its_worker(unit(0), "gone")
+    assert kinds.events == [*["unit_retried None"] * 4, "unit_set_aside worker"]
+    for _ in range(ledger.NODES_BEFORE_SET_ASIDE):
+        book.lost_its_node(unit(1), "gone")
+    assert kinds.events[-2:] == ["unit_retried None", "unit_set_aside node"]
+    book.raised(unit(2), "NaN")
+    assert kinds.events[-1] == "unit_set_aside None"
+
+
 def test_counts_are_of_each_unit_alone(book: Ledger) -> None:
     for number in range(4):
         assert book.killed_its_worker(unit(number), "gone")

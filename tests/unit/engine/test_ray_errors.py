@@ -21,9 +21,9 @@ def test_another_system_error_is_a_bug():
 
 
 def test_a_lost_connection_says_how_to_go_on():
-    with pytest.raises(EngineError, match=r"^Ray was lost \(ConnectionError: gone\).*run the same command to resume$"):
-        with ray_or_resume():
-            raise ConnectionError("first\n gone ")
+    line = r"^Ray was lost \(ConnectionError: gone\).*run the same command to resume$"
+    with pytest.raises(EngineError, match=line), ray_or_resume():
+        raise ConnectionError("first\n gone ")
 
 
 def test_the_last_line_says_most():

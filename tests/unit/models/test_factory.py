@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
-from drs_ray.models.factory import check_classifier, load_classifier, load_tensors, module_digest, same_probe
+from drs_ray.models.factory import check_classifier, load_classifier, same_probe
+from drs_ray.models.tensors import load_tensors, module_digest
 
 SHAPE = (1, 28, 14)
 GIVEN: dict[str, Any] = {

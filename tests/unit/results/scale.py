@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
@@ -16,6 +16,7 @@ from tests.unit.results.factories import MemoryStore
 
 FIXED = record_of(8)
 ADAPTIVE = record_of(9, stages=3)
+Change = Callable[[dict[str, bytes]], object]
 SHARES = (1.0, 0.6, 0.0)  # of three images in turn one is certain, one is open to the last stage, one is hopeless
 
 
@@ -28,13 +29,13 @@ def own(image_id: int) -> float:
     return SHARES[image_id % 2 * 2 if image_id >= 6 else image_id % 3]
 
 
-def finish(record: RunRecord, store: Store) -> None:
-    """Do all that a driver would find missing."""
+def finish(record: RunRecord, store: Store, wrong: Container[str] = ()) -> None:
+    """Do all that a driver would find missing; units that are `wrong` get votes that add up and are not theirs."""
     frontier = Frontier(record, store)
     todo = frontier.missing()
     while todo:
         unit = todo.pop(0)
-        part = part_of(record, unit, own)
+        part = part_of(record, unit, (lambda image_id: 0.3) if unit.key in wrong else own)
         store.put(unit.key, part)
         if frontier.adaptive:
             todo += frontier.done(unit, Outcome(1.0, 0.1, part))
@@ -133,3 +134,39 @@ def operations_of(store: MemoryStore, use: Callable[[Store], object]) -> int:
 
     use(SteppedStore(store.objects, step))
     return count
+
+
+class Log(MemoryStore):
+    """A copy of a store that keeps every change, to be made again in another store."""
+
+    def __init__(self, before: MemoryStore) -> None:
+        super().__init__()
+        self.objects = dict(before.objects)
+        self.changes: list[Change] = []
+
+    def put(self, key: str, data: bytes) -> None:
+        self.changes.append(lambda objects: objects.__setitem__(key, data))
+        super().put(key, data)
+
+    def create(self, key: str, data: bytes) -> bytes:
+        self.changes.append(lambda objects: objects.setdefault(key, data))
+        return super().create(key, data)
+
+    def delete(self, key: str) -> None:
+        self.changes.append(lambda objects: objects.pop(key, None))
+        super().delete(key)
+
+
+def meanwhile(before: MemoryStore, changes: Sequence[Change], due: Callable[[int], int]) -> SteppedStore:
+    """A store in which `due(step)` changes have been made when the reader comes to its `step`-th request."""
+    objects = dict(before.objects)
+    step = made = 0
+
+    def advance() -> None:
+        nonlocal step, made
+        while made < min(due(step), len(changes)):
+            changes[made](objects)
+            made += 1
+        step += 1
+
+    return SteppedStore(objects, advance)

@@ -8,18 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from drs_ray.engine.frontier import Frontier
-from drs_ray.engine.plan import Unit, stage_units
+from drs_ray.engine.plan import stage_units
 from drs_ray.errors import CountsError
 from drs_ray.results import compact
 from drs_ray.results.compact import Compaction, compact_run
-from drs_ray.results.compacted import decode_compacted, encode_compacted, read_index
 from drs_ray.results.counts import read_counts
-from drs_ray.results.encoding import UnitRows, decode_parts
-from drs_ray.results.parts import list_parts
 from drs_ray.results.rows import UnsoundError
 from drs_ray.results.schema import COUNTS, metadata
 from tests.unit.engine.factories import part_of
-from tests.unit.results.factories import CLASSES, MemoryStore
+from tests.unit.results.factories import MemoryStore
 from tests.unit.results.scale import (
     ADAPTIVE,
     FIXED,
@@ -27,7 +24,6 @@ from tests.unit.results.scale import (
     SteppedStore,
     copy_of,
     dies_after,
-    finish,
     operations_of,
     own,
     rows_in,
@@ -204,64 +200,3 @@ def test_what_is_read_back_otherwise_than_written_costs_no_part() -> None:
     with pytest.raises(UnsoundError, match="its bytes are not those that it is named after"):
         compact_run(careless, FIXED)
     assert small_keys(store) == keys
-
-
-def units_of(units: list[Unit]) -> UnitRows:
-    parts = [(unit.key, part_of(FIXED, unit, own)) for unit in units]
-    return decode_parts(parts, FIXED.run_id, CLASSES)
-
-
-class TestACompactedObject:
-    units = stage_units(FIXED, (0, 2), 0, [0, 1, 2])
-
-    def test_round_trip_and_choice(self) -> None:
-        key, data = encode_compacted(units_of(self.units), FIXED.run_id)
-        both = decode_compacted(data, key, FIXED)
-        assert both.keys == tuple(unit.key for unit in self.units)
-        assert [entry.rows for entry in read_index(data, key, FIXED.run_id)] == both.lengths.tolist()
-        (one,) = (decode_compacted(data, key, FIXED, [self.units[1].key]),)
-        assert one.table.equals(units_of(self.units[1:]).table)
-        assert one.rows.votes.tolist() == units_of(self.units[1:]).rows.votes.tolist()
-
-    def test_any_flipped_bit_is_noticed(self) -> None:
-        key, data = encode_compacted(units_of(self.units), FIXED.run_id)
-        for at in range(0, len(data), 31):
-            damaged = bytearray(data)
-            damaged[at] ^= 0x10
-            for read in (
-                lambda data: read_index(data, key, FIXED.run_id),
-                lambda data: decode_compacted(data, key, FIXED),
-            ):
-                with pytest.raises(UnsoundError, match="its bytes are not those"):
-                    read(bytes(damaged))
-
-    def test_of_another_run(self) -> None:
-        key, data = encode_compacted(units_of(self.units), "another")
-        with pytest.raises(UnsoundError, match=f"run_id is another, expected {FIXED.run_id}"):
-            read_index(data, key, FIXED.run_id)
-
-    def test_rows_under_another_units_name(self) -> None:
-        units = units_of(self.units)
-        swapped = UnitRows(units.keys[::-1], units.lengths, units.table, units.rows)
-        key, data = encode_compacted(swapped, FIXED.run_id)
-        with pytest.raises(UnsoundError, match="does not belong to this unit"):
-            decode_compacted(data, key, FIXED)
-
-    def test_a_list_that_is_not_that_of_the_rows(self) -> None:
-        units = units_of(self.units)
-        for lengths in (units.lengths + 1, units.lengths * 0):
-            key, data = encode_compacted(UnitRows(units.keys, units.lengths, units.table, units.rows), FIXED.run_id)
-            assert read_index(data, key, FIXED.run_id)
-            wrong = UnitRows(units.keys, lengths, units.table, units.rows)
-            key, data = encode_compacted(wrong, FIXED.run_id)
-            with pytest.raises(UnsoundError, match="its list of units is not that of its rows"):
-                read_index(data, key, FIXED.run_id)
-
-    def test_parquet_of_somebody_else(self) -> None:
-        store = stored(FIXED)
-        key, data = encode_compacted(units_of(self.units), FIXED.run_id)
-        other = key.replace(key[-20:-10], "0123456789")
-        store.put(other, data)
-        with pytest.raises(CountsError, match="its bytes are not those"):
-            list_parts(store, FIXED)
-        finish(FIXED, stored(FIXED))

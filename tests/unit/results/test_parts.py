@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,31 +13,23 @@ from drs_ray.results.compact import compact_run
 from drs_ray.results.parts import Parts, list_parts, read_units
 from drs_ray.results.run_record import RunRecord
 from tests.unit.results.factories import MemoryStore
-from tests.unit.results.scale import ADAPTIVE, FIXED, SteppedStore, copy_of, operations_of, rows_in, small_keys, stored
-
-Change = Callable[[dict[str, bytes]], object]
-
-
-class Log(MemoryStore):
-    """Keeps every change, to be made again in another store."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.changes: list[Change] = []
-
-    def put(self, key: str, data: bytes) -> None:
-        self.changes.append(lambda objects: objects.__setitem__(key, data))
-        super().put(key, data)
-
-    def delete(self, key: str) -> None:
-        self.changes.append(lambda objects: objects.pop(key, None))
-        super().delete(key)
+from tests.unit.results.scale import (
+    ADAPTIVE,
+    FIXED,
+    Change,
+    Log,
+    copy_of,
+    meanwhile,
+    operations_of,
+    rows_in,
+    small_keys,
+    stored,
+)
 
 
 def changes_of(record: RunRecord, before: MemoryStore) -> list[Change]:
     """A compactor, a worker that writes two parts once more, and a second compactor."""
-    log = Log()
-    log.objects = dict(before.objects)
+    log = Log(before)
     compact_run(log, record)
     for key in small_keys(before)[1:3]:
         log.put(key, before.get(key))
@@ -60,21 +50,6 @@ def case(request) -> tuple[RunRecord, MemoryStore, list[Change], list[str]]:
     record = request.param
     before = stored(record)
     return record, before, changes_of(record, before), rows_in(before, record)
-
-
-def meanwhile(before: MemoryStore, changes: list[Change], due: Callable[[int], int]) -> SteppedStore:
-    """A store in which `due(step)` changes have been made when the reader comes to its `step`-th request."""
-    objects = dict(before.objects)
-    step = made = 0
-
-    def advance() -> None:
-        nonlocal step, made
-        while made < min(due(step), len(changes)):
-            changes[made](objects)
-            made += 1
-        step += 1
-
-    return SteppedStore(objects, advance)
 
 
 def test_there_is_something_to_interleave(case) -> None:
@@ -129,7 +104,7 @@ def test_the_order_of_the_listings_is_what_keeps_rows_from_being_missed(case, mo
     for at in range(40):
         store = meanwhile(before, changes, lambda step, at=at: len(changes) if step >= at else 0)
         listed = {prefix: list(store.list(prefix)) for prefix in ("counts/compacted-", "counts/")}
-        monkeypatch.setattr(store, "list", lambda prefix, listed=listed: iter(listed[prefix]))
+        monkeypatch.setattr(store, "list", lambda prefix, listed=listed: iter(listed.get(prefix, [])))
         try:
             lost += rows_in(store, record) != rows
         except CountsError:

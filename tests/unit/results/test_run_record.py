@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from drs_ray.config import RunConfig, float32
+from drs_ray.config import RunConfig, float32, parse_config
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.run_record import RunRecord, create_or_join, identity, parse_record, read_record, run_id
 from tests.unit.results.factories import MemoryStore, make_record
@@ -100,6 +100,39 @@ def test_other_pixels_under_the_same_name_are_refused() -> None:
     create_or_join(store, make_record(5))
     with pytest.raises(ConfigError, match=r"dataset\.digest: d{12}\.\.\. there, e{12}\.\.\. here"):
         create_or_join(store, make_record(5, digest="e" * 64))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"pixels": {"range": [0, 255]}},
+        {"pixels": {"resize": [28, 28]}},
+        {"denoiser": {"architecture": "mine:make"}},
+        {"denoiser": {"architecture": "mine:make", "arguments": {"depth": 3}}},
+    ],
+    ids=str,
+)
+def test_pixels_and_denoisers_belong_to_the_run(changed: dict[str, Any]) -> None:
+    """With the same digest of all weights: neither has to have any."""
+    store, first = MemoryStore(), make_record(5, 2)
+    create_or_join(store, first)
+    data = first.config.model_dump(mode="json")
+    data["classifiers"][1] |= changed
+    (key,) = changed
+    with pytest.raises(ConfigError, match=rf"classifiers.1.{key}: None there, "):
+        create_or_join(store, record_of(parse_config(data), first))
+
+
+def test_classifiers_of_old_keep_their_identity_and_paths_do_not_count() -> None:
+    record = make_record(5, 1)
+    same = identity(record.config, record.dataset, record.image_ids, record.classifier_digests)
+    assert set(same["classifiers"][0]) == {"architecture", "arguments", "sigma", "weights_digest"}
+    ids = set()
+    for place in ("here", "there"):
+        data = record.config.model_dump(mode="json")
+        data["classifiers"][0] |= {"denoiser": {"architecture": "dncnn", "checkpoint": f"{place}.pt"}}
+        ids.add(record_of(parse_config(data), record).run_id)
+    assert len(ids) == 1
 
 
 def test_no_run_there() -> None:

@@ -80,6 +80,16 @@ def test_round_trip(store: Store, data: bytes) -> None:
     assert store.get("counts/part-0.parquet") == data
 
 
+def test_a_range_is_that_part_of_the_object(store: Store) -> None:
+    store.put("a", bytes(range(100)))
+    assert store.get_range("a", 10, 5) == bytes(range(10, 15))
+    assert store.get_range("a", 0, 100) == bytes(range(100))
+    assert store.get_range("a", 97, 10) == bytes(range(97, 100))
+    assert store.get_range("a", 100, 1) == store.get_range("a", 200, 10) == store.get_range("a", 3, 0) == b""
+    with pytest.raises(MissingObjectError, match="nothing: not found"):
+        store.get_range("nothing", 0, 10)
+
+
 def test_put_replaces(store: Store) -> None:
     store.put("run.json", b"a long first version")
     store.put("run.json", b"second")
@@ -496,14 +506,14 @@ def test_a_file_that_goes_away_during_a_listing_is_left_out(tmp_path: Path, monk
     store = LocalStore(tmp_path)
     store.put("a", b"1")
     store.put("b", b"1")
-    real_stat = Path.stat
+    real_stat = os.stat
 
-    def deleted_first(path: Path, **options: bool) -> os.stat_result:
-        if path.name == "a":
-            path.unlink(missing_ok=True)
+    def deleted_first(path: str | Path, **options: bool) -> os.stat_result:
+        if Path(path).name == "a":
+            Path(path).unlink(missing_ok=True)
         return real_stat(path, **options)
 
-    monkeypatch.setattr(Path, "stat", deleted_first)
+    monkeypatch.setattr(os, "stat", deleted_first)
     assert keys(store) == ["b"]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from drs_ray.errors import ConfigError
 from drs_ray.smoothing.partition import Partition, make_partition
@@ -23,11 +25,11 @@ def numbered(height: int, width: int, channels: int = 3) -> torch.Tensor:
     return torch.arange(1, channels * height * width + 1, dtype=torch.float64).reshape(channels, height, width)
 
 
-def all_partitions(height: int, width: int) -> list[Partition]:
-    names = ["none"] + (["checkerboard"] if height * width > 1 else [])
+def all_partitions(height: int, width: int, layouts: Sequence[str] = LAYOUTS) -> list[Partition]:
+    names = ["none"] + (["checkerboard", "checkerboard-2024"] if height * width > 1 else [])
     steps = [(rows, columns) for rows, columns in INTERLEAVES if rows <= height and columns <= width]
-    return [make_partition(name, height, width, layout) for name in names for layout in LAYOUTS] + [
-        make_partition("interleave", height, width, layout, interleave) for interleave in steps for layout in LAYOUTS
+    return [make_partition(name, height, width, layout) for name in names for layout in layouts] + [
+        make_partition("interleave", height, width, layout, interleave) for interleave in steps for layout in layouts
     ]
 
 
@@ -70,6 +72,34 @@ def test_checkerboard_owners(layout: str, size: tuple[int, int]) -> None:
     for k in range(2):
         rows, columns = partition.pixels(k) // width, partition.pixels(k) % width
         assert torch.all((rows + columns) % 2 == k)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "filled"])
+def test_checkerboard_2024_owners(layout: str, size: tuple[int, int]) -> None:
+    """The first two columns of a row take the parity of the row, the others that of the next row."""
+    height, width = size
+    partition = make_partition("checkerboard-2024", height, width, layout)
+    first = []
+    for row in range(height):
+        for column in range(width):
+            parity = row % 2 if column < 2 else (row + 1) % 2
+            if column % 2 == parity:
+                first.append(row * width + column)
+    assert partition.pixels(0).tolist() == first
+    assert partition.pixels(1).tolist() == sorted(set(range(height * width)) - set(first))
+
+
+def test_checkerboard_2024_is_the_published_mask() -> None:
+    """Pixels in row-major order two by two, the row counter advanced after the first pixel of each row (of 32)."""
+    first, counter = [], 0
+    for pixel in range(0, 32 * 32, 2):
+        first.append(pixel if counter % 2 == 0 else pixel + 1)
+        if pixel % 32 == 0:
+            counter += 1
+    assert make_partition("checkerboard-2024", 32, 32, "packed").pixels(0).tolist() == first
+    plain = set(make_partition("checkerboard", 32, 32, "packed").pixels(0).tolist())
+    assert len(plain & set(first)) == 32  # of 512: the two first columns alone
 
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 32), (4, 6), (5, 4), (224, 224)], ids=str)
@@ -118,6 +148,57 @@ def test_masked_keeps_places_and_is_zero_elsewhere(size: tuple[int, int]) -> Non
         assert torch.equal(arranged[k].flatten(1)[:, partition.pixels(k)], image.flatten(1)[:, partition.pixels(k)])
 
 
+def slowly_filled(image: torch.Tensor, own: set[int]) -> torch.Tensor:
+    """Pixel by pixel: other pixels 0, then each own pixel plus the maximum of its 2x2 block of the masked image."""
+    channels, height, width = image.shape
+    masked = [
+        [[float(image[c, i, j]) if i * width + j in own else 0.0 for j in range(width)] for i in range(height)]
+        for c in range(channels)
+    ]
+    filled = torch.zeros_like(image)
+    for c in range(channels):
+        for pixel in own:
+            i, j = divmod(pixel, width)
+            rows = [r for r in (i // 2 * 2, i // 2 * 2 + 1) if r < height]
+            columns = [k for k in (j // 2 * 2, j // 2 * 2 + 1) if k < width]
+            filled[c, i, j] = masked[c][i][j] + max(masked[c][r][k] for r in rows for k in columns)
+    return filled
+
+
+@pytest.mark.parametrize("size", [(32, 32), (4, 6), (5, 4), (4, 5), (7, 7), (1, 2), (2, 1), (5, 1), (1, 5)], ids=str)
+def test_filled_pixel_by_pixel(size: tuple[int, int]) -> None:
+    image = torch.randn((3, *size), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for partition in all_partitions(*size, ["filled"]):
+        for k in range(len(partition)):
+            assert partition.layout_shape(k, 3) == (3, *size)
+            assert not partition.parts[k].is_dense
+            expected = slowly_filled(image, set(partition.pixels(k).tolist()))
+            values = partition.extract(image, k)
+            assert torch.equal(partition.arrange(values, k), expected)
+            twice = partition.arrange(torch.stack([values, values + 1]), k)
+            assert torch.equal(twice[0], expected)
+            assert torch.equal(twice[1], slowly_filled(image + 1, set(partition.pixels(k).tolist())))
+
+
+def test_filled_is_what_the_published_code_feeds_its_classifiers() -> None:
+    """Noisy image * mask, max_pool2d(2), nearest back to 32x32, * mask, added; in float32, to the bit."""
+    noisy = torch.rand(2, 3, 32, 32) + 0.5 * torch.randn(2, 3, 32, 32)
+    partition = make_partition("checkerboard-2024", 32, 32, "filled")
+    for k in range(2):
+        mask = torch.zeros(32 * 32)
+        mask[partition.pixels(k)] = 1
+        masked = noisy * mask.reshape(32, 32)
+        pooled = functional.interpolate(functional.max_pool2d(masked, 2), size=(32, 32), mode="nearest")
+        expected = masked + pooled * mask.reshape(32, 32)
+        assert torch.equal(partition.arrange(partition.extract(noisy, k), k), expected)
+
+
+def test_filled_cannot_be_taken_apart() -> None:
+    partition = make_partition("checkerboard", 4, 4, "filled")
+    with pytest.raises(ConfigError, match="filled cannot be taken apart exactly"):
+        partition.collect(torch.zeros(1, 4, 4), 0)
+
+
 @pytest.mark.parametrize("size", [(28, 28), (32, 32), (7, 5), (5, 8), (2, 2)], ids=str)
 @pytest.mark.parametrize("interleave", [(1, 2), (2, 1), (2, 2)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -149,13 +230,16 @@ def test_packed_quarters_of_odd_sizes_are_dense_and_differ_by_a_row_and_a_column
 
 @steady
 @given(
-    height=st.integers(1, 12), width=st.integers(2, 12), layout=st.sampled_from(LAYOUTS), seed=st.integers(0, 2**32 - 1)
+    height=st.integers(1, 12),
+    width=st.integers(2, 12),
+    layout=st.sampled_from([*LAYOUTS, "filled"]),
+    seed=st.integers(0, 2**32 - 1),
 )
 def test_the_other_sub_image_never_shows(height: int, width: int, layout: str, seed: int) -> None:
     """The theorems need f^k to read x^k alone: change all other pixels, even to NaN, and nothing may move."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand((3, height, width), generator=generator)
-    partitions = [p for p in all_partitions(height, width) if len(p) > 1 and p.layout == layout]
+    partitions = [p for p in all_partitions(height, width, [layout]) if len(p) > 1]
     for partition, k in [(p, k) for p in partitions for k in range(len(p))]:
         seen = partition.arrange(partition.extract(image, k), k)
         for other in (torch.rand(image.shape, generator=generator), torch.full_like(image, torch.nan)):
@@ -170,14 +254,17 @@ def test_the_other_sub_image_never_shows(height: int, width: int, layout: str, s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("stripes", 4, 4, "packed"), "partition.name must be one of none, checkerboard, interleave, got 'stripes'"),
+        (
+            ("stripes", 4, 4, "packed"),
+            "partition.name must be one of none, checkerboard, checkerboard-2024, interleave, got 'stripes'",
+        ),
         (("interleave", 4, 4, "packed"), "must be (rows, columns) for the partition interleave and for no other, got"),
         (("checkerboard", 4, 4, "packed", (2, 2)), "for no other, got (2, 2) for checkerboard"),
         (("interleave", 4, 4, "packed", (1, 1)), "must make 2 to 64 sub-images (rows * columns), got (1, 1)"),
         (("interleave", 99, 4, "packed", (-2, -2)), "must make 2 to 64 sub-images (rows * columns), got (-2, -2)"),
         (("interleave", 99, 4, "packed", (65, 1)), "must make 2 to 64 sub-images (rows * columns), got (65, 1)"),
         (("interleave", 1, 5, "packed", (2, 2)), "has 4 sub-images but a 1x5 image gives pixels to only 2"),
-        (("none", 4, 4, "sparse"), "partition.layout must be one of packed, masked, got 'sparse'"),
+        (("none", 4, 4, "sparse"), "partition.layout must be one of packed, masked, filled, got 'sparse'"),
         (("checkerboard", 1, 1, "packed"), "checkerboard has 2 sub-images but a 1x1 image gives pixels to only 1"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
-from drs_ray.models.factory import module_digest
+from drs_ray.models.tensors import module_digest
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.training.gaussian import augment, noisy_sub_images, schedule, train_classifier
 

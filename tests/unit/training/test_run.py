@@ -148,6 +148,17 @@ def test_a_bad_checkpoint_is_refused_before_anything_is_trained(
     assert "\n" not in str(caught.value)
 
 
+def test_pixels_are_trained_with_and_denoisers_are_not(tmp_path: Path) -> None:
+    config = _changed(_config(tmp_path), 0, arguments={}, pixels={"mean": [0.1], "std": [0.3]})
+    (file,) = train_run(config, sub_images=[0])
+    metadata = load_checkpoint(file)[1]
+    assert metadata is not None
+    assert metadata.pixels == {"range": [0.0, 1.0], "mean": [0.1], "std": [0.3]}
+    denoised = _changed(config, 0, denoiser={"architecture": "mine:make"})
+    with pytest.raises(ConfigError, match=r"classifiers.0.denoiser: training is without one; remove it"):
+        train_run(denoised, sub_images=[0])
+
+
 def test_an_unknown_sub_image_or_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"partition checkerboard has the sub-images 0..1, got 2"):
         train_run(_config(tmp_path), sub_images=[2])

@@ -1,0 +1,88 @@
+"""What all data sets of 8-bit images share: images and labels by id, one or several, and a digest of content."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drs_ray.data.pixels import encode_png, unit_range
+from drs_ray.errors import DataError
+
+
+class Split(ABC):
+    """Base of the data sets (see `drs_ray.data.datasets.Dataset`), for which they say what one image's pixels are."""
+
+    name: str
+    split: str
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
+        """One image, uint8 [C, H, W].
+
+        Raises:
+            DataError: if there is no such image or it cannot be decoded.
+        """
+
+    @abstractmethod
+    def label(self, image_id: int) -> int:
+        """Class index of one image."""
+
+    def encoded(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
+        """One image as the bytes of an image file, and the pixels that they decode to."""
+        pixels = self.pixels_of(image_id)
+        return encode_png(pixels), pixels
+
+    def image(self, image_id: int) -> NDArray[np.float32]:
+        """One image, float32 [C, H, W] in [0, 1], multiples of 1/255."""
+        return unit_range(self.pixels_of(image_id))
+
+    def images(self, image_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Several images, float32 [n, C, H, W] in [0, 1]."""
+        result = np.empty((len(image_ids), *self.image_shape), dtype=np.float32)
+        for row, image_id in enumerate(image_ids):
+            result[row] = self.image(image_id)
+        return result
+
+    def labels(self, image_ids: Sequence[int]) -> NDArray[np.int64]:
+        """Class indices of several images, int64 [n]."""
+        return np.array([self.label(image_id) for image_id in image_ids], dtype=np.int64)
+
+    def known(self, image_id: int) -> int:
+        """The id itself; numpy would read a negative one from the end: another image under a wrong id.
+
+        Raises:
+            DataError: if there is no such image.
+        """
+        if not 0 <= image_id < len(self):
+            raise DataError(f"image {image_id}: {self.name} {self.split} has the images 0..{len(self) - 1}")
+        return image_id
+
+
+class ContentDigest:
+    """sha256 of a split's name, shape, classes, pixels and labels, fed in order of image id."""
+
+    def __init__(self, name: str, split: str, shape: tuple[int, int, int, int], num_classes: int) -> None:
+        """`shape` is (N, C, H, W)."""
+        self._hash = hashlib.sha256(f"{name}/{split}/{shape}/{num_classes}/".encode())
+
+    def add(self, pixels: NDArray[np.uint8]) -> None:
+        """The next images, uint8 [C, H, W] or [n, C, H, W]."""
+        self._hash.update(np.ascontiguousarray(pixels).data)
+
+    def hexdigest(self, labels: NDArray[np.int64]) -> str:
+        """The digest, once all images are in. `labels`: of all of them, [N]. To be called once."""
+        self._hash.update(np.ascontiguousarray(labels, dtype="<i8").data)
+        return self._hash.hexdigest()

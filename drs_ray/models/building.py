@@ -1,0 +1,183 @@
+"""From an architecture's name to an untrained module: built-in, of torchvision or timm, or the user's own factory."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+from torch import nn
+
+from drs_ray.config import PixelsConfig
+from drs_ray.errors import ClassifierError
+from drs_ray.models.architectures import build_architecture, need_colour
+from drs_ray.models.pixels import Shape, shape_seen, with_pixels
+
+PROGRAM = "torch.export"
+"""The name of the architecture whose checkpoint is a program (`drs_ray.models.programs`)."""
+
+
+def build_module(
+    architecture: str,
+    arguments: Mapping[str, JsonValue],
+    image_shape: Shape,
+    num_classes: int,
+    pixels: PixelsConfig | None = None,
+) -> nn.Module:
+    """The untrained module of an architecture's name, or whatever the user's `module:function` returns.
+
+    Args:
+        architecture: a built-in name, `torchvision:<name>`, `timm:<name>`, or `module:function`. The function is called
+            with `image_shape`, `num_classes` and the arguments; its module is looked for in the current directory too.
+        arguments: keyword arguments of the architecture or the function.
+        image_shape: (C, h, w) of the sub-image as laid out.
+        num_classes: number of logits.
+        pixels: how the architecture wants its pixels; the module returned begins with that.
+
+    Raises:
+        ClassifierError: if there is no such architecture or function, if it raises, or returns something else.
+    """
+    network = _network(architecture, arguments, shape_seen(image_shape, pixels), num_classes)
+    return with_pixels(network, pixels, image_shape[0])
+
+
+def _network(architecture: str, arguments: Mapping[str, JsonValue], image_shape: Shape, num_classes: int) -> nn.Module:
+    if architecture == PROGRAM:
+        raise ClassifierError(
+            f"classifier {PROGRAM}: is a finished program, there is nothing to build or to train; name an architecture"
+        )
+    if ":" not in architecture:
+        return build_architecture(architecture, image_shape, num_classes, arguments)
+    library, _, name = architecture.partition(":")
+    if not is_factory(architecture):
+        for key in arguments:
+            if key.startswith(("pretrained", "weights", "checkpoint", "num_classes", "in_chans")):
+                raise ClassifierError(
+                    f"classifier {architecture}: argument {key!r} is not for you to set: weights come from "
+                    "classifiers.<k>.checkpoint, classes and channels from the data set; remove it"
+                )
+        build = _LIBRARIES[library](name, image_shape)
+        given: dict[str, object] = {"num_classes": num_classes}
+    else:
+        build = find_function(architecture)
+        given = {"image_shape": image_shape, "num_classes": num_classes}
+    return call(architecture, build, given, arguments)
+
+
+def is_factory(architecture: str) -> bool:
+    """Whether it names a function of the user's own, which may return a module that needs no checkpoint."""
+    return ":" in architecture and architecture.partition(":")[0] not in _LIBRARIES
+
+
+def find_function(name: str) -> Callable[..., object]:
+    """The user's `module:function`.
+
+    Raises:
+        ClassifierError: if it cannot be imported, or is no function.
+    """
+    module_name, _, function_name = name.partition(":")
+    with _current_directory_on_path():
+        try:
+            imported = importlib.import_module(module_name)
+        except Exception as error:  # user code: whatever it raises is reported, with the traceback chained
+            raise ClassifierError(
+                f"classifier {name}: module {module_name!r} cannot be imported ({told(error)}); "
+                "start in the directory that holds it, or put it on PYTHONPATH"
+            ) from error
+    function: object = getattr(imported, function_name, None)
+    if not callable(function):
+        raise ClassifierError(
+            f"classifier {name}: {imported.__name__} has no function {function_name!r}; "
+            "give module:function with the function's name"
+        )
+    return function
+
+
+def call(
+    name: str, build: Callable[..., object], given: Mapping[str, object], arguments: Mapping[str, JsonValue]
+) -> nn.Module:
+    """What `build` returns for what drs-ray gives it and the user's own arguments.
+
+    Raises:
+        ClassifierError: if it raises, or returns no module.
+    """
+    with _current_directory_on_path():
+        try:
+            built = build(**given, **arguments)
+        except Exception as error:  # user code, or a library that does not know an argument
+            told_given = ", ".join(f"{key}={value}" for key, value in given.items())
+            raise ClassifierError(
+                f"classifier {name}: called with {told_given} and "
+                f"the arguments {dict(arguments)}, it raised {told(error)}; correct the function or the arguments"
+            ) from error
+    if not isinstance(built, nn.Module):
+        raise ClassifierError(
+            f"classifier {name}: must return a torch.nn.Module, got {type(built).__name__}; correct it"
+        )
+    return built
+
+
+def told(error: Exception) -> str:
+    """An exception of somebody else's code as a few words: its type and its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _torchvision(name: str, image_shape: Shape) -> Callable[..., object]:
+    from torchvision import models  # a second to import: only for those who use it
+
+    _look_up(f"torchvision:{name}", name, models.list_models(module=models))
+    need_colour(f"torchvision:{name}", image_shape)
+    return _quiet(models.get_model, name, weights=None)
+
+
+def _timm(name: str, image_shape: Shape) -> Callable[..., object]:
+    try:
+        import timm
+    except ImportError as error:
+        raise ClassifierError(
+            f"classifier timm:{name}: timm is not installed; install drs-ray with the extra timm (on every node)"
+        ) from error
+    _look_up(f"timm:{name}", name, timm.list_models())
+    return _quiet(timm.create_model, name, pretrained=False, in_chans=image_shape[0])
+
+
+def _look_up(architecture: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        raise ClassifierError(
+            f"classifier {architecture}: there is no such model among its {len(known)}; "
+            + (f"did you mean {' or '.join(close)}?" if close else "see the library's list of models")
+        )
+
+
+def _quiet(build: Callable[..., object], *names: str, **fixed: object) -> Callable[..., object]:
+    """Libraries warn about initial weights, which a checkpoint replaces."""
+
+    def built(**arguments: object) -> object:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return build(*names, **fixed, **arguments)
+
+    return built
+
+
+@contextlib.contextmanager
+def _current_directory_on_path() -> Iterator[None]:
+    """As `python -m` has it; a long-lived process gets its sys.path back."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+
+
+_LIBRARIES: Mapping[str, Callable[[str, Shape], Callable[..., object]]] = {"torchvision": _torchvision, "timm": _timm}

@@ -1,0 +1,83 @@
+"""Denoised smoothing (Salman et al., NeurIPS 2020): a denoiser before a base classifier, both of one sub-image.
+
+A denoiser here is a part of f^k: it is given the noisy sub-image as laid out and nothing else, so that the theorems
+apply to the two together. One that reads the whole noisy image before it is split does not fit (docs/theory.md 9,
+item 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from drs_ray.config import DenoiserConfig
+from drs_ray.errors import ClassifierError
+from drs_ray.models.building import call, find_function, told
+from drs_ray.models.checkpoints import load_checkpoint
+from drs_ray.models.pixels import Shape
+from drs_ray.models.tensors import load_tensors
+
+
+class DnCNN(nn.Module):
+    """Zhang et al. 2017, predicts the noise. Parameter names are those of microsoft/denoised-smoothing's `dncnn`."""
+
+    def __init__(self, channels: int, depth: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+        for _ in range(depth - 2):
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width, eps=1e-4)]
+            layers.append(nn.ReLU(inplace=True))
+        self.dncnn = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> [N, C, h, w]."""
+        denoised: Tensor = x - self.dncnn(x)
+        return denoised
+
+
+def load_denoiser(config: DenoiserConfig, image_shape: Shape, sub_image: int) -> nn.Module:
+    """Build a denoiser, load its checkpoint and try it: float32 [N, C, h, w] -> the same shape, in eval mode.
+
+    Args:
+        config: `dncnn`, or the user's `module:function`, called with `image_shape` and its arguments.
+        image_shape: (C, h, w) of the sub-image as laid out.
+        sub_image: whose it is, to name it in errors.
+
+    Raises:
+        ClassifierError: if it cannot be built or loaded, or returns something else than sub-images.
+    """
+    who = f"sub-image {sub_image}: denoiser {config.architecture}"
+    if ":" in config.architecture:
+        build = find_function(config.architecture)
+        module = call(config.architecture, build, {"image_shape": image_shape}, config.arguments)
+    elif config.architecture == "dncnn":
+        module = DnCNN(image_shape[0], **_sizes(who, config.arguments))
+    else:
+        raise ClassifierError(f"{who}: must be dncnn, or your own factory as module:function")
+    if config.checkpoint is not None:
+        load_tensors(module, load_checkpoint(config.checkpoint)[0], config.checkpoint)
+    elif ":" not in config.architecture:
+        raise ClassifierError(f"{who} needs a checkpoint; set classifiers.{sub_image}.denoiser.checkpoint")
+    module.eval()
+    inputs = torch.rand((2, *image_shape), generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            denoised: object = module(inputs)
+    except Exception as error:  # the user's module may raise anything
+        raise ClassifierError(f"{who} failed on an input of shape {list(inputs.shape)} ({told(error)})") from error
+    if not isinstance(denoised, Tensor) or denoised.shape != inputs.shape:
+        got = list(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
+        raise ClassifierError(f"{who} must return sub-images of shape {list(inputs.shape)}, as it is given, got {got}")
+    return module
+
+
+def _sizes(who: str, arguments: Mapping[str, JsonValue]) -> dict[str, int]:
+    sizes = {"depth": 17, "width": 64}
+    for key, value in arguments.items():
+        if key not in sizes or isinstance(value, bool) or not isinstance(value, int) or value < 2:
+            raise ClassifierError(f"{who}: arguments may be depth and width, whole numbers >= 2, got {key}: {value!r}")
+        sizes[key] = value
+    return sizes

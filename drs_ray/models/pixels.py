@@ -1,0 +1,58 @@
+"""How a classifier wants its pixels: resized, in its own range, normalised. All of it after the noise."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from drs_ray.config import PixelsConfig
+from drs_ray.errors import ClassifierError
+from drs_ray.models.architectures import Normalize
+
+Shape = tuple[int, int, int]
+
+
+class Pixels(nn.Module):
+    """Noisy pixels in units of [0, 1] -> what a network was trained on. It has no weights of its own."""
+
+    def __init__(self, pixels: PixelsConfig, channels: int) -> None:
+        """Prepare for images with so many channels.
+
+        Raises:
+            ClassifierError: when mean and std are not one number per channel.
+        """
+        super().__init__()
+        for name, values in (("mean", pixels.mean), ("std", pixels.std)):
+            if values is not None and len(values) != channels:
+                raise ClassifierError(
+                    f"classifiers.<k>.pixels.{name} must be a list of {channels} numbers, one per channel, "
+                    f"got {list(values)}"
+                )
+        self._size = pixels.resize
+        self._low, high = pixels.range
+        self._scale = high - self._low
+        self._normalize: Normalize | None = None
+        if pixels.mean is not None or pixels.std is not None:
+            self._normalize = Normalize(list(pixels.mean or [0.0] * channels), list(pixels.std or [1.0] * channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> [N, C, *resize]."""
+        if self._size is not None:
+            x = functional.interpolate(x, self._size, mode="bilinear", align_corners=False)
+        if (self._low, self._scale) != (0.0, 1.0):
+            x = x * self._scale + self._low
+        return x if self._normalize is None else self._normalize(x)
+
+
+def shape_seen(image_shape: Shape, pixels: PixelsConfig | None) -> Shape:
+    """(C, h, w) of what the network itself sees of a sub-image of `image_shape` as laid out."""
+    return image_shape if pixels is None or pixels.resize is None else (image_shape[0], *pixels.resize)
+
+
+def with_pixels(network: nn.Module, pixels: PixelsConfig | None, channels: int) -> nn.Module:
+    """The network behind its `Pixels`, or as it is."""
+    if pixels is None:
+        return network
+    return nn.Sequential(OrderedDict([("pixels", Pixels(pixels, channels)), ("network", network)]))

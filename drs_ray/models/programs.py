@@ -1,0 +1,86 @@
+"""Classifiers as programs: files of torch.export (.pt2), weights and computation in one.
+
+Such a file is code: torch evaluates expressions that it finds in it. So it is loaded only where the config says
+`architecture: torch.export`, and is then trusted as a factory of the user's own is. TorchScript, which torch has given
+up, is not loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from drs_ray.errors import ClassifierError
+from drs_ray.models.building import PROGRAM, told
+from drs_ray.models.checkpoints import read_bytes
+
+
+class Program(nn.Module):
+    """An exported graph as a module; eval or train mode was decided when it was exported.
+
+    The file's digest is a buffer: it is a part of `module_digest`, as the weights are.
+    """
+
+    def __init__(self, graph: nn.Module, data: bytes) -> None:
+        super().__init__()
+        self.graph = graph
+        digest = torch.tensor(list(hashlib.sha256(data).digest()), dtype=torch.uint8)
+        self.register_buffer("file_digest", digest, persistent=False)
+        for part in self.modules():
+            part.training = False
+
+    def train(self, mode: bool = True) -> Self:
+        """A graph cannot change its mode; torch's own raises."""
+        return self
+
+    def forward(self, x: Tensor) -> object:
+        """[N, C, h, w] -> whatever was exported: logits, to be checked."""
+        return self.graph(x)
+
+
+def load_program(location: str) -> Program:
+    """Read a .pt2 file, a local path or an s3:// URI, onto the CPU.
+
+    Raises:
+        ClassifierError: another suffix, or not a program of this version of torch.
+    """
+    if Path(location).suffix != ".pt2":
+        raise ClassifierError(
+            f"checkpoint {location}: the architecture {PROGRAM} takes a .pt2 file of torch.export.save; "
+            "name one, or the architecture whose weights this file has"
+        )
+    data = read_bytes(location)
+    try:
+        with warnings.catch_warnings(), _no_pickled_code():
+            warnings.simplefilter("ignore")
+            graph = torch.export.load(io.BytesIO(data)).module()
+    except Exception as error:  # torch raises nearly anything for a broken file
+        raise ClassifierError(
+            f"checkpoint {location}: not a program that this torch {torch.__version__} can load ({told(error)}); "
+            "export it again, with this version and on the CPU"
+        ) from error
+    return Program(graph, data)
+
+
+@contextmanager
+def _no_pickled_code() -> Iterator[None]:
+    """torch.export falls back to a full unpickling of what it does not know; this forbids it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,88 @@
+"""A checkpoint's tensors and a module: putting one into the other, and what the module then weighs, as a digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from drs_ray.errors import ClassifierError
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a state_dict into a module; a prefix that all names share (`module.`, `1.`, `network.`) does not matter.
+
+    Raises:
+        ClassifierError: naming a few of the missing, unexpected or misshapen tensors, and `source`.
+    """
+    own = module.state_dict()
+    own_prefix, given_prefix = _common_prefix(own), _common_prefix(tensors)
+    renamed = {own_prefix + name.removeprefix(given_prefix): value for name, value in tensors.items()}
+    # Checkpoints of torch < 0.4.1 do not have this counter of BatchNorm, which evaluation never reads.
+    missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]
+    unexpected = sorted(name for name in renamed if name not in own)
+    if missing or unexpected:
+        raise ClassifierError(
+            f"checkpoint {source}: its tensors are not those of the architecture (missing: {few(missing)}; "
+            f"unexpected: {few(unexpected)}); name the architecture that it was trained with"
+        )
+    misshapen = {
+        name: (tuple(renamed[name].shape), tuple(value.shape))
+        for name, value in own.items()
+        if name in renamed and renamed[name].shape != value.shape
+    }
+    if misshapen:
+        shapes = [f"{name} {list(given)} instead of {list(needed)}" for name, (given, needed) in misshapen.items()]
+        raise ClassifierError(
+            f"checkpoint {source}: its tensors do not have the architecture's shapes ({few(shapes)}); "
+            + _likely_cause(list(misshapen.values()))
+        )
+    module.load_state_dict(renamed, strict=False)
+
+
+def _likely_cause(misshapen: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+    """Where its head alone does not fit, or its first convolution alone, it was trained for another data set."""
+    outputs = {(given[0], needed[0]) for given, needed in misshapen if given[1:] == needed[1:] and given and needed}
+    if len(outputs) == 1 and all(given[1:] == needed[1:] for given, needed in misshapen):
+        ((given, needed),) = outputs
+        return f"it was probably trained for {given} classes, the run has {needed}: check the data set"
+    if len(misshapen) == 1 and len(misshapen[0][0]) == 4:
+        (given_shape, needed_shape) = misshapen[0]
+        if given_shape[:1] + given_shape[2:] == needed_shape[:1] + needed_shape[2:]:
+            return (
+                f"it takes images with {given_shape[1]} channels, the data set has {needed_shape[1]}: "
+                "check the data set, or choose another checkpoint"
+            )
+    return "check the architecture's arguments, the image size and the number of classes"
+
+
+def module_digest(module: nn.Module) -> str:
+    """sha256 (hex) over names, dtypes, shapes and bytes of all parameters and buffers, in order of name.
+
+    Buffers that are not in the state_dict count too: normalisation changes votes as weights do.
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    result = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        result.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        result.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
+
+
+def few(names: list[str]) -> str:
+    """The first three of them, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """The dotted prefix that all names share, such as `module.` or `1.`; "" if there is none."""
+    paths = [name.split(".")[:-1] for name in names]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return "".join(part + "." for part in shared)

@@ -1,0 +1,193 @@
+"""Compacting and repairing real runs by the command line, in a directory and on a real S3 server.
+
+Whatever is merged, killed, damaged or moved aside: the run ends with the counts of the undisturbed one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drs_ray import certify
+from drs_ray.config import parse_config
+from drs_ray.engine.plan import plan_units
+from drs_ray.engine.worker import UnitRunner
+from drs_ray.results.encoding import encode_part
+from drs_ray.results.run_record import read_record
+from drs_ray.results.store import Store, open_store
+from tests.servers import BUCKET
+from tests.support.runs import BATCH, Driver, command, counts_digest, drs_ray, run_config, run_data, write_config
+
+
+@dataclass(frozen=True)
+class Place:
+    """A finished run somewhere, and how the command line gets there."""
+
+    data: dict[str, Any]
+    store: Store
+    options: tuple[str, ...]
+
+    def drs_ray(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return drs_ray([words[0], self.store.uri, *words[1:], *self.options])
+
+    def certify(self) -> None:
+        certify(parse_config(self.data))
+
+    def small(self) -> list[str]:
+        return [item.key for item in self.store.list("counts/k")]
+
+    def compacted(self) -> list[str]:
+        return [item.key for item in self.store.list("counts/compacted-")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest that every run must end with."""
+    place = tmp_path_factory.mktemp("undisturbed") / "run"
+    certify(run_config(place))
+    return counts_digest(place)
+
+
+@pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "directory":
+        uri, options, endpoint = str(tmp_path / "run"), (), None
+        data = run_data(uri)
+    else:
+        endpoint = request.getfixturevalue("seaweed").endpoint
+        uri = f"s3://{BUCKET}/{tmp_path.name}"
+        data, options = run_data(uri), ("--endpoint-url", endpoint)
+        data["output"] = {"uri": uri, "endpoint_url": endpoint}
+    found = Place(data, open_store(uri, endpoint), options)
+    found.certify()
+    return found
+
+
+def test_compact_then_damage_then_repair(place: Place, undisturbed: str) -> None:
+    assert len(place.small()) == 8
+    done = place.drs_ray("compact")
+    assert done.returncode == 0, done.stderr
+    assert "8 units merged into 1 objects, 8 small parts deleted" in done.stdout
+    assert place.small() == []
+    assert counts_digest(place.store) == undisturbed
+    assert "0 units merged into 0 objects" in place.drs_ray("compact").stdout
+    assert "all counts can be trusted" in place.drs_ray("repair").stdout
+
+    (name,) = place.compacted()
+    damaged = bytearray(place.store.get(name))
+    damaged[len(damaged) // 2] ^= 1
+    place.store.put(name, bytes(damaged))
+    place.store.put("counts/k0/s0/notes.txt", b"what is this")
+    refused = place.drs_ray("reduce")
+    assert refused.returncode == 1
+    assert f"{name}: its bytes are not those that it is named after" in refused.stderr
+    assert "`drs-ray repair RUN`" in refused.stderr
+    refused = place.drs_ray("compact")
+    assert refused.returncode == 1
+    assert f"left alone: {name}" in refused.stdout
+
+    dry = place.drs_ray("repair", "--dry-run")
+    assert dry.returncode == 0
+    assert "4 would be moved aside; nothing was changed" in dry.stdout
+    assert place.compacted() == [name]
+    done = place.drs_ray("repair")
+    assert done.returncode == 0, done.stderr
+    assert f"{name}: its bytes are not those that it is named after; moved to set-aside/{name}" in done.stdout
+    assert "certificates.parquet: derived from counts that cannot be trusted" in done.stdout
+    assert place.store.get(f"set-aside/{name}") == damaged
+    assert "no counts yet" in place.drs_ray("reduce").stderr
+    assert "0 of 8" in place.drs_ray("status").stdout
+    place.certify()
+    assert counts_digest(place.store) == undisturbed
+    assert "all counts can be trusted" in place.drs_ray("repair").stdout
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["small", "compacted"])
+def test_what_verify_finds_repair_moves_aside_by_name(place: Place, undisturbed: str, compacted: bool) -> None:
+    record = read_record(place.store)
+    unit = plan_units(record)[3]
+    rows = list(UnitRunner(record, unit.sub_image).count(unit))
+    top, second = np.argsort(rows[1].votes)[::-1][:2]
+    rows[1].votes[[top, second]] += [1, -1]
+    place.store.put(unit.key, encode_part(rows, record.run_id, unit.key))
+    if compacted:
+        assert place.drs_ray("compact").returncode == 0
+    assert "all counts can be trusted" in place.drs_ray("repair").stdout
+    found = place.drs_ray("verify", "--units", "8", "--quiet")
+    assert found.returncode == 1
+    words = found.stderr.splitlines()[-1].partition("`drs-ray ")[2].partition("`")[0].split()
+    assert words == ["repair", place.store.uri, "--unit", unit.key]
+    done = drs_ray([*words, *place.options])
+    assert done.returncode == 0, done.stderr
+    assert f"{unit.key}: named as wrong by who ran repair; moved to set-aside/{unit.key}" in done.stdout
+    assert "7 of 8" in place.drs_ray("status").stdout
+    place.certify()
+    assert counts_digest(place.store) == undisturbed
+    again = drs_ray(["repair", place.store.uri, "--unit", "counts/k0", *place.options])
+    assert again.returncode == 2
+    assert "counts/k0: no unit of this run has this key" in again.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_compact_beside_a_live_driver_with_sigkills_of_the_compactor(
+    tmp_path: Path, undisturbed: str, ray_directory: str
+) -> None:
+    """The driver computes, the compactor merges and is killed at random moments, and a reader looks on."""
+    run = tmp_path / "run"
+    data = run_data(run, address="local", factory="slow", trigger=BATCH, seconds=0.01)
+    data["engine"] |= {"images_per_unit": 1, "workers": 1}
+    expected = _digest_of(tmp_path / "expected", data)
+    driver = Driver(write_config(tmp_path / "config.yaml", data), os.environ | {"RAY_TMPDIR": ray_directory})
+    driver.wait_until(lambda: list((run / "counts").rglob("i*.parquet")), "the first part")
+    moments, ends = random.Random(4), []
+    while driver.poll() is None:
+        ends.append(_killed_after(["compact", str(run)], moments.uniform(0.5, 2.5)))
+        counts_digest(run)  # every row once, or it raises
+    assert driver.returncode == 0, driver.text
+    assert -signal.SIGKILL in ends
+    assert set(ends) <= {0, -signal.SIGKILL}
+    assert drs_ray(["compact", str(run)]).returncode == 0
+    assert list((run / "counts").rglob("i*.parquet")) == []
+    assert counts_digest(run) == expected
+
+
+def _digest_of(place: Path, data: Mapping[str, Any]) -> str:
+    """Of the same run, done inline without disturbance."""
+    certify(parse_config({**data, "output": str(place), "engine": data["engine"] | {"address": "inline"}}))
+    return counts_digest(place)
+
+
+def _killed_after(words: list[str], seconds: float) -> int:
+    """How a command ends that is killed unless it is quicker."""
+    process = subprocess.Popen(command(words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    return process.wait()
+
+
+def test_sigkill_of_repair_at_random_moments(tmp_path: Path, undisturbed: str) -> None:
+    run = tmp_path / "run"
+    certify(run_config(run))
+    record = read_record(open_store(str(run)))
+    for unit in plan_units(record)[::2]:
+        (run / unit.key).write_bytes(b"damaged")
+    moments = random.Random(5)
+    for _ in range(4):
+        assert _killed_after(["repair", str(run)], moments.uniform(0.3, 1.2)) in (0, -signal.SIGKILL)
+    assert drs_ray(["repair", str(run)]).returncode == 0
+    copies = [path.read_bytes() for path in (run / "set-aside" / "counts").rglob("*.parquet")]
+    assert copies == [b"damaged"] * 4
+    certify(run_config(run))
+    assert counts_digest(run) == undisturbed

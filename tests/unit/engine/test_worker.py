@@ -1,0 +1,102 @@
+"""What a worker reads of an image folder: the images of its unit, one at a time, and nothing else."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drs_ray.config import EngineConfig, parse_config
+from drs_ray.data import folders
+from drs_ray.engine.certify import describe_run, open_session, resolve
+from drs_ray.engine.observer import Observer
+from drs_ray.engine.plan import plan_units
+from drs_ray.engine.worker import UnitRunner
+from drs_ray.results.run_record import RunRecord
+from tests.support.runs import run_data
+from tests.unit.results.factories import MemoryStore
+
+IMAGES = 24
+SPLIT = {"folder": "test", "imagenet": "val"}
+
+
+def made(root: Path, name: str, size: int) -> Path:
+    """So many random images in two classes."""
+    random = np.random.default_rng(0)
+    for number in range(IMAGES):
+        file = root / SPLIT[name] / f"class{number * 2 // IMAGES}" / f"{number:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (size, size, 3), np.uint8)).save(file)
+    return root / SPLIT[name]
+
+
+def described(root: Path, name: str, images_per_unit: int, **dataset: Any) -> RunRecord:
+    data = run_data("never-written", images=IMAGES)
+    data["dataset"] |= {"name": name, "root": str(root), "split": SPLIT[name], **dataset}
+    data["budget"] = {"selection": 5, "estimation": 10}
+    data["noise"] = {"block": 10}
+    data["engine"] |= {"images_per_unit": images_per_unit, "batch": 5}
+    with open_session(EngineConfig(address="inline")) as session:
+        return describe_run(resolve(parse_config(data), session), Observer())
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the image files that were opened, in order."""
+    names: list[str] = []
+
+    class Spy:
+        @staticmethod
+        def open(file: Path) -> Image.Image:
+            names.append(file.name)
+            return Image.open(file)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(Image, name)
+
+    monkeypatch.setattr(folders, "Image", Spy())
+    return names
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("folder", {}), ("imagenet", {"image_size": 28})])
+def test_only_the_images_of_the_unit_are_opened(
+    tmp_path: Path, opened: list[str], name: str, dataset: dict[str, int]
+) -> None:
+    split = made(tmp_path, name, 32)
+    record = described(tmp_path, name, 3, **dataset)
+    size_of_all = ["000.png"] if name == "folder" else []  # a folder's images have the size of its first one
+    assert opened == size_of_all
+    unit = plan_units(record)[8]
+    mine = [f"{position:03}.png" for position in unit.positions]
+    assert len(mine) == 3
+    for file in split.rglob("*.png"):
+        if file.name not in {*mine, *size_of_all}:
+            file.write_bytes(b"\0" * file.stat().st_size)  # the digest covers sizes: what is broken is not looked at
+    opened.clear()
+    runner = UnitRunner(record, unit.sub_image)
+    assert opened == size_of_all
+    opened.clear()
+    store = MemoryStore()
+    runner.run(unit, store)
+    assert opened == mine
+    assert list(store.objects) == [unit.key]
+
+
+def test_a_unit_of_many_images_holds_one_at_a_time(tmp_path: Path) -> None:
+    made(tmp_path, "imagenet", 224)
+    record = described(tmp_path, "imagenet", IMAGES)
+    (unit, *_) = plan_units(record)
+    assert len(unit.positions) == IMAGES
+    runner = UnitRunner(record, unit.sub_image)
+    tracemalloc.start()  # numpy's memory, not torch's
+    try:
+        runner.run(unit, MemoryStore())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    one = 3 * 224 * 224 * 4
+    assert one < peak < 5 * one  # its bytes, its floats, and what arithmetic makes of them
