@@ -91,6 +91,8 @@ def check_names(config: RunConfig, config_path: str, files: Mapping[str, int], d
     named = {"config": config_path}
     for number, classifier in enumerate(config.classifiers):
         named[f"classifiers.{number}.checkpoint"] = classifier.checkpoint or ""
+        if classifier.denoiser is not None:
+            named[f"classifiers.{number}.denoiser.checkpoint"] = classifier.denoiser.checkpoint or ""
     if not config.dataset.download:
         named["dataset.root"] = config.dataset.root or ""
     for key, name in named.items():

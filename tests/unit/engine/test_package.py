@@ -98,6 +98,10 @@ def test_relative_names_must_be_packed(tmp_path: Path) -> None:
     for checkpoint in ("left.safetensors", "./left.safetensors", "s3://bucket/left.safetensors", "/on/every/node.pt"):
         data["classifiers"][0]["checkpoint"] = checkpoint
         _check(tmp_path, data)
+    data["classifiers"][1]["denoiser"] = {"architecture": "dncnn", "checkpoint": "denoiser.pt"}
+    with pytest.raises(ConfigError, match=r"^classifiers\.1\.denoiser\.checkpoint: denoiser\.pt is not there in"):
+        _check(tmp_path, data)
+    del data["classifiers"][1]["denoiser"]
     data["classifiers"][1]["checkpoint"] = "right.safetensors"
     with pytest.raises(ConfigError, match=r"^classifiers\.1\.checkpoint: right\.safetensors is not there in"):
         _check(tmp_path, data)
