@@ -1,4 +1,4 @@
-"""Joining or starting a Ray. An address at which there is none is refused within seconds: Ray itself would wait."""
+"""Joining or starting a Ray. An address without one is refused within seconds: Ray itself needs 14 minutes for that."""
 
 from __future__ import annotations
 

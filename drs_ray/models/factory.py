@@ -77,20 +77,16 @@ def load_classifier(
         ClassifierError: if it cannot be built or loaded, or does not fit. Another training sigma or data set is a
             warning only.
     """
-    if checkpoint is None and not is_factory(architecture):
-        raise ClassifierError(
-            f"sub-image {sub_image}: classifier {architecture} needs a checkpoint; "
-            f"set classifiers.{sub_image}.checkpoint, or train one with `drs-ray train`"
-        )
     warnings: tuple[str, ...] = ()
     if architecture == PROGRAM:
         if arguments:
             raise ClassifierError(f"sub-image {sub_image}: {PROGRAM} takes no arguments, got {dict(arguments)}")
-        module = with_pixels(load_program(str(checkpoint)), pixels, image_shape[0])
+        module = with_pixels(load_program(_needed(checkpoint, architecture, sub_image)), pixels, image_shape[0])
     else:
         module = build_module(architecture, arguments, image_shape, num_classes, pixels)
-        if checkpoint is not None:
-            tensors, metadata = load_checkpoint(checkpoint)
+        if checkpoint is not None or not is_factory(architecture):
+            source = _needed(checkpoint, architecture, sub_image)
+            tensors, metadata = load_checkpoint(source)
             if metadata is not None:
                 expected = {
                     "sub_image": sub_image,
@@ -102,9 +98,9 @@ def load_classifier(
                     "num_classes": num_classes,
                     "image_shape": image_shape,
                 }
-                _check_metadata(checkpoint, metadata, expected)
-                warnings = tuple(_warnings(checkpoint, metadata, sub_image, sigma, dataset))
-            load_tensors(module, tensors, checkpoint)
+                _check_metadata(source, metadata, expected)
+                warnings = tuple(_warnings(source, metadata, sub_image, sigma, dataset))
+            load_tensors(module, tensors, source)
     if denoiser is not None:
         before = load_denoiser(denoiser, image_shape, sub_image)
         module = nn.Sequential(OrderedDict([("denoiser", before), ("classifier", module)]))
@@ -112,6 +108,15 @@ def load_classifier(
     probe = check_classifier(module, image_shape, num_classes, sub_image)  # first: lazy layers take their shape
     module.requires_grad_(False)
     return BaseClassifier(module, module_digest(module), warnings, probe)
+
+
+def _needed(checkpoint: str | None, architecture: str, sub_image: int) -> str:
+    if checkpoint is None:
+        raise ClassifierError(
+            f"sub-image {sub_image}: classifier {architecture} needs a checkpoint; "
+            f"set classifiers.{sub_image}.checkpoint, or train one with `drs-ray train`"
+        )
+    return checkpoint
 
 
 def _warnings(

@@ -28,7 +28,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(services, "find_gcs_addresses", list)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    _init(monkeypatch, lambda: pytest.fail("ray.init would wait without end"))
+    _init(monkeypatch, lambda: pytest.fail("ray.init would wait for minutes"))
 
 
 def _init(monkeypatch: pytest.MonkeyPatch, does: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the image files that were opened, in order."""
     names: list[str] = []
 
-    class Spy:
-        @staticmethod
-        def open(file: Path) -> Image.Image:
-            names.append(file.name)
-            return Image.open(file)
+    def noted(opening: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def note(file: Any) -> Any:
+            if isinstance(file, Path) and file.suffix == ".png":
+                names.append(file.name)
+            return opening(file)
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(Image, name)
+        return note
 
-    monkeypatch.setattr(folders, "Image", Spy())
+    monkeypatch.setattr(Path, "read_bytes", noted(Path.read_bytes))
+    monkeypatch.setattr(folders.Image, "open", noted(Image.open))
     return names
 
 
@@ -92,6 +93,7 @@ def test_a_unit_of_many_images_holds_one_at_a_time(tmp_path: Path) -> None:
     (unit, *_) = plan_units(record)
     assert len(unit.positions) == IMAGES
     runner = UnitRunner(record, unit.sub_image)
+    runner.run(unit, MemoryStore())  # what is imported on first use is not counted
     tracemalloc.start()  # numpy's memory, not torch's
     try:
         runner.run(unit, MemoryStore())
