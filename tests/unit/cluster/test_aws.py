@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import shlex
+import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,37 @@ def test_a_token_and_no_public_port() -> None:
     assert "--dashboard-host=127.0.0.1" in start
 
 
+class Machines:
+    """In place of `subprocess`: writes down what Ray's launcher would do over ssh, and answers as a new machine would."""
+
+    PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+    CalledProcessError = subprocess.CalledProcessError
+    ANSWERS = {
+        "command -v docker": b"/usr/bin/docker",
+        "cat /proc/meminfo": b"MemAvailable: 16000000 kB",
+        ".Config.Env": b'["PATH=/usr/local/bin:/usr/bin:/bin"]',
+        "printenv HOME": b"/home/ray",
+    }
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+        self.sent: dict[str, bytes] = {}
+
+    def check_output(self, command: Sequence[str], **options: object) -> bytes:
+        self.commands.append(" ".join(command))
+        if command[0] == "rsync":
+            self.sent[command[-1].rpartition("/")[2]] = Path(command[-2]).read_bytes()
+        return next((answer for part, answer in self.ANSWERS.items() if part in self.commands[-1]), b"")
+
+    def check_call(self, command: Sequence[str], **options: object) -> int:
+        self.check_output(command)
+        return 0
+
+    def first(self, *parts: str) -> int:
+        """Position of the first command that has all parts."""
+        return next(n for n, command in enumerate(self.commands) if all(part in command for part in parts))
+
+
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, str]]:
     """moto's AWS with the prerequisites of docs/clusters.md: group, private subnet, profiles with policies."""
@@ -143,6 +175,62 @@ def test_a_launch_of_a_head_and_a_worker(ray_util: Any, account: dict[str, str])
         assert [group["GroupId"] for group in instance.security_groups] == [account[GROUP]]
     rules = [rule for group in ec2.security_groups.all() for rule in group.ip_permissions]
     assert not [source for rule in rules for source in rule["IpRanges"]]  # ray up has opened nothing to any address
+
+
+def test_what_ray_up_does_on_the_machines(ray_util: Any, account: dict[str, str], tmp_path: Path) -> None:
+    """A head and a worker set up by Ray's own launcher; nothing is executed, all commands are seen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.autoscaler._private.aws.config import bootstrap_aws
+        from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+        from ray.autoscaler._private.commands import get_or_create_head_node
+        from ray.autoscaler._private.updater import NodeUpdaterThread
+
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("the token")
+        config = bootstrap_aws(ray_util.prepare_config(_with_own_values(account)))
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        head = Machines()
+        get_or_create_head_node(
+            config, "aws.yaml", False, False, True, config["cluster_name"], _provider=provider, _runner=head
+        )
+        (node,) = provider.create_node(
+            config["available_node_types"]["gpu"]["node_config"],
+            {"ray-node-type": "worker", "ray-user-node-type": "gpu"},
+            1,
+        )
+        remote = json.loads(head.sent["ray_bootstrap_config.yaml"])
+        worker = Machines()
+        updater = NodeUpdaterThread(
+            node_id=node,
+            provider_config=remote["provider"],
+            provider=provider,
+            auth_config=remote["auth"],
+            cluster_name=remote["cluster_name"],
+            file_mounts=config["file_mounts"],
+            initialization_commands=remote["initialization_commands"],
+            setup_commands=remote["worker_setup_commands"],
+            ray_start_commands=remote["worker_start_ray_commands"],
+            runtime_hash="",
+            file_mounts_contents_hash="",
+            is_head_node=False,
+            docker_config=remote["docker"],
+            process_runner=worker,
+        )
+        updater.start()
+        updater.join()
+        assert updater.exitcode == 0
+    for machines, start in ((head, "ray start --head"), (worker, "ray start --address=")):
+        assert machines.sent["auth_token"] == b"the token"
+        token = machines.first("rsync --rsh", "auth_token")
+        begun = machines.first("docker run", "--env RAY_AUTH_MODE=token", ":/home/ray/.ray/auth_token")
+        assert token < begun < machines.first(start)
+    assert machines.first("docker run", "--gpus all") == begun
+    assert "--gpus" not in head.commands[head.first("docker run")]
+    # From outside by Session Manager and instance id; from the head to its workers by their private addresses.
+    assert all("aws ssm start-session" in command for command in head.commands)
+    assert not {"ssh_proxy_command", "ssh_proxy_use_node_id"} & set(remote["auth"])
+    assert "--dashboard-host=127.0.0.1" in head.commands[head.first("ray start --head")]
 
 
 def test_policies_are_well_formed_and_about_this_cluster() -> None:
