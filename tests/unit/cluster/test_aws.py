@@ -9,7 +9,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import boto3
 import botocore.session
@@ -81,11 +81,11 @@ def test_a_token_and_no_public_port() -> None:
 
 
 class Machines:
-    """In place of `subprocess`: writes down what Ray's launcher would do over ssh, and answers as a new machine would."""
+    """In place of `subprocess`: writes down what Ray's launcher would do over ssh, answers as a new machine would."""
 
     PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
     CalledProcessError = subprocess.CalledProcessError
-    ANSWERS = {
+    ANSWERS: ClassVar = {
         "command -v docker": b"/usr/bin/docker",
         "cat /proc/meminfo": b"MemAvailable: 16000000 kB",
         ".Config.Env": b'["PATH=/usr/local/bin:/usr/bin:/bin"]',
@@ -184,7 +184,6 @@ def test_what_ray_up_does_on_the_machines(ray_util: Any, account: dict[str, str]
         from ray.autoscaler._private.aws.config import bootstrap_aws
         from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
         from ray.autoscaler._private.commands import get_or_create_head_node
-        from ray.autoscaler._private.updater import NodeUpdaterThread
 
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("the token")
@@ -201,36 +200,21 @@ def test_what_ray_up_does_on_the_machines(ray_util: Any, account: dict[str, str]
         )
         remote = json.loads(head.sent["ray_bootstrap_config.yaml"])
         worker = Machines()
-        updater = NodeUpdaterThread(
-            node_id=node,
-            provider_config=remote["provider"],
-            provider=provider,
-            auth_config=remote["auth"],
-            cluster_name=remote["cluster_name"],
-            file_mounts=config["file_mounts"],
-            initialization_commands=remote["initialization_commands"],
-            setup_commands=remote["worker_setup_commands"],
-            ray_start_commands=remote["worker_start_ray_commands"],
-            runtime_hash="",
-            file_mounts_contents_hash="",
-            is_head_node=False,
-            docker_config=remote["docker"],
-            process_runner=worker,
+        runner = provider.get_command_runner(
+            "", node, remote["auth"], remote["cluster_name"], worker, True, remote["docker"]
         )
-        updater.start()
-        updater.join()
-        assert updater.exitcode == 0
-    for machines, start in ((head, "ray start --head"), (worker, "ray start --address=")):
-        assert machines.sent["auth_token"] == b"the token"
-        token = machines.first("rsync --rsh", "auth_token")
-        begun = machines.first("docker run", "--env RAY_AUTH_MODE=token", ":/home/ray/.ray/auth_token")
-        assert token < begun < machines.first(start)
-    assert machines.first("docker run", "--gpus all") == begun
-    assert "--gpus" not in head.commands[head.first("docker run")]
+        runner.run_init(as_head=False, file_mounts=remote["file_mounts"], sync_run_yet=True)
+    assert head.sent["auth_token"] == b"the token"
+    begun = head.first("docker run", "--env RAY_AUTH_MODE=token", ":/home/ray/.ray/auth_token")
+    assert (
+        head.first("rsync --rsh", "auth_token") < begun < head.first("ray start --head", "--dashboard-host=127.0.0.1")
+    )
+    assert worker.first("docker run", "--env RAY_AUTH_MODE=token", ":/home/ray/.ray/auth_token", "--gpus all")
+    assert "--gpus" not in head.commands[begun]
     # From outside by Session Manager and instance id; from the head to its workers by their private addresses.
     assert all("aws ssm start-session" in command for command in head.commands)
     assert not {"ssh_proxy_command", "ssh_proxy_use_node_id"} & set(remote["auth"])
-    assert "--dashboard-host=127.0.0.1" in head.commands[head.first("ray start --head")]
+    assert all(f"ubuntu@{provider.internal_ip(node)}" in command for command in worker.commands)
 
 
 def test_policies_are_well_formed_and_about_this_cluster() -> None:

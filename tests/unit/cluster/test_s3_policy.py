@@ -8,15 +8,20 @@ from pathlib import Path
 
 import boto3
 import pytest
+import torch
 from botocore.client import BaseClient
 
 import drs_ray
+from drs_ray.config import RunConfig, parse_config
+from drs_ray.data.datasets import load_dataset
+from drs_ray.data.packing import pack_dataset
 from drs_ray.engine.status import run_status
+from drs_ray.models.building import build_module
 from drs_ray.results.compact import compact_run
 from drs_ray.results.repair import repair_run
 from drs_ray.results.run_record import read_record
 from drs_ray.results.store import open_store
-from tests.support.runs import run_config
+from tests.support.runs import run_data
 
 POLICY = Path(__file__).parents[3] / "cluster" / "iam" / "s3.json"
 # Which permission a request needs: https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-with-s3-policy-actions.html
@@ -48,15 +53,31 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return seen
 
 
+def _config(place: str, directory: Path) -> RunConfig:
+    """A run whose images, checkpoints and results are on S3; the checkpoints are written into the directory."""
+    data = run_data(place, images=6)
+    data["dataset"] |= {"name": "parquet", "root": "s3://policy/digits"}
+    data["classifiers"] = []
+    for k in (0, 1):
+        torch.save(build_module("digits-cnn", {}, (1, 28, 14), 10).state_dict(), directory / f"{k}.pt")
+        data["classifiers"].append({"architecture": "digits-cnn", "checkpoint": f"s3://policy/{k}.pt", "sigma": 0.5})
+    return parse_config(data)
+
+
 def test_the_policy_is_what_the_commands_need(
-    requests: set[str], moto_endpoint: str, monkeypatch: pytest.MonkeyPatch
+    requests: set[str], moto_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
-    boto3.client("s3").create_bucket(Bucket="policy")
-    requests.clear()
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="policy")
     place = "s3://policy/run"
-    drs_ray.certify(run_config(place, images=6))
-    drs_ray.certify(run_config(place, images=6))  # nothing is left to do
+    config = _config(place, tmp_path)
+    for file in sorted(tmp_path.glob("*.pt")):
+        s3.upload_file(str(file), "policy", file.name)
+    requests.clear()
+    pack_dataset(load_dataset("mnist5k"), None, open_store("s3://policy/digits"), told=lambda images: None)
+    drs_ray.certify(config)
+    drs_ray.certify(config)  # nothing is left to do
     store = open_store(place)
     record = read_record(store)
     run_status(store)
@@ -65,7 +86,7 @@ def test_the_policy_is_what_the_commands_need(
     repair_run(store, record)
     store.put(next(iter(store.list("counts/"))).key, b"not parquet")
     assert repair_run(store, record)  # moved aside
-    drs_ray.certify(run_config(place, images=6))
+    drs_ray.certify(config)
     drs_ray.reduce(place, alpha=0.01)
     drs_ray.write_report([drs_ray.read_run(place)], place)
     assert requests >= {"PutObject", "GetObject", "ListObjectsV2", "DeleteObject"}
