@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cluster, data, driver, loop, memory, noise, parts, reduce, startup, worker
+from benchmarks import cluster, data, driver, loop, memory, noise, parts, reduce, startup, training, worker
 
 BENCHMARKS = {
     "startup": startup,
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "cluster": cluster,
     "reduce": reduce,
     "parts": parts,
+    "training": training,
 }
 
 

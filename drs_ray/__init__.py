@@ -14,6 +14,7 @@ from drs_ray.errors import DrsError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from drs_ray.attacks.report import AttackReport
     from drs_ray.certificates.certify import Rule
     from drs_ray.engine.observer import Observer
     from drs_ray.engine.verify import VerifyReport
@@ -26,6 +27,7 @@ __all__ = [
     "Rule",
     "RunConfig",
     "SmoothedClassifier",
+    "attack",
     "certify",
     "load_config",
     "make_partition",
@@ -50,6 +52,25 @@ def __getattr__(name: str) -> object:
     if name not in _LOADED_WHEN_USED:
         raise AttributeError(f"module 'drs_ray' has no attribute '{name}'")
     return getattr(importlib.import_module(_LOADED_WHEN_USED[name]), name)
+
+
+def attack(uri: str, images: int = 20, *, endpoint_url: str | None = None, **options: Any) -> AttackReport:
+    """Search perturbations that change a run's certified predictions; `check()` the report.
+
+    Args:
+        uri: directory or s3:// URI of a reduced run.
+        images: how many of its images.
+        endpoint_url: endpoint of an S3-compatible server, if not the default.
+        options: steps, samples, confirmation, level, seed, device, overrides, told; see
+            `drs_ray.attacks.run.attack_run`.
+
+    Raises:
+        As `attack_run`.
+    """
+    from drs_ray.attacks.run import attack_run
+    from drs_ray.results.store import open_store
+
+    return attack_run(open_store(uri, endpoint_url), images, **options)
 
 
 def certify(config: RunConfig, observer: Observer | None = None) -> RunResult:
@@ -101,7 +122,7 @@ def reduce(uri: str, *, endpoint_url: str | None = None, **certificate: Any) -> 
 
 
 def train(config: RunConfig) -> list[str]:
-    """Train the config's sub-image classifiers; returns the checkpoints' paths."""
+    """Train the config's sub-image classifiers, or go on; returns the checkpoints' paths. See `train_run`."""
     from drs_ray.training.run import train_run
 
     return [str(path) for path in train_run(config)]

@@ -256,6 +256,54 @@ def verify(
     print("the stored votes agree")
 
 
+@app.command(epilog="Example: `drs-ray attack s3://bucket/run --images 50 --output attack.parquet`")
+def attack(
+    run: RunArgument,
+    images: Annotated[int, typer.Option(min=1, help="How many images of the run, drawn at random.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Descent steps for an image's direction.")] = 60,
+    samples: Annotated[int, typer.Option(min=2, help="Noise samples per sub-image of a step.")] = 32,
+    confirmation: Annotated[int, typer.Option(min=1, help="Fresh samples per sub-image that confirm.")] = 10_000,
+    level: Annotated[float, typer.Option(help="Chance that any confirmation is wrong, over all images.")] = 1e-3,
+    seed: Annotated[int | None, typer.Option(min=0, help="Repeat an earlier attack.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: the run's, where it is here].")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Parquet file or s3:// URI for the table and the images found.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="dataset.root or classifiers.N.checkpoint on this machine."),
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Search perturbations that change a run's certified predictions: none may be shorter than the certified radius."""
+    from drs_ray.attacks.run import attack_run
+    from drs_ray.console import images_progress
+    from drs_ray.facts import attack_facts, render_attack, render_facts
+    from drs_ray.interrupts import interruptible
+
+    with interruptible("nothing was written"), images_progress(_stderr(), "attack", quiet) as told:
+        found = attack_run(
+            _open(run, endpoint_url),
+            images,
+            steps=steps,
+            samples=samples,
+            confirmation=confirmation,
+            level=level,
+            seed=seed,
+            device=device,
+            overrides=set_ or (),
+            told=told,
+        )
+    _stdout().print(render_attack(found))
+    _stdout().print(render_facts(attack_facts(found)))
+    if output is not None:
+        found.write(output, endpoint_url)
+        print(f"attack: {output}")
+    found.check()
+    print("no certificate is contradicted")
+
+
 @app.command(epilog="Example: `drs-ray compact s3://bucket/run`")
 def compact(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
     """Merge a run's small parts into few large objects. Safe at any time, also while the run goes on."""
@@ -338,11 +386,11 @@ def pack(
 
 @app.command(epilog="Example: `drs-ray train config.yaml --set training.epochs=30`")
 def train(config: ConfigArgument, set_: SetOption = None, quiet: QuietOption = False) -> None:
-    """Train the config's sub-image classifiers under Gaussian noise and write their checkpoints."""
+    """Train the config's sub-image classifiers under noise, or go on where that was interrupted; write checkpoints."""
     from drs_ray.console import train_with_progress
     from drs_ray.interrupts import interruptible
 
-    with interruptible("checkpoints that were finished are kept; run the same command to train again"):
+    with interruptible("what was trained is kept; run the same command to go on"):
         for path in train_with_progress(_load(config, set_, None), _stderr(), quiet):
             print(path)
 

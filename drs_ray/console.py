@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,15 +180,9 @@ def rate_text(rate: float | None) -> str:
     return "- samples/s" if rate is None else f"{rate:,.0f} samples/s"
 
 
-def pack_with_progress(config: DatasetConfig, store: Store, console: Console, quiet: bool) -> tuple[PackedIndex, bool]:
-    """Pack a data set with a bar over images (a line at each tenth where there is no terminal); see `pack_dataset`."""
-    from drs_ray.data.datasets import load_dataset
-    from drs_ray.data.packing import pack_dataset
-
-    dataset = load_dataset(
-        config.name, config.root, config.split, config.download, config.image_size, config.endpoint_url
-    )
-    images = len(dataset)
+@contextmanager
+def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar over images, moved by calling it with (done, all); a line at each tenth where there is no terminal."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -199,14 +194,29 @@ def pack_with_progress(config: DatasetConfig, store: Store, console: Console, qu
         disable=quiet or not console.is_terminal,
         transient=True,
     ) as progress:
-        task = progress.add_task("pack", total=images)
+        task = progress.add_task(label, total=None)
+        tenths = 0
 
-        def told(done: int) -> None:
-            progress.update(task, completed=done)
-            if not quiet and not console.is_terminal and 10 * done // images > 10 * (done - 1) // images:
-                console.print(f"pack: {done:,} of {images:,} images", highlight=False)
+        def told(done: int, images: int) -> None:
+            nonlocal tenths
+            progress.update(task, completed=done, total=images)
+            if not quiet and not console.is_terminal and 10 * done // images > tenths:
+                console.print(f"{label}: {done:,} of {images:,} images", highlight=False)
+            tenths = 10 * done // images
 
-        return pack_dataset(dataset, config.image_size, store, told)
+        yield told
+
+
+def pack_with_progress(config: DatasetConfig, store: Store, console: Console, quiet: bool) -> tuple[PackedIndex, bool]:
+    """Pack a data set with a bar over images (a line at each tenth where there is no terminal); see `pack_dataset`."""
+    from drs_ray.data.datasets import load_dataset
+    from drs_ray.data.packing import pack_dataset
+
+    dataset = load_dataset(
+        config.name, config.root, config.split, config.download, config.image_size, config.endpoint_url
+    )
+    with images_progress(console, "pack", quiet) as told:
+        return pack_dataset(dataset, config.image_size, store, lambda done: told(done, len(dataset)))
 
 
 def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> list[Path]:
@@ -235,4 +245,7 @@ def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> lis
             if epoch == epochs and not quiet:
                 console.print(f"train: sub-image {sub_image}, {epochs} epochs: {note}", highlight=False)
 
-        return train_run(config, on_progress=on_epoch)
+        def on_note(note: str) -> None:
+            console.print(f"train: {note}", markup=False, highlight=False, soft_wrap=True)
+
+        return train_run(config, on_progress=on_epoch, on_note=on_note)

@@ -45,6 +45,10 @@ class CountsError(DrsError):
     """Vote counts that are truncated, foreign, duplicated, missing or do not add up."""
 
 
+class SoundnessError(DrsError):
+    """A certificate that a confirmed perturbation contradicts."""
+
+
 class EngineError(DrsError):
     """A run that the engine could not carry through."""
 

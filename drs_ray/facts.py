@@ -1,18 +1,21 @@
-"""What `plan`, `status` and `verify` found, as names and values for a terminal."""
+"""What `plan`, `status`, `verify` and `attack` found, as names and values for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from drs_ray.console import rate_text
+from drs_ray.results.rounding import format_down, format_up
 from drs_ray.results.summary import duration_text
 
 if TYPE_CHECKING:
+    from drs_ray.attacks.report import AttackReport
     from drs_ray.engine.forecast import RunPlan, Size
     from drs_ray.engine.probe import Speed
     from drs_ray.engine.status import Driver, RunStatus
@@ -119,4 +122,36 @@ def verify_facts(found: VerifyReport, images: int, level: float) -> dict[str, st
         **({} if found.exact else {"finds with 95 %": f"vote shares that differ by {', '.join(shifts)}"}),
         "meets with 95 %": met,
         "comparisons": f"{found.comparisons:,}, {len(found.differences):,} differ",
+    }
+
+
+def render_attack(found: AttackReport) -> Table:
+    """One row per attacked image: its certified radius, rounded down, and the smallest confirmed norm, rounded up."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("image", "label", "certified", "radius", "found", "norm", "norm / radius"):
+        table.add_column(name, justify="right", no_wrap=True)
+    columns = ["image_id", "label", "prediction", "radius", "rival", "norm", "limit"]
+    for row in found.table.select(columns).to_pylist():
+        broken, unsound = row["rival"] >= 0, row["norm"] < row["radius"]
+        table.add_row(
+            *(str(row[name]) for name in ("image_id", "label", "prediction")),
+            format_down(row["radius"], 3),
+            str(row["rival"]) if broken else "-",
+            format_up(row["norm"], 3) if broken else f"none up to {format_down(row['limit'], 3)}",
+            f"{row['norm'] / row['radius']:.3f}{' UNSOUND' if unsound else ''}" if broken else "-",
+            style="bold red" if unsound else None,
+        )
+    return table
+
+
+def attack_facts(found: AttackReport) -> dict[str, str]:
+    """What was attacked, and how near the certificates it came."""
+    broken = int(found.broken.sum())
+    ratio, slack = found.median_ratio, found.smallest_slack
+    return {
+        "run": found.run_id,
+        "attacked": f"{found.attacked:,} images, {found.skipped:,} more abstain (--seed {found.seed}, {found.device})",
+        "broken": f"{broken:,}, confirmed by fresh samples; all hold with probability >= 1 - {found.level:g}",
+        "median norm / radius": "-" if ratio is None else f"{ratio:.3f}",
+        "smallest norm - radius": "-" if slack is None else f"{slack:.4f}",
     }

@@ -53,6 +53,21 @@ class Rule:
         """For example `probit rivals staircase`, with ` or pooled` where some images may get the pooled rule."""
         return self.name_of_boxes + (" or pooled" if self.pooled else "")
 
+    @classmethod
+    def named(cls, name: str) -> Rule:
+        """The rule that has this `name`.
+
+        Raises:
+            ValueError: no rule has it.
+        """
+        boxes, pooled = name.removesuffix(" or pooled"), name.endswith(" or pooled")
+        vote, bounded, confidence, *rest = [*boxes.split(" "), "", "", ""]
+        weights = tuple(map(float, rest[0].removeprefix("w=").split(","))) if rest[0].startswith("w=") else None
+        rule = cls(vote, confidence, weights, bounded == "rivals", pooled)
+        if rule.name != name:
+            raise ValueError(f"no rule is named '{name}'")
+        return rule
+
     @property
     def name_of_boxes(self) -> str:
         """The name that stands in the certificate of an image whose boxes were used."""

@@ -42,6 +42,11 @@ class Placement:
         }
 
     @property
+    def needed(self) -> dict[str, float]:
+        """Amount of each of Ray's resources."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **self.resources}
+
+    @property
     def needs(self) -> str:
         """What one worker asks for, in words."""
         custom = "".join(f" and {amount:g} {name}" for name, amount in self.resources.items())

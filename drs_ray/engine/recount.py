@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from drs_ray.certificates.homogeneity import homogeneity_p_values
-from drs_ray.engine.certify import DEFAULT_BATCH
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
+from drs_ray.engine.reopen import on_device
 from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible, threads_of
 from drs_ray.errors import CountsError
 from drs_ray.results.encoding import CountsRow
@@ -117,11 +117,7 @@ def recount(
         CountsError: a part that cannot be trusted. DataError, ClassifierError: see `UnitRunner`.
     """
     engine = record.config.engine
-    assert engine.batch is not None  # resolved before the record was made
-    here = record
-    if not exact:  # the run's forward batch may be too large for this device, and votes need not be the same
-        batch = min(engine.batch, DEFAULT_BATCH[device])
-        here = record.model_copy(update={"config": record.config.updated("engine", device=device, batch=batch)})
+    here = record if exact else on_device(record, device)
     threads = torch.get_num_threads()
     if exact:
         torch.set_num_threads(threads_of(engine.cpus_per_worker))

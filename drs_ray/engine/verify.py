@@ -21,15 +21,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 
-import torch
-
 from drs_ray.certificates.homogeneity import detectable_shift
-from drs_ray.config import RunConfig, apply_overrides, parse_config
 from drs_ray.engine.certify import hardware_of
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit, blocks, stage_units
 from drs_ray.engine.recount import Compared, Difference, recount
+from drs_ray.engine.reopen import device_here, located
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import PHASES
@@ -38,7 +36,6 @@ from drs_ray.results.store import Store
 CONFIDENCE = 0.95
 """What the check would have shown is said for this probability."""
 
-_PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.(denoiser\.)?checkpoint")
 _SEED_BITS = 32
 
 
@@ -130,11 +127,11 @@ def verify_run(
         CountsError: no run, no counts, or a part that cannot be trusted as it is.
         DataError, ClassifierError: the data, weights or code found here are not those that the run names.
     """
-    _check_arguments(units, images, level, device)
+    _check_arguments(units, images, level)
     observer = observer or Observer()
     record = read_record(store)
-    record = record.model_copy(update={"config": _located(record.config, overrides)})
-    used = _device(device, record)
+    record = located(record, overrides)
+    used = device_here(device, record)
     inexact = "; ".join(_kind_differences(record, used))
     if inexact:
         observer.event(f"votes are compared by a homogeneity test, not exactly: {inexact}")
@@ -217,33 +214,12 @@ def _shifts(compared: Iterable[Compared], level: float) -> dict[str, float]:
     return {phase: detectable_shift(samples, level, CONFIDENCE) for phase, samples in fewest.items()}
 
 
-def _check_arguments(units: int, images: int, level: float, device: str | None) -> None:
+def _check_arguments(units: int, images: int, level: float) -> None:
     for name, value in (("units", units), ("images", images)):
         if value < 1:
             raise ConfigError(f"{name} must be >= 1, got {value}")
     if not 0 < level < 1:
         raise ConfigError(f"level must be in (0, 1), got {level}; it is the chance that a run without fault fails")
-    if device not in (None, "cpu", "cuda"):
-        raise ConfigError(f"device must be cpu or cuda, got {device}")
-
-
-def _located(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
-    """The config with other places of the same data and checkpoints; their digests are checked on loading."""
-    overrides = list(overrides)
-    for override in overrides:
-        if not _PLACES.fullmatch(override.partition("=")[0].strip()):
-            raise ConfigError(
-                f"--set {override}: the run is verified as it is, only dataset.root and classifiers.N.checkpoint "
-                "(where the same data and weights are here) can be set"
-            )
-    return parse_config(apply_overrides(config.model_dump(mode="json"), overrides))
-
-
-def _device(asked: str | None, record: RunRecord) -> str:
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise ConfigError("device: cuda needs a GPU and this machine has none; use cpu")
-    return asked or ("cuda" if there and record.config.engine.device == "cuda" else "cpu")
 
 
 def _kind_differences(record: RunRecord, device: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from drs_ray.config import RunConfig
-from drs_ray.data.datasets import load_dataset
+from drs_ray.data.datasets import Dataset, load_dataset
 from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.plan import Draw, Unit
 from drs_ray.engine.storing import PartWriter
@@ -92,6 +92,21 @@ class UnitRunner:
     @property
     def _classes(self) -> int:
         return self._record.dataset.num_classes
+
+    @property
+    def dataset(self) -> Dataset:
+        """The run's data set."""
+        return self._dataset
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The base classifier, on its device."""
+        return self._module
+
+    @property
+    def sampler(self) -> Sampler:
+        """How the sub-image is smoothed."""
+        return self._sampler
 
     def count(self, unit: Unit) -> Iterator[CountsRow]:
         """The unit's rows: a function of the run's identity and the unit, of nothing else."""

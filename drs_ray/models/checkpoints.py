@@ -60,6 +60,15 @@ def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMet
         raise ClassifierError(f"checkpoint {file}: drs-ray writes .safetensors only; change the suffix")
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
     data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(asdict(metadata), sort_keys=True)})
+    write_whole(file, data)
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file under a temporary name, then rename it: whoever reads it sees all of it. Directories are created.
+
+    Raises:
+        ClassifierError: if it cannot be written; what was there before is still there.
+    """
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

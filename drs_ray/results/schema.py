@@ -75,6 +75,24 @@ CURVE = pa.schema(
 )
 """One row per radius of the grid."""
 
+ATTACKS = pa.schema(
+    [
+        _field("image_id", pa.int64(), "index in the split"),
+        _field("label", pa.int32(), "class"),
+        _field("prediction", pa.int32(), "class, the certified one"),
+        _field("radius", pa.float64(), "certified, l2, pixel units"),
+        _field("norm", pa.float64(), "smallest confirmed perturbation, l2, pixel units; inf where there is none"),
+        _field("limit", pa.float64(), "largest norm of the search, l2, pixel units"),
+        _field("rival", pa.int32(), "class that wins there, -1 where none was confirmed"),
+        _field("level", pa.float64(), "chance that the image's confirmation is wrong"),
+        _field("samples", pa.int64(), "noise samples of the confirmation, per sub-image; drawn again for each norm"),
+        _field("prediction_votes", _list(pa.int64()), "confirming votes for prediction, per sub-image; else empty"),
+        _field("rival_votes", _list(pa.int64()), "confirming votes for rival, per sub-image; else empty"),
+        _field("perturbed", _list(pa.float32()), "the perturbed image, [C, H, W] in order; empty where there is none"),
+    ]
+)
+"""One row per attacked image: an upper bound of the radius within which the prediction cannot change."""
+
 
 def with_metadata(schema: pa.Schema, run_id: str, **extra: str) -> pa.Schema:
     """The schema with the version, the run it belongs to, and further keys in its metadata."""

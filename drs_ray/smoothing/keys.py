@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["selection", "estimation"]
+Phase = Literal["selection", "estimation", "search", "scaling", "confirmation"]
+"""What samples are for: the first two are a run's votes, the others an attack's; no two phases share noise."""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class Partition:
             # The DRS authors' CIFAR-10 code: masked + nearest(max_pool2d(masked, 2)) * mask, on the noisy sub-image.
             pooled = functional.max_pool2d(flat.reshape(-1, 1, part.height, part.width), 2, ceil_mode=True)
             pooled = pooled.reshape(*values.shape[:-1], -1)
+            flat = torch.zeros_like(flat)  # not in place: gradients of the pooling need what it was given
             flat[..., cells] = values + pooled[..., part.blocks.to(values.device)]
         return flat.reshape(*flat.shape[:-1], part.height, part.width)
 

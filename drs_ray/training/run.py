@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
+from pydantic import JsonValue
+from torch import nn
 
 from drs_ray.config import RunConfig
-from drs_ray.data.datasets import load_dataset
-from drs_ray.errors import ConfigError
-from drs_ray.models.building import build_module
-from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
+from drs_ray.data.datasets import Dataset
+from drs_ray.errors import ClassifierError, ConfigError
+from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, save_checkpoint
 from drs_ray.models.factory import check_classifier
-from drs_ray.smoothing.partition import make_partition
-from drs_ray.training.gaussian import train_classifier
-
-MEMORY_GIB = 8
-"""Larger splits are refused, not killed for memory half-way."""
+from drs_ray.models.tensors import load_tensors
+from drs_ray.training.job import TrainingJob, partition_of, training_split
+from drs_ray.training.loop import EpochDone, Place
+from drs_ray.training.state import TrainingState, load_state, save_state, weights_of
 
 TrainingReport = Callable[[int, int, int, float, float], None]
 """Called after every epoch with: sub-image, epoch (from 1), epochs, mean loss, accuracy under noise."""
+
+_NOT_LEARNED = {"checkpoint_every", "loaders"}
+"""Keys of the training section that change no weight: training goes on from a state under other values of them."""
 
 
 def train_run(
@@ -31,92 +34,183 @@ def train_run(
     *,
     sub_images: Sequence[int] | None = None,
     on_progress: TrainingReport | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Train classifiers of a config on `dataset` with split `training.split`, and write `classifiers[k].checkpoint`.
 
+    The same command goes on where it was interrupted, from the state beside the checkpoint (`state_file`), and comes to
+    the same weights on the same machine. A checkpoint of these very settings is kept; any other is replaced.
+
     Args:
-        config: the run. A checkpoint that exists is replaced.
+        config: the run. Workers are those of `training.workers` on the Ray of `engine.address`; one worker at the
+            addresses inline and local is this process.
         sub_images: which ones to train; None: all. What one learns does not depend on which others are trained.
         on_progress: told after every epoch.
+        on_note: told in a line what is not as usual: that a training goes on, or was done before.
 
     Returns:
-        The files written, in order of `sub_images`.
+        The files written or kept, in order of `sub_images`.
 
     Raises:
-        ConfigError: for a checkpoint that is not a local .safetensors path of its own, or cannot be written.
+        ConfigError: a checkpoint that is not a local .safetensors path of its own or cannot be written, settings that
+            do not fit each other or this machine, or a state of other settings.
         DataError: if the training split is not there.
-        ClassifierError: if an architecture cannot be built, or training diverges.
+        ClassifierError: if an architecture cannot be built or started from `training.start_from`, or training diverges.
+        EngineError: if workers cannot be had, or fail again and again.
     """
     chosen = tuple(range(config.partition.sub_images)) if sub_images is None else tuple(sub_images)
     files = [_checkpoint_file(config, sub_image) for sub_image in chosen]
-    training = config.training
-    dataset = load_dataset(
-        config.dataset.name,
-        root=config.dataset.root,
-        split=training.split,
-        download=config.dataset.download,
-        image_size=config.dataset.image_size,
-        endpoint_url=config.dataset.endpoint_url,
+    in_process = config.training.workers == 1 and config.engine.address in ("inline", "local")
+    _check_workers(config)
+    place = Place(_device(config)) if in_process else None
+    dataset = training_split(config)
+    for sub_image, file in zip(chosen, files, strict=True):
+        job = TrainingJob(config, sub_image, dataset.digest)
+        _train_one(job, dataset, file, place, on_progress, on_note or (lambda note: None))
+    return files
+
+
+def state_file(checkpoint: Path) -> Path:
+    """Where the state of an unfinished training is kept: beside its checkpoint-to-be."""
+    return checkpoint.with_suffix(".training.safetensors")
+
+
+def _train_one(
+    job: TrainingJob,
+    dataset: Dataset,
+    file: Path,
+    place: Place | None,
+    on_progress: TrainingReport | None,
+    on_note: Callable[[str], None],
+) -> None:
+    """Train one classifier, in this process (`place`) or on Ray, unless its checkpoint is there."""
+    who, training = f"sub-image {job.sub_image}", job.config.training
+    module = job.build(dataset)
+    metadata = _metadata(job, dataset)
+    settings = _settings(metadata)
+    if _is_there(file, metadata):
+        on_note(f"{who}: {file} was trained with these settings, and is kept; delete it to train again")
+        return
+    kept = state_file(file)
+    state = load_state(kept, settings)
+    if state is not None:
+        on_note(f"{who}: going on after epoch {state.epoch} of {training.epochs} ({kept})")
+    else:
+        if training.start_from is not None:
+            _start_from(training.start_from, module, metadata)
+        state = TrainingState(0, weights_of(module))
+    last, epoch = state, state.epoch
+
+    def on_epoch(done: EpochDone) -> None:
+        nonlocal last, epoch
+        if done.epoch <= epoch:  # told before, by a group that lost a worker and began again
+            return
+        epoch = done.epoch
+        if done.state is not None:
+            last = done.state
+            save_state(kept, last, settings)
+        if on_progress is not None:
+            on_progress(job.sub_image, done.epoch, training.epochs, done.loss, done.accuracy)
+
+    if place is not None:
+        job.check_device(place.device)
+        job.train(dataset, place, state, on_epoch)
+    else:
+        from drs_ray.engine.group import run_group  # Ray: only for those who use it
+
+        run_group(job, job.config.engine, training.workers, state, on_epoch, on_note)
+    module.load_state_dict(last.weights)
+    module.eval()
+    check_classifier(module, metadata.image_shape, dataset.num_classes, job.sub_image)
+    save_checkpoint(file, module, metadata)
+    kept.unlink(missing_ok=True)
+
+
+def _learned(job: TrainingJob) -> dict[str, JsonValue]:
+    """Of the training section and the data, all that the weights depend on."""
+    training = job.config.training
+    unused = {"consistency", "smoothadv"} - {training.method}
+    return {"data": job.digest, **training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)}
+
+
+def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
+    """The same as what the checkpoint will say, key by key: a state is told from that of another training by them."""
+    learned = {f"training.{key}": value for key, value in json.loads(metadata.training).items()}
+    rest = {key: value for key, value in asdict(metadata).items() if key != "training"}
+    return dict(json.loads(json.dumps(rest))) | learned
+
+
+def _metadata(job: TrainingJob, dataset: Dataset) -> CheckpointMetadata:
+    """What the checkpoint will say of itself."""
+    config = job.config
+    classifier = config.classifiers[job.sub_image]
+    return CheckpointMetadata(
+        architecture=classifier.architecture,
+        arguments=classifier.arguments,
+        pixels={} if classifier.pixels is None else classifier.pixels.record,
+        partition=config.partition.label,
+        layout=config.partition.layout,
+        sub_image=job.sub_image,
+        sigma=classifier.sigma,
+        num_classes=dataset.num_classes,
+        image_shape=partition_of(config, dataset).layout_shape(job.sub_image, dataset.image_shape[0]),
+        dataset=dataset.name,
+        training=json.dumps(_learned(job), separators=(",", ":")),
     )
-    channels, height, width = dataset.image_shape
-    gib = len(dataset) * channels * height * width * 4 / 2**30
-    if gib > MEMORY_GIB:
-        raise ConfigError(
-            f"training.split: training keeps the whole split in memory, at most {MEMORY_GIB} GiB; {dataset.name} "
-            f"({training.split}) would take {gib:.0f} GiB; train these classifiers elsewhere and name their checkpoints"
+
+
+def _is_there(file: Path, metadata: CheckpointMetadata) -> bool:
+    """Whether the checkpoint is what this training would write. One that cannot be read is not: it is replaced."""
+    if not file.exists():
+        return False
+    try:
+        return load_checkpoint(file)[1] == metadata
+    except ClassifierError:
+        return False
+
+
+def _start_from(source: str, module: nn.Module, metadata: CheckpointMetadata) -> None:
+    """Load the weights of another training, such as a full-image classifier's, as the first ones of this."""
+    tensors, theirs = load_checkpoint(source)
+    if theirs is not None and theirs.architecture != metadata.architecture:
+        raise ClassifierError(
+            f"training.start_from: {source} holds {theirs.architecture}, sub-image {metadata.sub_image} is "
+            f"{metadata.architecture}; name a checkpoint of this architecture"
         )
-    cut = config.partition
-    partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
-    ids = range(len(dataset))
-    images, labels = torch.from_numpy(dataset.images(ids)), torch.from_numpy(np.asarray(dataset.labels(ids)))
+    try:
+        load_tensors(module, tensors, source)
+    except ClassifierError as error:
+        raise ClassifierError(
+            f"training.start_from: {error} (the {metadata.layout} layout makes sub-images of "
+            f"{metadata.image_shape[1]}x{metadata.image_shape[2]} pixels: an architecture whose weights depend on that "
+            "starts from a full image's only in the masked layout)"
+        ) from error
+
+
+def _check_workers(config: RunConfig) -> None:
+    training = config.training
+    if training.workers == 1:
+        return
+    if config.engine.address == "inline":
+        raise ConfigError(
+            f"training.workers: the address inline is one process, got {training.workers} workers; set engine.address "
+            "to local or auto"
+        )
+    if training.batch % training.workers:
+        raise ConfigError(
+            f"training.batch must be a multiple of training.workers ({training.workers}), which share every batch "
+            f"evenly, got {training.batch}"
+        )
+
+
+def _device(config: RunConfig) -> str:
+    """The device of a training in this process."""
     device = config.engine.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    for sub_image, file in zip(chosen, files, strict=True):
-        classifier = config.classifiers[sub_image]
-        shape = partition.layout_shape(sub_image, channels)
-        seed = _seed(training.seed, sub_image)
-        # Layers draw their initial weights from torch's global generator: seed a copy of it, and put the old one back.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            module = build_module(
-                classifier.architecture, classifier.arguments, shape, dataset.num_classes, classifier.pixels
-            )
-        train_classifier(
-            module,
-            images,
-            labels,
-            partition,
-            sub_image,
-            sigma=classifier.sigma,
-            epochs=training.epochs,
-            batch=training.batch,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            label_smoothing=training.label_smoothing,
-            shift=training.shift,
-            flip=training.flip,
-            seed=seed,
-            device=device,
-            on_epoch=None if on_progress is None else _for_sub_image(on_progress, sub_image),
-        )
-        module.cpu()
-        check_classifier(module, shape, dataset.num_classes, sub_image)
-        metadata = CheckpointMetadata(
-            architecture=classifier.architecture,
-            arguments=classifier.arguments,
-            pixels={} if classifier.pixels is None else classifier.pixels.record,
-            partition=config.partition.label,
-            layout=config.partition.layout,
-            sub_image=sub_image,
-            sigma=classifier.sigma,
-            num_classes=dataset.num_classes,
-            image_shape=shape,
-            dataset=dataset.name,
-            training=training.model_dump_json(),
-        )
-        save_checkpoint(file, module, metadata)
-    return files
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("engine.device: cuda needs a GPU, and torch finds none here; use cpu or auto")
+    return device
 
 
 def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:
@@ -148,15 +242,3 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:
     if not os.access(file.parent, os.W_OK) or file.is_dir():
         raise ConfigError(f"{key}: {file} cannot be written; name a file in a directory that you may write to")
     return file
-
-
-def _seed(seed: int, sub_image: int) -> int:
-    """A seed for each sub-image's classifier: hashed, so that seeds 0, 1, ... do not repeat each other's streams."""
-    return int.from_bytes(hashlib.sha256(f"training/{seed}/{sub_image}".encode()).digest()[:8], "big") >> 1
-
-
-def _for_sub_image(report: TrainingReport, sub_image: int) -> Callable[[int, int, float, float], None]:
-    def on_epoch(epoch: int, epochs: int, loss: float, accuracy: float) -> None:
-        report(sub_image, epoch, epochs, loss, accuracy)
-
-    return on_epoch

@@ -78,7 +78,7 @@ def test_the_command_line(finished: Path, tmp_path: Path) -> None:
 def test_a_refusal_on_the_command_line(finished: Path) -> None:
     done = command(["verify", str(finished), "--set", "noise.seed=1"])
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: --set noise.seed=1: the run is verified as it is")
+    assert done.stderr.splitlines()[-1].startswith("error: --set noise.seed=1: the run is taken as it is")
 
 
 def adaptive(place: Path) -> RunConfig:

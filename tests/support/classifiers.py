@@ -28,6 +28,43 @@ def prototypes(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module
     return Prototypes(image_shape, num_classes)
 
 
+class HalfSpace(nn.Module):
+    """Class 0 on one side of a plane, class 1 on the other: by how far its votes react to a perturbation is known."""
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, seed: int, offset: float) -> None:
+        super().__init__()
+        normal = torch.randn(image_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).flatten()
+        self.register_buffer("normal", (normal / normal.norm()).float())
+        self.offset, self._others = offset, num_classes - 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = (x.flatten(1) @ self.normal + self.offset)[:, None]
+        return torch.cat([value, -value, (-1 - value.abs()).expand(-1, self._others)], dim=1)
+
+
+def half_space(image_shape: tuple[int, int, int], num_classes: int, seed: int, offset: float) -> nn.Module:
+    """A classifier whose true radius is known."""
+    return HalfSpace(image_shape, num_classes, seed, offset)
+
+
+class _WithoutGradient(Prototypes):
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, how: str) -> None:
+        super().__init__(image_shape, num_classes)
+        self._how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._how == "numpy":
+            return torch.from_numpy(x.numpy().reshape(len(x), -1) @ self.weight.detach().numpy().T)
+        if self._how == "detach":
+            return super().forward(x).detach()
+        return super().forward(x.round())
+
+
+def without_gradient(image_shape: tuple[int, int, int], num_classes: int, how: str) -> nn.Module:
+    """Logits that torch cannot differentiate (numpy, detach), or whose gradient is 0 (round)."""
+    return _WithoutGradient(image_shape, num_classes, how)
+
+
 class _Faulty(Prototypes):
     """Misbehaves on forward passes of a whole batch of `trigger` samples (loading checks with fewer)."""
 

@@ -73,10 +73,12 @@ def stored_parts(run: Path) -> int:
 class Driver(subprocess.Popen[bytes]):
     """`drs-ray certify` in a process of its own. All that drivers of one config print goes to one file."""
 
-    def __init__(self, config: Path, environment: Mapping[str, str], *options: str) -> None:
+    def __init__(
+        self, config: Path, environment: Mapping[str, str], *options: str, subcommand: str = "certify"
+    ) -> None:
         self._file = config.with_suffix(".log")
         with self._file.open("ab") as log:
-            super().__init__(command(["certify", str(config), *options]), env=environment, stdout=log, stderr=log)
+            super().__init__(command([subcommand, str(config), *options]), env=environment, stdout=log, stderr=log)
 
     @property
     def text(self) -> str:

@@ -183,3 +183,18 @@ def test_one_clear_refusal_each(make: Callable[[], object], message: str) -> Non
     with pytest.raises(ValueError, match=message) as refusal:
         make()
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "rule", [*RULES, Rule(weights=(1.0, 0.1)), Rule("probit", "staircase", (2.0, 2.0), True, True)]
+)
+def test_a_rule_is_known_by_its_name(rule: Rule) -> None:
+    assert Rule.named(rule.name) == rule
+
+
+@pytest.mark.parametrize(
+    "name", ["", "probit", "probit rivals", "plurality p_A bonferroni", "probit p_A bonferroni w=1"]
+)
+def test_what_is_no_rule_has_no_name(name: str) -> None:
+    with pytest.raises(ValueError, match=r"vote must be one of|no rule is named"):
+        Rule.named(name)

@@ -36,8 +36,6 @@ def test_the_commands_of_the_files_are_in_the_page() -> None:
 
 def test_every_path_in_the_page_is_there() -> None:
     for path in set(re.findall(r"(?<![/\w])(?:cluster|jobs)/[\w./-]*\w", TEXT)):
-        if path == "jobs/train.py":
-            continue  # written beside this page
         assert (ROOT / path).exists(), path
 
 

@@ -97,3 +97,8 @@ def test_options_of_the_actor() -> None:
         "resources": {"fast": 1},
         "label_selector": {"zone": "a"},
     }
+
+
+def test_resources_of_a_group_of_ray_train() -> None:
+    assert Placement(2.0, 0.5, {"fast": 1}, {}).needed == {"CPU": 2.0, "GPU": 0.5, "fast": 1}
+    assert Placement(1.0, 0.0, {}, {}).needed == {"CPU": 1.0}

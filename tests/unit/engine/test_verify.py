@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +63,7 @@ class Runner:
 def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recount, "UnitRunner", Runner)
     monkeypatch.setattr(Runner, "asked", [])
-    monkeypatch.setattr(verify.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 def stored_run(units: int | None = None, changes: dict[str, Any] | None = None, **options: Any) -> MemoryStore:
@@ -381,9 +382,9 @@ def test_a_run_for_cuda_is_verified_on_the_cpu_where_there_is_no_gpu() -> None:
         ({"images": 0}, "images must be >= 1, got 0"),
         ({"level": 0.0}, r"level must be in \(0, 1\), got 0"),
         ({"device": "tpu"}, "device must be cpu or cuda, got tpu"),
-        ({"overrides": ["noise.seed=3"]}, "--set noise.seed=3: the run is verified as it is, only dataset.root"),
-        ({"overrides": ["dataset.images.stop=3"]}, "the run is verified as it is"),
-        ({"overrides": ["classifiers.0.sigma=3"]}, "the run is verified as it is"),
+        ({"overrides": ["noise.seed=3"]}, "--set noise.seed=3: the run is taken as it is, only dataset.root"),
+        ({"overrides": ["dataset.images.stop=3"]}, "the run is taken as it is"),
+        ({"overrides": ["classifiers.0.sigma=3"]}, "the run is taken as it is"),
         ({"overrides": ["classifiers.5.checkpoint=x"]}, "'5' must be an index below 2"),
     ],
 )

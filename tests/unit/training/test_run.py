@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from drs_ray.config import RunConfig, parse_config
 from drs_ray.data import datasets
 from drs_ray.data.arrays import ArrayDataset, load_mnist5k
-from drs_ray.errors import ConfigError, DataError
+from drs_ray.errors import ClassifierError, ConfigError, DataError
 from drs_ray.models.checkpoints import load_checkpoint
 from drs_ray.models.factory import load_classifier
-from drs_ray.training.run import train_run
+from drs_ray.training.run import TrainingReport, state_file, train_run
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +120,162 @@ def test_a_users_factory_is_trained_too(tmp_path: Path, monkeypatch: pytest.Monk
     assert tensors["1.weight"].shape == (8, 392)
     assert metadata is not None
     assert metadata.architecture == "users_net:make"
+
+
+class _Killed(BaseException):
+    """What no handler may catch on its way out."""
+
+
+def _killed_after(sub_image: int, epoch: int) -> TrainingReport:
+    def report(at: int, done: int, *_: object) -> None:
+        if (at, done) == (sub_image, epoch):
+            raise _Killed
+
+    return report
+
+
+def test_an_interrupted_training_goes_on_to_the_same_checkpoints(tmp_path: Path) -> None:
+    undisturbed = train_run(_config(tmp_path / "undisturbed", epochs=3))
+    config = _config(tmp_path / "killed", epochs=3)
+    with pytest.raises(_Killed):
+        train_run(config, on_progress=_killed_after(1, 2))
+    finished, unfinished = (Path(str(classifier.checkpoint)) for classifier in config.classifiers)
+    assert finished.exists()
+    assert not unfinished.exists()
+    notes: list[str] = []
+    reports: list[tuple[int, int]] = []
+    files = train_run(config, on_note=notes.append, on_progress=lambda *report: reports.append(report[:2]))
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in undisturbed]
+    assert reports == [(1, 3)]
+    assert notes[0].startswith(f"sub-image 0: {finished} was trained with these settings, and is kept; delete it")
+    assert notes[1].startswith("sub-image 1: going on after epoch 2 of 3 (")
+    assert sorted(path.name for path in finished.parent.iterdir()) == [finished.name, unfinished.name]
+
+
+def test_a_training_that_was_killed_before_its_checkpoint_was_written_needs_no_epoch(tmp_path: Path) -> None:
+    (undisturbed,) = train_run(_config(tmp_path / "undisturbed", partition="none"))
+    config = _config(tmp_path / "killed", partition="none")
+    with pytest.raises(_Killed):
+        train_run(config, on_progress=_killed_after(0, 2))
+    reports: list[object] = []
+    (file,) = train_run(config, on_progress=lambda *report: reports.append(report))
+    assert reports == []
+    assert file.read_bytes() == undisturbed.read_bytes()
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(_Killed):
+        train_run(_config(tmp_path, partition="none"), on_progress=_killed_after(0, 1))
+    with pytest.raises(ConfigError, match=r"belongs to other settings \(training.epochs, training.seed\); restore"):
+        train_run(_config(tmp_path, partition="none", epochs=5, seed=1))
+    # What changes no weight may differ, also the section of a method that is not used.
+    changed = _config(tmp_path, partition="none", checkpoint_every=2, loaders=1, smoothadv={"epsilon": 9.0})
+    (file,) = train_run(changed)
+    assert not state_file(file).exists()
+
+
+def test_a_checkpoint_of_other_settings_is_replaced_and_a_broken_one_too(tmp_path: Path) -> None:
+    (file,) = train_run(_config(tmp_path, partition="none"))
+    first = file.read_bytes()
+    train_run(_config(tmp_path, partition="none", seed=1))
+    assert file.read_bytes() != first
+    file.write_bytes(first[:100])
+    train_run(_config(tmp_path, partition="none"))
+    assert file.read_bytes() == first
+
+
+@pytest.mark.parametrize("method", ["consistency", "smoothadv"])
+def test_metadata_names_method_and_settings(tmp_path: Path, method: str) -> None:
+    (file,) = train_run(_config(tmp_path, partition="none", epochs=1, method=method))
+    metadata = load_checkpoint(file)[1]
+    assert metadata is not None
+    learned = json.loads(metadata.training)
+    assert learned["method"] == method
+    assert learned[method] == _config(tmp_path).training.model_dump(mode="json")[method]
+    assert learned["data"] == datasets.load_dataset("mnist5k", split="train").digest
+
+
+def test_fine_tuning_starts_from_a_full_images_classifier(tmp_path: Path) -> None:
+    """A ResNet's weights do not depend on the image's size: they fit the packed halves as they are."""
+    resnet = {"architecture": "resnet20", "arguments": {}}
+    brief = {"epochs": 1, "batch": 50, "learning_rate": 1e-12, "weight_decay": 0.0}
+    (whole,) = train_run(_changed(_config(tmp_path, partition="none", **brief), 0, **resnet))
+    config = _changed(_changed(_config(tmp_path, start_from=str(whole), **brief), 0, **resnet), 1, **resnet)
+    weights = load_checkpoint(whole)[0]
+    for file in train_run(config):
+        tuned, metadata = load_checkpoint(file)
+        assert metadata is not None
+        assert metadata.image_shape == (1, 28, 14)
+        # At this learning rate they are still where they started.
+        assert torch.allclose(tuned["layer3.2.conv2.weight"], weights["layer3.2.conv2.weight"], atol=1e-6)
+
+
+def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path: Path) -> None:
+    (whole,) = train_run(_config(tmp_path, partition="none", epochs=1))
+    halves = _config(tmp_path, start_from=str(whole), epochs=1)
+    with pytest.raises(
+        ClassifierError, match=r"training.start_from: .*fc1.weight .*only in the masked layout"
+    ) as caught:
+        train_run(halves)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ClassifierError, match=r"training.start_from: .* holds digits-cnn, sub-image 0 is resnet20"):
+        train_run(_changed(halves, 0, architecture="resnet20", arguments={}))
+    with pytest.raises(ClassifierError, match=r"nowhere.safetensors: not found"):
+        train_run(_config(tmp_path, start_from=str(tmp_path / "nowhere.safetensors")))
+
+
+def test_in_the_masked_layout_any_architecture_starts_from_a_full_images(tmp_path: Path) -> None:
+    (whole,) = train_run(_config(tmp_path, partition="none", epochs=1))
+    data = _config(tmp_path, start_from=str(whole), epochs=1, learning_rate=1e-12).model_dump(mode="json")
+    data["partition"]["layout"] = "masked"
+    (file,) = train_run(parse_config(data), sub_images=[0])
+    assert torch.allclose(load_checkpoint(file)[0]["fc1.weight"], load_checkpoint(whole)[0]["fc1.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("training", "engine", "message"),
+    [
+        (
+            {"workers": 2},
+            {"address": "inline"},
+            r"training.workers: the address inline is one process, got 2 workers;",
+        ),
+        ({"workers": 3}, {}, r"training.batch must be a multiple of training.workers \(3\).* got 32"),
+        ({"mixed_precision": True}, {}, r"training.mixed_precision: bfloat16 is for cuda, the device is cpu; set it"),
+        pytest.param(
+            {},
+            {"device": "cuda"},
+            r"engine.device: cuda needs a GPU, and torch finds none here; use cpu or auto",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(
+    tmp_path: Path, training: dict[str, Any], engine: dict[str, Any], message: str
+) -> None:
+    data = _config(tmp_path, partition="none", **training).model_dump(mode="json")
+    data["engine"] |= engine
+    with pytest.raises(ConfigError, match=message) as caught:
+        train_run(parse_config(data), on_progress=_killed_after(0, 1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"method": "macer"}, r"training.method: must be 'gaussian', 'consistency' or 'smoothadv', got 'macer'"),
+        ({"consistency": {"copies": 1}}, r"training.consistency.copies: must be >= 2, got 1"),
+        ({"consistency": {"lambda": 1}}, r"training.consistency.lambda: unknown key; allowed here: copies, entropy_w"),
+        ({"smoothadv": {"epsilon": 0}}, r"training.smoothadv.epsilon: must be > 0"),
+        ({"smoothadv": {"warm_up": 0}}, r"training.smoothadv.warm_up: must be >= 1, got 0"),
+        ({"momentum": 1.0}, r"training.momentum: must be < 1"),
+        ({"workers": 0}, r"training.workers: must be >= 1, got 0"),
+        ({"start_from": ""}, r"training.start_from: "),
+    ],
+)
+def test_bad_values_are_named(tmp_path: Path, training: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _config(tmp_path, **training)
 
 
 @pytest.mark.parametrize(

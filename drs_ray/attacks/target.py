@@ -1,0 +1,178 @@
+"""The smoothed classifier that is attacked: its votes counted as in a run, and soft leads that have a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from torch import Tensor, nn
+
+from drs_ray.certificates.certify import Rule
+from drs_ray.errors import ClassifierError
+from drs_ray.smoothing.keys import NoiseKey, Phase
+from drs_ray.smoothing.lattice import LEVELS
+from drs_ray.smoothing.noise import STANDARD_NORMAL, keyed_batches
+from drs_ray.smoothing.voting import Sampler, count_votes
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """K base classifiers with their noise, and the vote that makes one classifier of them (docs/theory.md 2).
+
+    modules, samplers: one per sub-image, on one device. rule: of the run's certificates; its vote and weights count.
+    dataset: the run's digest. seed: of the attack's own noise, no sample of which the run has seen.
+    """
+
+    modules: tuple[nn.Module, ...]
+    samplers: tuple[Sampler, ...]
+    rule: Rule
+    num_classes: int
+    dataset: str
+    seed: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where classifiers and noise are."""
+        return self.samplers[0].device
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise standard deviation of each sub-image, pixel units."""
+        return tuple(sampler.sigma for sampler in self.samplers)
+
+    def allowed(self, images: Tensor) -> Tensor:
+        """Images as near to these as the run's certificates speak of; differentiable where it is not the identity.
+
+        Gaussian noise: all of R^d, so nothing is clipped. Lattice noise: 8-bit images, of which those in [0, 1] are
+        taken; the rounding that is left to do is in `exactly_allowed`.
+        """
+        return images.clamp(0, 1) if self._is_lattice else images
+
+    def exactly_allowed(self, images: Tensor) -> Tensor:
+        """`allowed`, and on the lattice of 8-bit images where the run's noise is: float32, ready to be counted."""
+        if not self._is_lattice:
+            return images.float()
+        return (images.double().clamp(0, 1) * LEVELS).round().float() / LEVELS
+
+    def votes(self, image: Tensor, image_id: int, phase: Phase, samples: int) -> NDArray[np.int64]:
+        """Votes of every sub-image for every class, by the run's own noise law and counting: int64 [K, C].
+
+        Args:
+            image: float32 [C, H, W]; see `exactly_allowed`.
+            image_id: with the phase, whose noise.
+            phase: search, scaling or confirmation.
+            samples: noisy copies of each sub-image.
+
+        Raises:
+            As `count_votes`.
+        """
+        return np.stack(
+            [
+                count_votes(module, image, sampler, self._key(image_id, k, phase), 0, samples, self.num_classes)
+                for k, (module, sampler) in enumerate(zip(self.modules, self.samplers, strict=True))
+            ]
+        )
+
+    def soft_leads(
+        self, images: Tensor, image_ids: Sequence[int], predictions: Tensor, step: int, samples: int
+    ) -> Tensor:
+        """Soft leads of the predictions over every class, differentiable in the images: float64 [N, C], inf at itself.
+
+        A sample's vote between the prediction and a rival is made soft by Phi(lead of its logits / their standard
+        deviation under the noise): neither flat where the classifier is confident, nor dependent on the scale of its
+        logits. Where the logits' lead is Gaussian, as for half-spaces, the smoothed classifier's own leads and these
+        have the same gradient up to a factor, through all sub-images.
+
+        Args:
+            images: float32 [N, C, H, W], on the device; not clipped.
+            image_ids: N ids that key the noise.
+            predictions: int64 [N], the classes whose lead is measured.
+            step: which samples; each step has its own.
+            samples: noisy copies of each sub-image.
+
+        Raises:
+            ClassifierError: a classifier that torch cannot differentiate, or that fails.
+        """
+        total = torch.zeros((len(images), self.num_classes), dtype=torch.float64, device=self.device)
+        for k, (module, sampler) in enumerate(zip(self.modules, self.samplers, strict=True)):
+            values = sampler.partition.extract(images, k)
+            noise = torch.stack([self._noise(image_id, k, step, samples, values) for image_id in image_ids])
+            noisy = sampler.partition.arrange((values[:, None] + sampler.sigma * noise).flatten(0, 1), k)
+            logits = _differentiable(module, noisy, k, self.num_classes).reshape(len(images), samples, -1).double()
+            own = logits.gather(2, predictions[:, None, None].expand(-1, samples, 1))
+            spread = (own - logits).detach().std(dim=1, keepdim=True, correction=0).clamp_min(1e-30)
+            lost = torch.erfc((own - logits) / spread / 2**0.5).mean(dim=1) / 2  # torch's ndtr has no lower tail
+            if self.rule.vote == "mean":
+                total = total + (0.5 - lost)
+            else:
+                total = total - self._scales[k] * torch.special.ndtri(lost.clamp(1e-300, 1 - 1e-15))
+        return total.scatter(1, predictions[:, None], torch.inf)
+
+    def leading_rival(self, votes: NDArray[np.int64], prediction: int) -> int:
+        """The class other than the prediction that scores most with these votes [K, C].
+
+        Shares of votes are kept half a vote away from 0 and 1, where the probit vote's scores are infinite.
+        """
+        samples = votes.sum(axis=1, keepdims=True)
+        if self.rule.vote == "mean":
+            scores = (votes / samples).sum(axis=0)
+        else:
+            scores = np.array(self._scales) @ ndtri(np.clip(votes, 0.5, samples - 0.5) / samples)
+        scores[prediction] = -np.inf
+        return int(scores.argmax())
+
+    @property
+    def _scales(self) -> list[float]:
+        """w_k sigma_k of the probit vote."""
+        weights = self.rule.weights or (1.0,) * len(self.sigmas)
+        return [weight * sigma for weight, sigma in zip(weights, self.sigmas, strict=True)]
+
+    @property
+    def _is_lattice(self) -> bool:
+        return self.samplers[0].law == "lattice"
+
+    def _key(self, image_id: int, sub_image: int, phase: Phase) -> NoiseKey:
+        return NoiseKey(self.seed, image_id, sub_image, phase, self.dataset)
+
+    def _noise(self, image_id: int, sub_image: int, step: int, samples: int, values: Tensor) -> Tensor:
+        """Standard normal numbers of one step, one keyed block of them: [samples, C, d_k]."""
+        (drawn,) = keyed_batches(
+            STANDARD_NORMAL,
+            self._key(image_id, sub_image, "search"),
+            step * samples,
+            samples,
+            values_shape=(values.shape[1], values.shape[2]),
+            block=samples,
+            batch=samples,
+            device=self.device,
+        )
+        return drawn
+
+
+def _differentiable(module: nn.Module, inputs: Tensor, sub_image: int, num_classes: int) -> Tensor:
+    """Logits with a gradient, checked."""
+    no_gradient = (
+        f"sub-image {sub_image}: the classifier has no gradient with respect to its input, which the attack searches "
+        "by; keep the path from input to logits in torch, without detach, numpy or no_grad"
+    )
+    try:
+        logits: Tensor = module(inputs.contiguous(memory_format=torch.channels_last))
+    except Exception as error:  # the user's module may raise anything
+        if "requires grad" in str(error):  # torch's words where a tensor with a gradient is to become an array
+            raise ClassifierError(no_gradient) from error
+        raise ClassifierError(
+            f"sub-image {sub_image}: the classifier failed on noisy inputs {list(inputs.shape)} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); lower --samples if memory ran out"
+        ) from error
+    if not logits.requires_grad:
+        raise ClassifierError(no_gradient)
+    if logits.shape != (len(inputs), num_classes) or not bool(torch.isfinite(logits).all()):
+        raise ClassifierError(
+            f"sub-image {sub_image}: logits of noisy inputs must be finite and [{len(inputs)}, {num_classes}], got "
+            f"{list(logits.shape)}; check the classifier and its checkpoint"
+        )
+    return logits

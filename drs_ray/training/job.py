@@ -1,0 +1,107 @@
+"""Training one sub-image's classifier as a piece of work that a worker can be given: all it needs, in plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from drs_ray.config import RunConfig
+from drs_ray.data.datasets import Dataset, load_dataset
+from drs_ray.errors import ConfigError, DataError
+from drs_ray.models.building import build_module
+from drs_ray.smoothing.partition import Partition, make_partition
+from drs_ray.training.loop import EpochDone, Place, derived_seed, train_classifier
+from drs_ray.training.state import TrainingState
+
+Tell = Callable[[EpochDone, TrainingState | None], None]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One sub-image of a run's config, and the digest of the split that it is trained on."""
+
+    config: RunConfig
+    sub_image: int
+    digest: str
+
+    @property
+    def seed(self) -> int:
+        """Each sub-image has streams of its own: what one learns does not depend on which others are trained."""
+        return derived_seed(self.config.training.seed, self.sub_image)
+
+    def check_device(self, device: str) -> None:
+        """Refuse settings that would be without effect on `device`, cpu or cuda.
+
+        Raises:
+            ConfigError: mixed precision on the CPU.
+        """
+        if self.config.training.mixed_precision and device == "cpu":
+            raise ConfigError("training.mixed_precision: bfloat16 is for cuda, the device is cpu; set it to false")
+
+    def build(self, dataset: Dataset) -> nn.Module:
+        """The untrained module; the same for equal configs."""
+        classifier = self.config.classifiers[self.sub_image]
+        shape = partition_of(self.config, dataset).layout_shape(self.sub_image, dataset.image_shape[0])
+        # Layers draw their initial weights from torch's global generator: seed a copy of it, and put the old one back.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            return build_module(
+                classifier.architecture, classifier.arguments, shape, dataset.num_classes, classifier.pixels
+            )
+
+    def train(
+        self, dataset: Dataset, place: Place, start: TrainingState, on_epoch: Callable[[EpochDone], None]
+    ) -> None:
+        """Train from `start` to the last epoch, whose state is told as every other.
+
+        Raises:
+            ClassifierError, DataError: as `train_classifier`.
+        """
+        train_classifier(
+            self.build(dataset),
+            dataset,
+            partition_of(self.config, dataset),
+            self.sub_image,
+            self.config.sigmas[self.sub_image],
+            self.config.training,
+            seed=self.seed,
+            place=place,
+            start=start,
+            on_epoch=on_epoch,
+        )
+
+    def work(self, device: str, rank: int, workers: int, start: TrainingState, tell: Tell) -> None:
+        """`train` as one of several workers, which reads the data set itself (`drs_ray.engine.group.GroupJob`).
+
+        Raises:
+            DataError: it is not here, or not the driver's. The rest as `train`.
+        """
+        dataset = training_split(self.config)
+        if dataset.digest != self.digest:
+            raise DataError(
+                f"data set {dataset.name}: what this worker reads has digest {dataset.digest[:12]}, the driver's has "
+                f"{self.digest[:12]}; give every node the same data"
+            )
+        self.train(dataset, Place(device, rank, workers), start, lambda done: tell(done, done.state))
+
+
+def training_split(config: RunConfig) -> Dataset:
+    """The split that a config's classifiers are trained on.
+
+    Raises:
+        ConfigError, DataError: as `load_dataset`.
+    """
+    named = config.dataset
+    return load_dataset(
+        named.name, named.root, config.training.split, named.download, named.image_size, named.endpoint_url
+    )
+
+
+def partition_of(config: RunConfig, dataset: Dataset) -> Partition:
+    """The config's partition for the images of a data set."""
+    _, height, width = dataset.image_shape
+    cut = config.partition
+    return make_partition(cut.name, height, width, cut.layout, cut.interleave)

@@ -1,0 +1,184 @@
+"""The training loop of one sub-image's classifier: seeded, resumable after any epoch, alone or with other workers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from drs_ray.config import TrainingConfig
+from drs_ray.data.datasets import Dataset
+from drs_ray.errors import ClassifierError
+from drs_ray.smoothing.partition import Partition
+from drs_ray.training.images import augment, read_batches
+from drs_ray.training.methods import loss_of
+from drs_ray.training.optimization import make_optimizer, optimizer_tensors, rate, restore_optimizer
+from drs_ray.training.state import TrainingState, weights_of
+from drs_ray.training.trainee import Trainee
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a loop runs: a torch device, and which one it is of the workers that train one classifier together.
+
+    More than one worker: torch.distributed is initialized, and every worker runs the loop with the same arguments.
+    """
+
+    device: str = "cpu"
+    rank: int = 0
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """What is told after an epoch (from 1): mean loss, accuracy on noisy, augmented images; the state, where it is due.
+
+    The state is there after every `training.checkpoint_every` epochs and after the last one.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    state: TrainingState | None
+
+
+def train_classifier(
+    module: nn.Module,
+    dataset: Dataset,
+    partition: Partition,
+    sub_image: int,
+    sigma: float,
+    training: TrainingConfig,
+    *,
+    seed: int = 0,
+    place: Place = Place(),
+    start: TrainingState | None = None,
+    on_epoch: Callable[[EpochDone], None] | None = None,
+) -> None:
+    """Train `module` in place on one sub-image of noisy images; it is left on the place's device in eval mode.
+
+    Images are augmented whole, then the sub-image is taken and noise is added to its own pixels alone: empty cells of
+    its layout stay exactly 0, as they are when votes are counted. Every image gets new noise in every epoch. Equal
+    arguments give equal weights on the same CPU, library versions, threads and number of workers, also when the
+    training was interrupted and went on from a state; on a GPU, up to the order in which its kernels add.
+
+    Args:
+        module: float32 [n, C, h, w], the layout of the sub-image -> logits [n, classes].
+        dataset: the images to train on.
+        partition: how images are split; `sub_image` is the part that this classifier sees.
+        sub_image: index of the part, 0 .. K - 1.
+        sigma: noise standard deviation in pixel units.
+        training: method, optimizer, schedule, augmentation, epochs.
+        seed: of the order, the augmentation and the noise, and of what the module itself draws (not of the initial
+            weights, which it has already).
+        place: the device, and the worker's part in a group.
+        start: the state to go on from, instead of the module's own weights.
+        on_epoch: told after every epoch, in the first worker.
+
+    Raises:
+        ClassifierError: if the loss stops being finite. DataError: if an image cannot be read.
+    """
+    generator = torch.Generator(device=place.device).manual_seed(seed)
+    module.to(place.device).train()
+    optimizer = make_optimizer(module, training)
+    if start is not None:
+        module.load_state_dict(start.weights)
+        if start.optimizer:
+            restore_optimizer(optimizer, start.optimizer)
+        if start.generator is not None:
+            generator.set_state(start.generator)
+    network = module
+    if place.workers > 1:
+        on_gpu = place.device.startswith("cuda")
+        network = DistributedDataParallel(module, device_ids=[torch.device(place.device)] if on_gpu else None)
+    trainee, loss_function = Trainee(module, partition, sub_image, network), loss_of(training)
+
+    def noise(values: Tensor) -> Tensor:
+        return sigma * torch.randn(values.shape, generator=generator, device=values.device)
+
+    steps = training.epochs * math.ceil(len(dataset) / training.batch)
+    step = (start.epoch if start is not None else 0) * (steps // training.epochs)
+    for epoch in range(1 if start is None else start.epoch + 1, training.epochs + 1):
+        total, correct, seen = (torch.zeros((), device=place.device) for _ in range(3))
+        with _seeded(derived_seed(seed, epoch, place.rank), place.device):
+            batches = _batches(len(dataset), training.batch, generator, seed, epoch, place)
+            for images, labels in read_batches(dataset, batches, training.loaders):
+                labels = labels.to(place.device)
+                for group in optimizer.param_groups:
+                    group["lr"] = training.learning_rate * rate(training, step / steps)
+                whole = augment(images.to(place.device), training.shift, training.flip, generator)
+                with torch.autocast("cuda", torch.bfloat16, enabled=training.mixed_precision):
+                    loss, logits = loss_function(trainee, partition.extract(whole, sub_image), labels, noise, epoch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total += loss.detach() * len(labels)
+                correct += (logits.detach().argmax(1) == labels).sum()
+                seen += len(labels)
+                step += 1
+        mean_loss, accuracy = _means(total, correct, seen, place)
+        if not math.isfinite(mean_loss):
+            raise ClassifierError(
+                f"sub-image {sub_image}: training diverged in epoch {epoch} (loss {mean_loss}); "
+                f"lower training.learning_rate, which is {training.learning_rate}"
+            )
+        if on_epoch is not None and place.rank == 0:
+            due = epoch % training.checkpoint_every == 0 or epoch == training.epochs
+            on_epoch(
+                EpochDone(epoch, mean_loss, accuracy, _state(epoch, module, optimizer, generator) if due else None)
+            )
+    module.eval()
+
+
+def derived_seed(*parts: int) -> int:
+    """One seed from several numbers: hashed, so that seeds 0, 1, ... do not repeat each other's streams."""
+    text = "/".join(map(str, ("training", *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _batches(
+    count: int, batch: int, generator: torch.Generator, seed: int, epoch: int, place: Place
+) -> list[list[int]]:
+    """Image ids of this worker's batches: all images once, in a random order that the workers share.
+
+    Several workers share every batch evenly, as averaging their gradients needs: the order is filled up with its first
+    images. Each draws from a generator of its own, which begins anew with the epoch: no states to bring together.
+    """
+    if place.workers == 1:
+        order = torch.randperm(count, generator=generator, device=generator.device).tolist()
+        return [order[first : first + batch] for first in range(0, count, batch)]
+    generator.manual_seed(derived_seed(seed, epoch, place.rank, 1))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, epoch))).tolist()
+    order = (order * place.workers)[: count + -count % place.workers]
+    return [order[first : first + batch][place.rank :: place.workers] for first in range(0, len(order), batch)]
+
+
+def _state(
+    epoch: int, module: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> TrainingState:
+    return TrainingState(epoch, weights_of(module), optimizer_tensors(optimizer), generator.get_state())
+
+
+def _means(total: Tensor, correct: Tensor, seen: Tensor, place: Place) -> tuple[float, float]:
+    """Loss and accuracy per image, over all workers."""
+    sums = torch.stack([total, correct, seen])
+    if place.workers > 1:
+        distributed.all_reduce(sums)
+    return float(sums[0]) / float(sums[2]), float(sums[1]) / float(sums[2])
+
+
+@contextmanager
+def _seeded(seed: int, device: str) -> Iterator[None]:
+    """Torch's global generators, from which dropout draws, begin at `seed`; afterwards they are as they were."""
+    gpus = [torch.cuda.current_device()] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        if gpus:
+            torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,65 @@
+"""The method `smoothadv` (Salman et al. 2019): cross-entropy on attacks of the smoothed classifier."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from drs_ray.training.trainee import NoiseSource, Trainee
+
+
+def smoothadv_loss(
+    trainee: Trainee,
+    values: Tensor,
+    labels: Tensor,
+    noise: NoiseSource,
+    epoch: int,
+    *,
+    copies: int,
+    steps: int,
+    epsilon: float,
+    warm_up: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of attacked images under the same noise that they were attacked with (Salman et al. 2019).
+
+    The attack's radius rises linearly to `epsilon` in the first `warm_up` epochs. The rest as
+    `drs_ray.training.trainee.Loss` says.
+    """
+    drawn = torch.stack([noise(values) for _ in range(copies)])
+    attacked = attack(trainee, values, labels, drawn, steps=steps, epsilon=epsilon * min(1.0, epoch / warm_up))
+    logits = trainee((attacked + drawn).flatten(0, 1))
+    loss = functional.cross_entropy(logits, labels.repeat(copies), label_smoothing=label_smoothing)
+    return loss, logits[: len(values)]
+
+
+def attack(trainee: Trainee, values: Tensor, labels: Tensor, drawn: Tensor, *, steps: int, epsilon: float) -> Tensor:
+    """Values near the given ones at which the smoothed classifier, as this noise shows it, is most wrong.
+
+    Args:
+        trainee: the classifier, which is left as it was.
+        values: float32 [n, C, d] in [0, 1], without noise.
+        labels: int64 [n].
+        drawn: noise [copies, n, C, d], the same in every step.
+        steps: gradient steps, each 2 * epsilon / steps long.
+        epsilon: l2 radius of the ball around each image's values.
+
+    Returns:
+        float32 [n, C, d] in [0, 1], at most epsilon from `values`.
+    """
+    moved = torch.zeros_like(values)
+    with trainee.fixed() as classifier, torch.enable_grad():
+        for _ in range(steps):
+            moved.requires_grad_(True)
+            logits = classifier((values + moved + drawn).flatten(0, 1)).view(len(drawn), len(values), -1)
+            # Salman et al. 2019: ascend -log(1/m sum_i F(x' + noise_i)_y), the smoothed classifier's own loss.
+            log_mean = torch.logsumexp(functional.log_softmax(logits, dim=-1), dim=0) - math.log(len(drawn))
+            (gradient,) = torch.autograd.grad(functional.nll_loss(log_mean, labels, reduction="sum"), moved)
+            length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None]
+            moved = moved.detach() + 2 * epsilon / steps * gradient / length
+            # Back into the pixels' range first: shrinking towards the image, which the ball may ask for, stays in it.
+            moved = ((values + moved).clamp(0, 1) - values).renorm(p=2, dim=0, maxnorm=epsilon)
+    return (values + moved).detach()

@@ -1,0 +1,194 @@
+"""Attacking real runs: the command line, what is refused, what is repeated, and a certificate that is too large."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import drs_ray
+from drs_ray.attacks.run import attack_run
+from drs_ray.config import parse_config
+from drs_ray.errors import ClassifierError, ConfigError, CountsError, SoundnessError
+from drs_ray.results.reduce import read_result
+from drs_ray.results.schema import ATTACKS, CERTIFICATES_KEY, metadata
+from drs_ray.results.store import open_store
+from drs_ray.training.run import train_run
+from tests.support.runs import drs_ray as command
+from tests.support.runs import run_config, run_data
+
+QUICK: dict[str, Any] = {"steps": 6, "samples": 8, "confirmation": 500, "seed": 1}
+OPTIONS = ["--steps", "6", "--samples", "8", "--confirmation", "500", "--seed", "1"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of nearest prototypes; tests that change it work on a copy."""
+    place = tmp_path_factory.mktemp("finished") / "run"
+    drs_ray.certify(run_config(place, images=6))
+    return place
+
+
+def edited(run: Path, place: Path, **columns: list[Any]) -> str:
+    """A copy of the run whose certificates say something else."""
+    shutil.copytree(run, place)
+    table = pq.read_table(run / CERTIFICATES_KEY)
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        kind = table.schema.field(name)
+        table = table.set_column(at, kind, [np.array(values, kind.type.to_pandas_dtype())])
+    pq.write_table(table, place / CERTIFICATES_KEY)
+    return str(place)
+
+
+def test_the_command_line(finished: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in finished.rglob("*"))
+    file = tmp_path / "attack.parquet"
+    arguments = ["attack", str(finished), "--images", "6", *OPTIONS, "--output", str(file)]
+    done = command(arguments)
+    assert done.returncode == 0, done.stderr
+    run = read_result(open_store(str(finished)))
+    assert done.stdout.splitlines()[-1] == "no certificate is contradicted"
+    assert f"run                     {run.record.run_id}" in done.stdout
+    assert sorted(path.name for path in finished.rglob("*")) == before  # the run is as it was
+    table = pq.read_table(file)
+    assert table.schema.equals(ATTACKS)
+    assert metadata(table.schema)["run_id"] == run.record.run_id
+    assert metadata(table.schema)["seed"] == "1"
+    certified = run.certificates.filter(run.radius > 0)
+    for name in ("image_id", "label", "prediction", "radius"):
+        assert table[name].equals(certified[name])
+    assert f"attacked                {len(table)} images, {6 - len(table)} more abstain (--seed 1, cpu)" in done.stdout
+    assert np.isfinite(table["norm"].to_numpy()).any()
+    for row in table.to_pylist():
+        assert row["level"] == 1e-3 / len(table)
+        assert len(row["prediction_votes"]) == len(row["rival_votes"]) == (2 if row["rival"] >= 0 else 0)
+    assert done.stderr.splitlines()[-1] == f"attack: {len(table)} of {len(table)} images"
+
+
+def test_a_radius_that_is_too_large_fails_loudly(finished: Path, tmp_path: Path) -> None:
+    honest = drs_ray.attack(str(finished), 6, **QUICK)
+    honest.check()
+    chosen = int(np.nanargmin(honest.norm))
+    image_id, norm = honest.table["image_id"][chosen].as_py(), honest.norm[chosen]
+    rows = pq.read_table(finished / CERTIFICATES_KEY).to_pylist()
+    radii = [1.1 * norm if row["image_id"] == image_id else row["radius"] for row in rows]
+    uri = edited(finished, tmp_path / "run", radius=radii)
+    done = command(["attack", uri, "--images", "6", *OPTIONS, "--quiet"])
+    assert done.returncode == 1
+    assert "UNSOUND" in done.stdout
+    assert "no certificate is contradicted" not in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {uri}: NOT SOUND: 1 of {honest.attacked} attacked images have a confirmed")
+    assert f"worst image {image_id}: class {honest.table['prediction'][chosen].as_py()} is certified up to" in line
+    assert f"repeat with `drs-ray attack {uri} --images 6 --steps 6 --samples 8 --confirmation 500" in line
+    assert f"with probability at most {honest.attacked * 0.001 + 0.001:.3g}." in line
+
+
+def test_a_class_that_does_not_win_contradicts_its_certificate(finished: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(finished / CERTIFICATES_KEY).to_pylist()
+    wrong = [(row["selected_class"] + 5) % 10 for row in rows]
+    uri = edited(finished, tmp_path / "run", prediction=wrong, radius=[0.4] * 6)
+    report = drs_ray.attack(uri, 6, **QUICK)
+    assert report.smallest_slack is not None
+    assert report.smallest_slack < 0
+    assert (report.norm < 0.4).all()  # a few hundred samples do not confirm the slightest lead
+    with pytest.raises(SoundnessError, match="6 of 6 attacked images"):
+        report.check()
+
+
+def test_the_seed_decides_everything(finished: Path) -> None:
+    first, again = (drs_ray.attack(str(finished), 3, **QUICK) for _ in range(2))
+    other = drs_ray.attack(str(finished), 3, **{**QUICK, "seed": 2})
+    assert first.table.equals(again.table)
+    assert not first.table.equals(other.table)
+    told: list[tuple[int, int]] = []
+    free = {**QUICK, "seed": None, "told": lambda *where: told.append(where)}
+    assert drs_ray.attack(str(finished), 6, **free).seed != drs_ray.attack(str(finished), 6, **free).seed
+    assert told[-1][0] == told[-1][1] > 0
+
+
+def test_images_that_abstain_are_skipped_and_counted(finished: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(finished / CERTIFICATES_KEY).to_pylist()
+    some = edited(
+        finished,
+        tmp_path / "some",
+        prediction=[-1, -1, *(row["prediction"] for row in rows[2:])],
+        radius=[0.0, 0.0, *(row["radius"] for row in rows[2:])],
+    )
+    certified = sum(row["prediction"] >= 0 for row in rows[2:])
+    report = drs_ray.attack(some, 6, **QUICK)
+    assert (report.attacked, report.skipped) == (certified, 6 - certified)
+    none = edited(finished, tmp_path / "none", prediction=[-1] * 6, radius=[0.0] * 6)
+    with pytest.raises(CountsError, match="abstains on all 6 images drawn: there is nothing to attack"):
+        drs_ray.attack(none, 6, **QUICK)
+
+
+def test_the_vote_is_that_of_the_certificates(finished: Path, tmp_path: Path) -> None:
+    """A run that was reduced by another vote is attacked as that smoothed classifier."""
+    shutil.copytree(finished, tmp_path / "run")
+    drs_ray.reduce(str(tmp_path / "run"), vote="mean")
+    report = drs_ray.attack(str(tmp_path / "run"), 6, **QUICK)
+    report.check()
+    assert not report.table.equals(drs_ray.attack(str(finished), 6, **QUICK).table)
+    drs_ray.reduce(str(tmp_path / "run"), vote="probit", weights=[1.0, 0.1])
+    drs_ray.attack(str(tmp_path / "run"), 6, **QUICK).check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"images": 0}, "images must be >= 1, got 0"),
+        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"samples": 1}, "samples must be >= 2, got 1"),
+        ({"confirmation": 0}, "confirmation must be >= 1, got 0"),
+        ({"level": 0.0}, r"level must be in \(0, 1\)"),
+        ({"level": 1.0}, r"level must be in \(0, 1\)"),
+        ({"device": "tpu"}, "device must be cpu or cuda, got tpu"),
+        ({"overrides": ["noise.seed=3"]}, "the run is taken as it is"),
+    ],
+)
+def test_arguments_that_cannot_be(finished: Path, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        attack_run(open_store(str(finished)), **arguments)
+
+
+def test_a_run_that_is_not_finished_is_refused_in_one_line(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / CERTIFICATES_KEY).unlink()
+    with pytest.raises(CountsError, match="not there; finish the run with `drs-ray certify`, then `drs-ray reduce`"):
+        drs_ray.attack(str(tmp_path / "run"))
+    with pytest.raises(CountsError, match="no drs-ray run here"):
+        drs_ray.attack(str(tmp_path / "nowhere"))
+
+
+def test_a_classifier_without_gradient_is_refused_in_one_line(tmp_path: Path) -> None:
+    drs_ray.certify(run_config(tmp_path / "run", images=3, factory="without_gradient", how="detach"))
+    done = command(["attack", str(tmp_path / "run"), *OPTIONS, "--quiet"])
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: sub-image 0: the classifier has no gradient with respect to its input")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_trained_network_is_broken_above_its_radii(tmp_path: Path) -> None:
+    data = run_data(tmp_path / "run", images=4)
+    data["classifiers"] = [
+        {"architecture": "digits-cnn", "checkpoint": str(tmp_path / f"{k}.safetensors"), "sigma": 0.5} for k in (0, 1)
+    ]
+    data["training"] = {"epochs": 2}
+    config = parse_config(data)
+    train_run(config)
+    drs_ray.certify(config)
+    report = drs_ray.attack(str(tmp_path / "run"), 4, steps=15, samples=16, confirmation=1000, seed=0)
+    report.check()
+    assert report.attacked >= 2
+    assert report.broken.all()
+    assert report.median_ratio is not None
+    assert 1 < report.median_ratio < 2
+    moved = [f"classifiers.0.checkpoint={tmp_path}/1.safetensors"]
+    with pytest.raises(ClassifierError, match="trained for sub-image 1, the run needs 0"):
+        drs_ray.attack(str(tmp_path / "run"), 4, overrides=moved)

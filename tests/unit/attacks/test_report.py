@@ -1,0 +1,84 @@
+"""The report of an attack: its figures, the check, and where its table is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from drs_ray.attacks.report import AttackReport
+from drs_ray.errors import SoundnessError
+from drs_ray.facts import attack_facts
+from drs_ray.results.schema import ATTACKS, with_metadata
+
+INF = float("inf")
+
+
+def report_of(radii: Sequence[float], norms: Sequence[float]) -> AttackReport:
+    rows = [
+        {
+            "image_id": 10 + at,
+            "label": 3,
+            "prediction": 3,
+            "radius": radius,
+            "norm": norm,
+            "limit": 9.0,
+            "rival": 5 if norm < INF else -1,
+            "level": 0.001 / len(radii),
+            "samples": 1000,
+            "prediction_votes": [400, 410],
+            "rival_votes": [560, 570],
+            "perturbed": [0.5],
+        }
+        for at, (radius, norm) in enumerate(zip(radii, norms, strict=True))
+    ]
+    table = pa.Table.from_pylist(rows, schema=with_metadata(ATTACKS, "run", table="attacks"))
+    return AttackReport("runs/x", "run", table, 1, 0.001, 0.01, 7, "cpu", "drs-ray attack runs/x --seed 7")
+
+
+def test_figures_are_those_of_the_broken_images() -> None:
+    report = report_of([1.0, 2.0, 0.5], [1.5, INF, 1.0])
+    assert report.broken.tolist() == [True, False, True]
+    assert report.median_ratio == 1.75
+    assert report.smallest_slack == 0.5
+    assert report.chance == pytest.approx(0.031)
+    report.check()
+    facts = attack_facts(report)
+    assert facts["attacked"] == "3 images, 1 more abstain (--seed 7, cpu)"
+    assert facts["median norm / radius"] == "1.750"
+
+
+def test_nothing_found_contradicts_nothing() -> None:
+    report = report_of([1.0], [INF])
+    assert report.median_ratio is None
+    assert report.smallest_slack is None
+    report.check()
+    assert attack_facts(report)["smallest norm - radius"] == "-"
+
+
+def test_a_norm_at_the_radius_is_allowed_and_one_below_it_is_not() -> None:
+    report_of([1.0], [1.0]).check()
+    with pytest.raises(SoundnessError) as error:
+        report_of([1.0, 0.5, 2.0], [2.0, 0.49999999, 1.2]).check()
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.startswith("runs/x: NOT SOUND: 2 of 3 attacked images")
+    assert "worst image 12: class 3 is certified up to l2 norm 2.000000, but at 1.20" in text
+    assert "(votes [560, 570] against [400, 410] of 1,000 per sub-image)" in text
+    assert "at most 0.031" in text
+    assert "repeat with `drs-ray attack runs/x --seed 7`" in text
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize("file", ["attack.parquet", "some/place/attack.parquet", "{}/attack.parquet"])
+def test_the_table_is_written_where_it_is_wanted(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = file.format(tmp_path)
+    report = report_of([1.0], [2.0])
+    report.write(named)
+    there = pq.read_table(Path(named), partitioning=None)
+    assert there.equals(report.table)
+    assert there.schema.metadata == report.table.schema.metadata

@@ -1,0 +1,78 @@
+"""Images on their way into training: read in batches, never all at once; augmented whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from drs_ray.data.folders import load_folder
+from drs_ray.errors import DataError
+from drs_ray.training.images import augment, read_batches
+
+
+def _folder(root: Path, count: int = 6) -> Path:
+    for index in range(count):
+        directory = root / "train" / f"{index % 2}"
+        directory.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), 40 * index, np.uint8)).save(directory / f"{index}.png")
+    return root
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_batches_are_read_in_order(tmp_path: Path, loaders: int) -> None:
+    dataset = load_folder("folder", _folder(tmp_path), "train", None)
+    asked = [[5, 0], [3], [1, 2, 4]]
+    read = list(read_batches(dataset, asked, loaders))
+    assert [labels.tolist() for _, labels in read] == [[1, 0], [1], [0, 0, 1]]
+    for ids, (images, labels) in zip(asked, read, strict=True):
+        assert images.dtype == torch.float32
+        assert labels.dtype == torch.int64
+        assert torch.equal(images, torch.from_numpy(dataset.images(ids)))
+
+
+def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+    dataset = load_folder("folder", _folder(tmp_path), "train", None)
+    batches = read_batches(dataset, [[0], [5]], 0)
+    next(batches)
+    (tmp_path / "train" / "1" / "5.png").unlink()
+    with pytest.raises(DataError, match="file not found"):
+        next(batches)
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_a_broken_image_is_one_line(tmp_path: Path, loaders: int) -> None:
+    dataset = load_folder("folder", _folder(tmp_path), "train", None)
+    (tmp_path / "train" / "0" / "2.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"2.png: cannot be read") as caught:
+        list(read_batches(dataset, [[0, 1, 2]], loaders))
+    assert "\n" not in str(caught.value)
+
+
+def test_shifts_move_whole_images_and_fill_with_zero() -> None:
+    images = torch.zeros(500, 2, 6, 7)
+    images[:, 0, 3, 3] = 1
+    images[:, 1, 3, 4] = 2
+    moved = augment(images, 2, False, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    places = moved[:, 0].nonzero()
+    assert len(places) == 500  # one per image: nothing is lost or doubled
+    offsets = {(int(row) - 3, int(column) - 3) for _, row, column in places}
+    assert offsets == {(row, column) for row in range(-2, 3) for column in range(-2, 3)}
+    assert torch.equal(moved[:, 0].roll(1, dims=-1) * 2, moved[:, 1])  # channels move together
+    edge = torch.ones(50, 1, 4, 4)
+    sums = augment(edge, 1, False, torch.Generator().manual_seed(0)).sum(dim=(1, 2, 3))
+    assert set(sums.tolist()) == {9.0, 12.0, 16.0}  # what leaves does not come back on the other side
+
+
+def test_flips_mirror_about_half_of_the_images() -> None:
+    images = torch.rand(400, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    flipped = augment(images, 0, True, torch.Generator().manual_seed(1))
+    same = (flipped == images).all(dim=(1, 2, 3))
+    mirrored = (flipped == images.flip(-1)).all(dim=(1, 2, 3))
+    assert torch.all(same ^ mirrored)
+    assert 160 < same.sum() < 240
+    assert augment(images, 0, False, torch.Generator()) is images

@@ -1,0 +1,209 @@
+"""The training loop: it learns, repeats itself for a seed, goes on from any epoch, and shares batches evenly."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drs_ray.config import TrainingConfig
+from drs_ray.data.arrays import ArrayDataset
+from drs_ray.errors import ClassifierError
+from drs_ray.models.architectures import build_architecture
+from drs_ray.models.tensors import module_digest
+from drs_ray.smoothing.partition import make_partition
+from drs_ray.training.loop import EpochDone, Place, _batches, derived_seed, train_classifier
+from drs_ray.training.state import TrainingState, weights_of
+
+METHODS = [
+    {"method": "gaussian"},
+    {"method": "consistency"},
+    {"method": "smoothadv", "smoothadv": {"steps": 2, "warm_up": 2}},
+]
+
+
+def _dataset(count: int = 120) -> ArrayDataset:
+    """Bright left half or bright right half, 8x8: easy, and each checkerboard half shows it."""
+    labels = np.arange(count) % 2
+    pixels = np.zeros((count, 1, 8, 8), np.uint8)
+    pixels[labels == 0, :, :, :4] = 255
+    pixels[labels == 1, :, :, 4:] = 255
+    return ArrayDataset("halves", "train", 2, pixels, labels)
+
+
+def _module(partition: Any, sub_image: int, dropout: float = 0.0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_architecture("digits-cnn", partition.layout_shape(sub_image, 1), 2, {"width": 4})
+    return nn.Sequential(nn.Dropout(dropout), network) if dropout else network
+
+
+def _train(
+    seed: int,
+    partition_name: str = "checkerboard",
+    layout: str = "packed",
+    sub_image: int = 1,
+    start: TrainingState | None = None,
+    dropout: float = 0.0,
+    **changed: Any,
+) -> tuple[nn.Module, list[EpochDone]]:
+    partition = make_partition(partition_name, 8, 8, layout)
+    module = _module(partition, sub_image, dropout)
+    epochs: list[EpochDone] = []
+    settings = {"epochs": 10, "batch": 16, "learning_rate": 0.01, "shift": 1, "label_smoothing": 0.0, **changed}
+    sigma = settings.pop("sigma", 0.5)
+    train_classifier(
+        module,
+        _dataset(),
+        partition,
+        sub_image,
+        sigma,
+        TrainingConfig(**settings),
+        seed=seed,
+        start=start,
+        on_epoch=epochs.append,
+    )
+    return module, epochs
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("none", "packed"), ("checkerboard", "packed"), ("checkerboard", "masked")]
+)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["method"])
+def test_training_learns_and_reports_every_epoch(name: str, layout: str, method: dict[str, Any]) -> None:
+    module, epochs = _train(0, name, layout, sub_image=0, **method)
+    assert [done.epoch for done in epochs] == list(range(1, 11))
+    assert epochs[-1].loss < epochs[0].loss
+    assert epochs[-1].accuracy > 0.9
+    assert all(0 <= done.accuracy <= 1 for done in epochs)
+    assert not module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_loss_of_gaussian_training_is_the_cross_entropy() -> None:
+    losses = [done.loss for done in _train(0)[1]]
+    assert losses[0] > 0.4
+    assert losses[-1] < 0.1
+
+
+def test_a_seed_gives_the_same_weights_whatever_the_global_generator_does() -> None:
+    torch.manual_seed(1)
+    first, _ = _train(7, dropout=0.2)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again, _ = _train(7, dropout=0.2)
+    assert torch.equal(torch.get_rng_state(), before)
+    other, _ = _train(8, dropout=0.2)
+    assert module_digest(first) == module_digest(again)
+    assert module_digest(first) != module_digest(other)
+
+
+def test_every_setting_has_an_effect() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"label_smoothing": 0.2},
+        {"shift": 0},
+        {"flip": True},
+        {"weight_decay": 0.5},
+        {"sigma": 0.25},
+        {"optimizer": "sgd"},
+        {"optimizer": "sgd", "momentum": 0.5},
+        {"schedule": "cosine"},
+        {"schedule": "step", "step_epochs": 2},
+        *METHODS[1:],
+        {"method": "consistency", "consistency": {"kl_weight": 1.0}},
+        {"method": "consistency", "consistency": {"entropy_weight": 0.0}},
+        {"method": "consistency", "consistency": {"copies": 3}},
+        {"method": "smoothadv", "smoothadv": {"steps": 2, "epsilon": 0.1}},
+        {"method": "smoothadv", "smoothadv": {"steps": 2, "copies": 1}},
+        {"method": "smoothadv", "smoothadv": {"steps": 2}},
+    ]
+    digests = {module_digest(_train(7, epochs=3, **change)[0]) for change in changes}
+    assert len(digests) == len(changes)
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_reading_ahead_changes_nothing(loaders: int) -> None:
+    assert module_digest(_train(3, epochs=2, loaders=loaders)[0]) == module_digest(_train(3, epochs=2)[0])
+
+
+@pytest.mark.parametrize("change", [*METHODS, {"optimizer": "sgd", "schedule": "step", "step_epochs": 2}])
+def test_training_goes_on_from_any_state_to_the_same_weights(change: dict[str, Any]) -> None:
+    undisturbed, epochs = _train(5, epochs=4, dropout=0.2, **change)
+    for done in epochs:
+        assert done.state is not None
+        again, rest = _train(5, epochs=4, dropout=0.2, start=done.state, **change)
+        assert module_digest(again) == module_digest(undisturbed)
+        assert [(e.epoch, e.loss, e.accuracy) for e in rest] == [
+            (e.epoch, e.loss, e.accuracy) for e in epochs[done.epoch :]
+        ]
+
+
+def test_states_are_told_when_they_are_due_and_after_the_last_epoch() -> None:
+    _, epochs = _train(5, epochs=5, checkpoint_every=2)
+    assert [done.epoch for done in epochs if done.state is not None] == [2, 4, 5]
+    assert [done.state.epoch for done in epochs if done.state is not None] == [2, 4, 5]
+
+
+def test_a_state_is_a_copy_that_later_epochs_do_not_change() -> None:
+    module, epochs = _train(5, epochs=2)
+    first, last = epochs[0].state, epochs[1].state
+    assert first is not None
+    assert last is not None
+    assert all(torch.equal(last.weights[name], value) for name, value in weights_of(module).items())
+    assert not torch.equal(first.weights["fc2.weight"], last.weights["fc2.weight"])
+    assert not torch.equal(first.optimizer["0/exp_avg"], last.optimizer["0/exp_avg"])
+
+
+@pytest.mark.parametrize(("count", "workers", "batch"), [(120, 3, 12), (121, 4, 16), (2, 5, 10)])
+def test_workers_share_every_batch_evenly_and_miss_no_image(count: int, workers: int, batch: int) -> None:
+    shares = [
+        _batches(count, batch, torch.Generator(), seed=1, epoch=2, place=Place(rank=rank, workers=workers))
+        for rank in range(workers)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    for parts in zip(*shares, strict=True):
+        assert len({len(part) for part in parts}) == 1
+        assert 0 < sum(map(len, parts)) <= batch
+    seen = sorted(image for share in shares for part in share for image in part)
+    assert set(seen) == set(range(count))
+    assert len(seen) == math.ceil(count / workers) * workers
+    other = _batches(count, batch, torch.Generator(), seed=1, epoch=3, place=Place(workers=workers))
+    assert count < 10 or other != shares[0]
+
+
+def test_workers_draw_different_noise_and_the_same_again() -> None:
+    drawn = []
+    for rank in (0, 1, 0):
+        generator = torch.Generator()
+        _batches(10, 4, generator, seed=1, epoch=2, place=Place(rank=rank, workers=2))
+        drawn.append(torch.rand(5, generator=generator).tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_seeds_do_not_repeat_each_other() -> None:
+    seeds = {derived_seed(a, b) for a in range(30) for b in range(30)} | {derived_seed(a) for a in range(30)}
+    assert len(seeds) == 930
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_divergence_is_reported_at_once() -> None:
+    class Explode(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :2] * (self.w + math.nan)
+
+    calls: list[EpochDone] = []
+    partition = make_partition("none", 8, 8, "packed")
+    with pytest.raises(
+        ClassifierError, match=r"sub-image 0: training diverged in epoch 1 .*lower training.learning_rate"
+    ):
+        train_classifier(Explode(), _dataset(), partition, 0, 1.0, TrainingConfig(epochs=3), on_epoch=calls.append)
+    assert calls == []

@@ -1,0 +1,264 @@
+"""The methods' losses against values computed by hand; attacks stay in their ball and on their own pixels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drs_ray.config import TrainingConfig
+from drs_ray.smoothing.partition import Partition, make_partition
+from drs_ray.training.consistency import consistency_loss, disagreement
+from drs_ray.training.gaussian import gaussian_loss
+from drs_ray.training.methods import loss_of
+from drs_ray.training.smoothadv import attack, smoothadv_loss
+from drs_ray.training.trainee import Trainee
+
+WHOLE = make_partition("none", 1, 2, "packed")
+
+
+class _Scripted:
+    """A noise source that gives what it was told to, in order."""
+
+    def __init__(self, *noises: list[list[float]]) -> None:
+        self._noises = [torch.tensor(noise)[:, None, :] for noise in noises]
+
+    def __call__(self, values: Tensor) -> Tensor:
+        noise = self._noises.pop(0)
+        assert noise.shape == values.shape
+        return noise
+
+
+def _linear(weight: list[list[float]]) -> nn.Module:
+    """Logits = weight @ pixels, for images of 1x2 pixels and two classes."""
+    linear = nn.Linear(2, 2, bias=False)
+    linear.weight.data = torch.tensor(weight)
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+def _gradient(loss: Tensor, module: nn.Module) -> np.ndarray:
+    (gradient,) = torch.autograd.grad(loss, list(module.parameters()))
+    return gradient.numpy()
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+VALUES = torch.tensor([[[0.5, 0.25]], [[0.0, 1.0]]])
+LABELS = torch.tensor([0, 1])
+NOISES = ([[0.5, -0.25], [1.0, 0.0]], [[0.0, 0.5], [-1.0, 0.5]])
+WEIGHT = [[1.0, -1.0], [0.5, 2.0]]
+
+
+def _noisy(copy: int) -> np.ndarray:
+    """Inputs of one copy, float64 [n, 2]."""
+    return VALUES[:, 0].numpy().astype(float) + np.array(NOISES[copy])
+
+
+def test_gaussian_is_the_cross_entropy_of_the_noisy_values() -> None:
+    module = _linear(WEIGHT)
+    loss, logits = gaussian_loss(Trainee(module, WHOLE, 0), VALUES, LABELS, _Scripted(NOISES[0]), label_smoothing=0.1)
+    expected = _noisy(0) @ np.array(WEIGHT).T
+    assert logits.detach().numpy() == pytest.approx(expected)
+    target = np.array([[0.95, 0.05], [0.05, 0.95]])
+    assert loss.item() == pytest.approx(-(target * np.log(_softmax(expected))).sum(axis=1).mean())
+    # d loss / d weight = mean of (answer - target) x input
+    by_hand = (_softmax(expected) - target).T @ _noisy(0) / 2
+    assert _gradient(loss, module) == pytest.approx(by_hand, abs=1e-6)
+
+
+def _consistency_by_hand(weight: np.ndarray, kl_weight: float, entropy_weight: float) -> float:
+    answers = [_softmax(_noisy(copy) @ weight.T) for copy in (0, 1)]
+    mean = (answers[0] + answers[1]) / 2
+    cross_entropy = -sum(np.log(answer[[0, 1], [0, 1]]).mean() for answer in answers) / 2
+    divergence = sum((mean * np.log(mean / answer)).sum(axis=1) for answer in answers) / 2
+    entropy = -(mean * np.log(mean)).sum(axis=1)
+    return float(cross_entropy + (kl_weight * divergence + entropy_weight * entropy).mean())
+
+
+@pytest.mark.parametrize(("kl_weight", "entropy_weight"), [(10.0, 0.5), (0.0, 0.5), (3.0, 0.0), (0.0, 0.0)])
+def test_consistency_is_the_papers_formula(kl_weight: float, entropy_weight: float) -> None:
+    module = _linear(WEIGHT)
+    loss, logits = consistency_loss(
+        Trainee(module, WHOLE, 0),
+        VALUES,
+        LABELS,
+        _Scripted(*NOISES),
+        copies=2,
+        kl_weight=kl_weight,
+        entropy_weight=entropy_weight,
+        label_smoothing=0.0,
+    )
+    weight = np.array(WEIGHT)
+    assert loss.item() == pytest.approx(_consistency_by_hand(weight, kl_weight, entropy_weight), rel=1e-5)
+    assert logits.detach().numpy() == pytest.approx(_noisy(0) @ weight.T)
+    gradient = _gradient(loss, module)
+    for at in np.ndindex(2, 2):
+        step = np.zeros((2, 2))
+        step[at] = 1e-6
+        up, down = (_consistency_by_hand(weight + sign * step, kl_weight, entropy_weight) for sign in (1, -1))
+        assert gradient[at] == pytest.approx((up - down) / 2e-6, abs=1e-4)
+
+
+def test_copies_that_are_sure_and_agree_cost_nothing() -> None:
+    agreed = torch.tensor([[[20.0, -20.0]], [[20.0, -20.0]]])
+    assert disagreement(agreed, 10.0, 0.5).item() == pytest.approx(0.0, abs=1e-6)
+    unsure = torch.zeros(3, 4, 2)
+    assert disagreement(unsure, 10.0, 0.5).item() == pytest.approx(0.5 * math.log(2))
+    apart = torch.tensor([[[90.0, 0.0]], [[0.0, 90.0]]])  # no infinity, no NaN
+    assert disagreement(apart, 1.0, 0.0).item() == pytest.approx(45 - math.log(2))
+
+
+def test_smoothadv_trains_on_the_attacked_values_under_the_same_noise() -> None:
+    """Two classes and a linear classifier: every step goes straight along the difference of their weights."""
+    weight = [[1.0, 0.0], [0.0, 0.0]]
+    module = _linear(weight)
+    values, labels = torch.tensor([[[0.5, 0.5]]]), torch.tensor([0])
+    noises = ([[0.25, 0.0]], [[-0.5, 0.0]])
+    loss, logits = smoothadv_loss(
+        Trainee(module, WHOLE, 0),
+        values,
+        labels,
+        _Scripted(*noises),
+        epoch=3,
+        copies=2,
+        steps=4,
+        epsilon=0.4,
+        warm_up=6,
+        label_smoothing=0.0,
+    )
+    # Half of the warm-up is over: radius 0.2, reached after two of the four steps of 0.1, along (-1, 0).
+    margins = np.array([0.3 + 0.25, 0.3 - 0.5])
+    assert logits.detach().numpy() == pytest.approx(np.array([[margins[0], 0.0]]), abs=1e-6)
+    assert loss.item() == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-5)
+
+
+def test_an_attack_ascends_the_mean_answers_loss_not_the_mean_loss() -> None:
+    """Salman et al.'s -log of the mean, not the mean of the logs: the first step follows its gradient exactly."""
+    module = _linear([[2.0, 1.0], [-1.0, 3.0]])
+    values, labels = torch.tensor([[[0.5, 0.5]]]), torch.tensor([0])
+    drawn = torch.tensor([[[[1.5, -0.5]]], [[[-2.0, 1.0]]]])
+    answers = _softmax((values[0].numpy() + drawn[:, 0, 0].numpy()) @ np.array([[2.0, 1.0], [-1.0, 3.0]]).T)
+    difference = np.array([3.0, -2.0])  # of the two classes' weights
+    # d/dx -log(1/m sum p_i) = -sum p_i (1 - p_i) difference / sum p_i, whose direction is -difference for any noise
+    direction = -(answers[:, 0] * (1 - answers[:, 0])).sum() / answers[:, 0].sum() * difference
+    moved = attack(Trainee(module, WHOLE, 0), values, labels, drawn, steps=2, epsilon=0.1) - values
+    assert moved[0, 0].numpy() == pytest.approx(0.1 * direction / np.linalg.norm(direction), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("none", "packed"), ("checkerboard", "packed"), ("checkerboard", "masked"), ("checkerboard-2024", "filled")],
+)
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 3.0])
+def test_an_attack_stays_in_its_ball_and_on_its_own_pixels(name: str, layout: str, epsilon: float) -> None:
+    partition = make_partition(name, 5, 5, layout)
+    generator = torch.Generator().manual_seed(0)
+    channels, height, width = partition.layout_shape(0, 2)
+    seen: list[Tensor] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.BatchNorm2d(channels), nn.Linear(channels * height * width, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            seen.append(inputs.detach())
+            logits: Tensor = self.linear(self.norm(inputs).flatten(1))
+            return logits
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Watched().train()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    images = torch.rand(7, 2, 5, 5, generator=generator)
+    images[:, 0] = images[:, 0].round()  # pixels at the ends of their range
+    values = partition.extract(images, 0)
+    drawn = 0.5 * torch.randn(2, *values.shape, generator=generator)
+    labels = torch.arange(7) % 3
+    moved = attack(Trainee(module, partition, 0), values, labels, drawn, steps=5, epsilon=epsilon)
+    assert moved.shape == values.shape
+    assert not moved.requires_grad
+    distance = (moved - values).flatten(1).norm(dim=1)
+    assert torch.all(distance <= epsilon * (1 + 1e-5))
+    assert torch.all(distance > epsilon / 10)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    empty = ~partition.arrange(torch.ones(2, values.shape[-1]), 0).bool()
+    assert len(seen) == 5
+    assert all(torch.all(inputs[:, empty] == 0) for inputs in seen)  # the attack never left the own pixels
+    # The classifier is as it was: weights, statistics, mode.
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert module.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
+
+
+def test_an_attack_on_a_constant_classifier_moves_nothing() -> None:
+    trainee = Trainee(_linear([[0.0, 0.0], [0.0, 0.0]]), WHOLE, 0)
+    moved = attack(trainee, VALUES, LABELS, torch.zeros(1, 2, 1, 2), steps=3, epsilon=1.0)
+    assert torch.equal(moved, VALUES)
+
+
+def test_weights_that_were_fixed_stay_fixed_after_an_attack() -> None:
+    module = _linear(WEIGHT)
+    module.requires_grad_(False)
+    attack(Trainee(module, WHOLE, 0), VALUES, LABELS, torch.zeros(1, 2, 1, 2), steps=1, epsilon=1.0)
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_config_chooses_the_loss() -> None:
+    def loss(**changed: object) -> float:
+        training = TrainingConfig(label_smoothing=0.0, **changed)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(0)
+        noise = lambda values: torch.randn(values.shape, generator=generator)  # noqa: E731
+        return loss_of(training)(Trainee(_linear(WEIGHT), WHOLE, 0), VALUES, LABELS, noise, 1)[0].item()
+
+    losses = [loss(), loss(method="consistency"), loss(method="smoothadv")]
+    assert len(set(losses)) == 3
+    assert loss(consistency={"kl_weight": 1.0}) == losses[0]
+    without = loss(method="consistency", consistency={"kl_weight": 0.0, "entropy_weight": 0.0})
+    assert losses[1] > without
+
+
+@pytest.mark.parametrize("sub_image", [0, 1])
+@pytest.mark.parametrize("layout", ["packed", "masked"])
+def test_noise_is_on_own_pixels_alone(layout: str, sub_image: int) -> None:
+    # 5x5: packed rows of unequal length end in an empty cell.
+    partition = make_partition("checkerboard", 5, 5, layout)
+    images = torch.rand(2000, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    inputs = _inputs(images, partition, sub_image)
+    assert inputs.shape == (2000, *partition.layout_shape(sub_image, 3))
+    values = partition.extract(images, sub_image)
+    noise = partition.collect(inputs, sub_image) - values
+    own = partition.arrange(torch.ones(3, values.shape[-1]), sub_image).bool()
+    assert not torch.all(own)
+    assert torch.all(inputs[:, ~own] == 0)
+    assert abs(noise.mean().item()) < 0.01
+    assert abs(noise.std().item() - 0.7) < 0.01
+    assert torch.unique(noise).numel() > 0.9 * noise.numel()  # no two pixels, channels or images share noise
+    other = images.clone()
+    other.flatten(-2)[..., partition.pixels(1 - sub_image)] = 9.0
+    again = _inputs(other, partition, sub_image)
+    assert torch.equal(again, inputs)  # the other sub-image's pixels are not read
+
+
+def _inputs(images: Tensor, partition: Partition, sub_image: int) -> Tensor:
+    """What a sub-image's classifier is given in a step of Gaussian training with sigma 0.7."""
+    seen: list[Tensor] = []
+
+    class Seeing(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            seen.append(inputs)
+            return inputs.flatten(1)[:, :2]
+
+    generator = torch.Generator().manual_seed(1)
+    noise = lambda values: 0.7 * torch.randn(values.shape, generator=generator)  # noqa: E731
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    trainee = Trainee(Seeing(), partition, sub_image)
+    gaussian_loss(trainee, partition.extract(images, sub_image), labels, noise, label_smoothing=0.0)
+    return seen[0]
