@@ -151,10 +151,7 @@ def _connect(address: str, host: str, port: int) -> JobSubmissionClient:
     try:  # Ray's client would wait for minutes
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except OSError as error:
-        raise EngineError(
-            f"--address: no dashboard answers at {address} ({error}); is the cluster up, and the tunnel to it open "
-            "(docs/clusters.md)?"
-        ) from error
+        raise _nobody_at(address, error) from error
     for name in logging.root.manager.loggerDict:
         if name.startswith("ray."):
             logging.getLogger(name).setLevel(logging.ERROR)  # each has a level of its own, and reports how it packs
@@ -167,6 +164,8 @@ def _connect(address: str, host: str, port: int) -> JobSubmissionClient:
             f"({error.message.splitlines()[0].split('. ')[0]}); set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a "
             "file with the cluster's token"
         ) from error
+    except ConnectionError as error:  # a tunnel that ends nowhere
+        raise _nobody_at(address, error) from error
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise EngineError(f"--address: what answers at {address} is no Ray dashboard ({last_line(error)})") from error
     theirs = client._server_ray_version
@@ -176,6 +175,13 @@ def _connect(address: str, host: str, port: int) -> JobSubmissionClient:
             f"cluster's version here (`pip install ray=={theirs}`), or submit from its head"
         )
     return client
+
+
+def _nobody_at(address: str, error: OSError) -> EngineError:
+    return EngineError(
+        f"--address: no dashboard answers at {address} ({last_line(error)}); is the cluster up, and the tunnel to it open "
+        "(docs/clusters.md)?"
+    )
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 import ray
 from ray.job_submission import JobStatus
 
+from drs_ray.cli import main
 from drs_ray.engine import submit
 from drs_ray.engine.submit import Submission, submit_run
 from drs_ray.errors import ConfigError, DrsError, EngineError, JobEndedError
@@ -134,6 +137,24 @@ def test_something_else_answers(work: Path, dashboard: Dashboard, version: dict[
     assert "is no Ray dashboard" in str(_refused(work, dashboard.address))
 
 
+def test_a_tunnel_that_ends_nowhere(work: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    server.accept()[0].close()
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        error = _refused(work, f"http://127.0.0.1:{server.getsockname()[1]}")
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert "no dashboard answers at http://127.0.0.1:" in str(error)
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_no_token_or_a_wrong_one(work: Path, dashboard: Dashboard, status: int) -> None:
     dashboard.status = status
@@ -146,6 +167,53 @@ def test_a_bad_config_is_not_sent(work: Path, dashboard: Dashboard) -> None:
     assert "noise.sed: unknown key; did you mean seed?" in str(_refused(work, dashboard.address, "noise.sed=1"))
     assert "is not there" in str(_refused(work, dashboard.address, "classifiers.0.checkpoint=none.pt"))
     assert dashboard.paths == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "said"),
+    [
+        ("address", 1, "error: --address: no dashboard answers at http://127.0.0.1:1 "),
+        ("token", 1, "does not let this process in"),
+        ("version", 1, f"has Ray 2.40.0, this machine Ray {ray.__version__}; install the cluster's version here"),
+        (
+            "size",
+            2,
+            "must pack to less than 100 MiB, is 101 MiB; largest: weights.bin 101 MiB; name them in ",
+        ),
+        ("config", 2, "elsewhere/run.yaml: must be in the working directory"),
+    ],
+)
+def test_the_command_ends_with_one_line_and_a_code(
+    wrong: str, code: int, said: str, work: Path, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    address, config = dashboard.address, "run.yaml"
+    if wrong == "address":
+        address = "http://127.0.0.1:1"
+    elif wrong == "token":
+        dashboard.status = 401
+    elif wrong == "version":
+        dashboard.version = {"version": "4", "ray_version": "2.40.0"}
+    elif wrong == "size":
+        with (work / "weights.bin").open("wb") as file:
+            file.truncate(101 * 2**20)
+    elif wrong == "config":
+        (work / "elsewhere").mkdir()
+        (work / "run.yaml").rename(work / "elsewhere" / "run.yaml")
+        (work / "work").mkdir()
+        monkeypatch.chdir(work / "work")
+        config = "../elsewhere/run.yaml"
+    if wrong != "config":
+        monkeypatch.chdir(work)
+    monkeypatch.setattr("sys.argv", ["drs-ray", "submit", config, "--address", address])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == code
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+    assert dashboard.submitted == []
 
 
 class Client:
@@ -198,3 +266,23 @@ def test_a_connection_that_is_lost_leaves_the_job() -> None:
         EngineError, match=r"the connection was lost \(closed unexpectedly\); the job job goes on; foll"
     ):
         _follow()
+
+
+def test_interrupting_leaves_the_job(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    class Endless(Client):
+        async def tail_job_logs(self, job: str) -> Any:
+            yield "a line\n"
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(60)
+
+    client: Any = Endless()
+    found = Submission(client, "raysubmit_1", "http://here:1", "s3://bucket/run")
+    monkeypatch.setattr(submit, "submit_run", lambda *arguments: found)
+    monkeypatch.setattr("sys.argv", ["drs-ray", "submit", "run.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == (
+        "error: interrupted by SIGINT; the job raysubmit_1 goes on; "
+        "stop:   ray job stop --address http://here:1 raysubmit_1\n"
+    )
