@@ -179,8 +179,8 @@ def _connect(address: str, host: str, port: int) -> JobSubmissionClient:
 
 def _nobody_at(address: str, error: OSError) -> EngineError:
     return EngineError(
-        f"--address: no dashboard answers at {address} ({last_line(error)}); is the cluster up, and the tunnel to it open "
-        "(docs/clusters.md)?"
+        f"--address: no dashboard answers at {address} ({last_line(error)}); is the cluster up, and the tunnel to it "
+        "open (docs/clusters.md)?"
     )
 
 

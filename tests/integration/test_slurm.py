@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
 
 from drs_ray import certify
-from tests.support.runs import counts_digest, run_config, run_data, write_config
+from tests.support.runs import BATCH, counts_digest, run_config, run_data, stored_parts, write_config
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm" / "certify.sbatch"
 # `ray symmetric-run` starts beside no other Ray and ends all that it finds: it must see no processes but its own.
@@ -25,20 +27,14 @@ def _has_namespaces() -> bool:
 
 @pytest.fixture
 def site(tmp_path: Path) -> dict[str, str]:
-    """The environment of a job on a SLURM site of one node, whose `srun` and `scontrol` are small scripts."""
-    commands = {
-        "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"',
-        "scontrol": "echo node0",
-    }
-    for name, body in commands.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
+    """The environment of a job on a SLURM site of one node, whose `srun` is a small script."""
+    (tmp_path / "srun").write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
     path = os.pathsep.join([str(tmp_path), sysconfig.get_path("scripts"), os.environ["PATH"]])
     return os.environ | {
         "PATH": path,
         "HOME": str(tmp_path),
         "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "node0",
         "SLURM_JOB_NUM_NODES": "1",
         "SLURM_CPUS_PER_TASK": "1",
     }
@@ -62,34 +58,58 @@ def test_what_it_runs(site: dict[str, str], tmp_path: Path) -> None:
     """With a `ray` that only writes down what it was given: the token is for the user alone, and gone at the end."""
     ray = tmp_path / "ray"
     ray.write_text(
-        '#!/bin/bash\necho "$@" > "$HOME/given"\nstat -c %a "$RAY_AUTH_TOKEN_PATH" >> "$HOME/given"\n'
+        '#!/bin/bash\nprintf "%s\\n" "$@" > "$HOME/arguments"\nstat -c %a "$RAY_AUTH_TOKEN_PATH" > "$HOME/given"\n'
         'echo "$RAY_AUTH_MODE $RAY_ADDRESS $(wc -c < "$RAY_AUTH_TOKEN_PATH") $(umask)" >> "$HOME/given"\nexit 3\n'
     )
     ray.chmod(0o755)
     command = ["bash", SCRIPT, "a config.yaml", "--set", "noise.seed=1"]
     done = subprocess.run(command, env=site, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr  # the run's own code
-    given, mode, rest = (tmp_path / "given").read_text().splitlines()
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    separator = arguments.index("--")
+    options = dict(zip(arguments[1:separator:2], arguments[2:separator:2], strict=True))
+    mode, rest = (tmp_path / "given").read_text().splitlines()
     port = 20000 + int(site["SLURM_JOB_ID"]) % 20000
-    address = re.search(r"--address (\S+)", given)
-    assert address is not None
-    assert address[1].endswith(f":{port}")
-    assert given.endswith("-- python -m drs_ray certify a config.yaml --set noise.seed=1 --address auto")
-    assert "--num-gpus 0" in given
+    assert options["--address"].endswith(f":{port}")
+    assert not options["--address"].startswith("127.")
+    assert options["--num-gpus"] == "0"
+    assert arguments[separator + 1] == "bash"
+    assert arguments[-3:] == ["a config.yaml", "--set", "noise.seed=1"]
     assert mode == "600"
-    assert rest.split()[:3] == ["token", address[1], "64"]
+    assert rest.split()[:3] == ["token", options["--address"], "64"]
     assert rest.split()[3] != "0077"  # results are as open as the user's other files
     assert not list((tmp_path / ".ray").iterdir())
+
+
+def _script_of(namespace: subprocess.Popen[str]) -> int:
+    """Process id of what `unshare` has forked: the first process of the namespace."""
+    return int(Path(f"/proc/{namespace.pid}/task/{namespace.pid}/children").read_text())
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(not _has_namespaces(), reason="needs process namespaces of its own (unshare)")
-def test_a_run(site: dict[str, str], tmp_path: Path) -> None:
-    certify(run_config(tmp_path / "inline", images=6))
-    config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=6))
-    done = subprocess.run([*NAMESPACE, "bash", SCRIPT, config], env=site, capture_output=True, text=True, timeout=300)
+def test_a_run_that_meets_its_time_limit_and_is_submitted_again(site: dict[str, str], tmp_path: Path) -> None:
+    gate, run = tmp_path / "gate", tmp_path / "run"
+    slow = {"factory": "slow", "trigger": BATCH, "seconds": 0.1, "gate": str(gate)}
+    certify(run_config(tmp_path / "inline", **slow))
+    config = write_config(tmp_path / "config.yaml", run_data(run, **slow))
+    script = [*NAMESPACE, "bash", SCRIPT, config]
+    gate.touch()
+    with subprocess.Popen(script, env=site, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as begun:
+        deadline = time.monotonic() + 120
+        while not stored_parts(run) and begun.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(_script_of(begun), signal.SIGTERM)  # as SLURM does: the batch script alone (B:)
+        said = begun.communicate(timeout=120)[0]
+    assert begun.returncode == 143, said
+    assert "interrupted by SIGTERM; finished units are stored in" in said
+    stored = stored_parts(run)
+    assert 1 <= stored < 8
+    gate.unlink()
+    done = subprocess.run(script, env=site, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"certificates: {tmp_path}/run/certificates.parquet" in done.stdout
-    assert counts_digest(tmp_path / "run") == counts_digest(tmp_path / "inline")
+    assert f"certificates: {run}/certificates.parquet" in done.stdout
+    assert f"{stored} units are stored" in done.stdout + done.stderr
+    assert counts_digest(run) == counts_digest(tmp_path / "inline")
     assert not Path(f"/tmp/drs-ray-{site['SLURM_JOB_ID']}").exists()
