@@ -122,10 +122,10 @@ def reduce(uri: str, *, endpoint_url: str | None = None, **certificate: Any) -> 
 
 
 def train(config: RunConfig) -> list[str]:
-    """Train the config's sub-image classifiers, or go on; returns the checkpoints' paths. See `train_run`."""
+    """Train the config's sub-image classifiers, or go on; returns the checkpoints' paths or URIs. See `train_run`."""
     from drs_ray.training.run import train_run
 
-    return [str(path) for path in train_run(config)]
+    return train_run(config)
 
 
 def verify(uri: str, units: int = 10, *, endpoint_url: str | None = None, **options: Any) -> VerifyReport:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -219,7 +218,7 @@ def pack_with_progress(config: DatasetConfig, store: Store, console: Console, qu
         return pack_dataset(dataset, config.image_size, store, lambda done: told(done, len(dataset)))
 
 
-def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> list[Path]:
+def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> list[str]:
     """Train the config's classifiers with a bar over epochs (a line per classifier where there is no terminal)."""
     from drs_ray.training.run import train_run
 

@@ -1,14 +1,11 @@
-"""Checkpoints of base classifiers: safetensors with metadata, written atomically; pickles run no code."""
+"""Checkpoints of base classifiers: safetensors with metadata; pickles run no code."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
-import os
 import pickle
-import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,7 +17,8 @@ from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from drs_ray.errors import ClassifierError, StoreError
+from drs_ray.errors import ClassifierError
+from drs_ray.models.files import read_file, write_file
 
 METADATA_KEY = "drs_ray"
 """Our one key in the safetensors header: one JSON text, because the order of several keys is not deterministic."""
@@ -48,41 +46,19 @@ class CheckpointMetadata:
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMetadata) -> None:
-    """Write the module's state_dict and metadata as safetensors: under a temporary name, then renamed.
+    """Write the module's state_dict and metadata as safetensors, to a local path or an s3:// URI: whole or not at all.
 
     The file's bytes depend on weights and metadata alone. Directories are created.
 
     Raises:
         ClassifierError: for another suffix than .safetensors, or if the file cannot be written.
     """
-    file = Path(path)
-    if file.suffix != ".safetensors":
-        raise ClassifierError(f"checkpoint {file}: drs-ray writes .safetensors only; change the suffix")
+    location = str(path)
+    if not location.endswith(".safetensors"):
+        raise ClassifierError(f"checkpoint {location}: drs-ray writes .safetensors only; change the suffix")
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
     data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(asdict(metadata), sort_keys=True)})
-    write_whole(file, data)
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it: whoever reads it sees all of it. Directories are created.
-
-    Raises:
-        ClassifierError: if it cannot be written; what was there before is still there.
-    """
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ClassifierError(
-            f"checkpoint {file}: cannot be written ({error.strerror}); name a directory that you may write to"
-        ) from error
+    write_file(location, data)
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointMetadata | None]:
@@ -107,49 +83,25 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointMeta
         )
     if suffix not in (".safetensors", ".pt", ".pth") and not location.endswith(".pth.tar"):
         raise ClassifierError(f"checkpoint {location}: must end in .safetensors, .pt, .pth or .pth.tar, got {suffix!r}")
-    data = read_bytes(location)
+    data = read_file(location)
     if suffix == ".safetensors":
-        return _from_safetensors(location, data)
+        return parse_checkpoint(location, data)
     return _from_pickle(location, data), None
 
 
-def read_bytes(location: str) -> bytes:
-    """The bytes of a local path or an s3:// URI.
+def parse_checkpoint(location: str, data: bytes) -> tuple[dict[str, Tensor], CheckpointMetadata | None]:
+    """Tensors by name, and metadata if drs-ray wrote them, of a safetensors file's bytes; `location` is for messages.
 
     Raises:
-        ClassifierError: if there is no such file, or it cannot be read.
+        ClassifierError: they are no such file, or the metadata are broken.
     """
-    if location.startswith("s3://"):
-        from drs_ray.results.store import open_store  # boto3: only for those who use it
-
-        parent, _, name = location.rpartition("/")
-        try:
-            return open_store(parent).get(name)
-        except StoreError as error:
-            raise ClassifierError(f"checkpoint {location}: cannot be read: {error}") from error
-    file = Path(location).expanduser()
-    if not file.exists():
-        raise ClassifierError(
-            f"checkpoint {location}: not found; correct classifiers.<k>.checkpoint, or train it with `drs-ray train`"
-        )
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ClassifierError(
-            f"checkpoint {location}: cannot be read ({error.strerror}); name a file that you may read"
-        ) from error
-
-
-def _from_safetensors(location: str, data: bytes) -> tuple[dict[str, Tensor], CheckpointMetadata | None]:
-    try:
-        tensors = safetensors.torch.load(data)
+        tensors, notes = parse_safetensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ClassifierError(
             f"checkpoint {location}: not a safetensors file, or truncated ({error}); copy or train it again"
         ) from error
-    # safetensors reads metadata from files only; the layout is a little-endian length, then a JSON header.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text = header.get("__metadata__", {}).get(METADATA_KEY)
+    text = notes.get(METADATA_KEY)
     if text is None:
         return tensors, None
     try:
@@ -159,6 +111,14 @@ def _from_safetensors(location: str, data: bytes) -> tuple[dict[str, Tensor], Ch
             f"checkpoint {location}: its drs-ray metadata cannot be read ({type(error).__name__}: {error}); "
             "train it again with this version of drs-ray"
         ) from error
+
+
+def parse_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file's bytes. Raises SafetensorError, ValueError or KeyError."""
+    tensors = safetensors.torch.load(data)
+    # safetensors reads metadata from files only; the layout is a little-endian length, then a JSON header.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__", {})
 
 
 def _parse_metadata(text: str) -> CheckpointMetadata:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import PROGRAM, told
-from drs_ray.models.checkpoints import read_bytes
+from drs_ray.models.files import read_file
 
 
 class Program(nn.Module):
@@ -58,7 +58,7 @@ def load_program(location: str) -> Program:
             f"checkpoint {location}: the architecture {PROGRAM} takes a .pt2 file of torch.export.save; "
             "name one, or the architecture whose weights this file has"
         )
-    data = read_bytes(location)
+    data = read_file(location)
     try:
         with warnings.catch_warnings(), _no_pickled_code():
             warnings.simplefilter("ignore")

@@ -218,7 +218,7 @@ class S3Store:
         if self._endpoint and not re.match("https?://[^/]", self._endpoint):
             raise ConfigError(
                 f"endpoint_url {without_userinfo(self._endpoint)}: must start with http:// or https://; "
-                "correct output.endpoint_url or AWS_ENDPOINT_URL"
+                "correct the endpoint_url or AWS_ENDPOINT_URL"
             )
         self._bucket = bucket
         self._base = "".join(f"{name}/" for name in names)
@@ -252,7 +252,7 @@ class S3Store:
                 )
             except ValueError as error:  # its text may show the whole endpoint
                 raise ConfigError(
-                    f"{self.uri}: boto3 refuses its settings; check output.endpoint_url (a host without '_') "
+                    f"{self.uri}: boto3 refuses its settings; check the endpoint_url (a host without '_') "
                     "and the variables AWS_ENDPOINT_URL and AWS_MAX_ATTEMPTS"
                 ) from error
 

@@ -23,8 +23,8 @@ _ACCESS_DENIED = (
     "access denied",
     "allow s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject there, or use other credentials",
 )
-_NO_BUCKET = ("no such bucket", "create it or correct output.uri")
-_BAD_NAME = ("S3 does not allow this name of a bucket", "correct output.uri")
+_NO_BUCKET = ("no such bucket", "create it or correct the s3:// URI")
+_BAD_NAME = ("S3 does not allow this name of a bucket", "correct the s3:// URI")
 _REJECTED = ("the credentials were rejected", CREDENTIALS_REMEDY + "; keys that expire must be renewed")
 _WRONG_REGION = ("the bucket is in another region", "set AWS_DEFAULT_REGION to its region")
 _BUSY = ("the server is overloaded or failing", "try again later: a run goes on where it stopped")
@@ -59,7 +59,7 @@ _PASSING = {
     "XAmzContentChecksumMismatch",
 }
 
-_ELSEWHERE = "choose another output.uri"
+_ELSEWHERE = "choose another place"
 _OWN_PLACE = "choose a directory that you may write to"
 _NOT_A_DIRECTORY = ("a part of this path is a file", _ELSEWHERE)
 _NO_LINKS = ("not permitted by the file system (hard links are needed)", _ELSEWHERE)
@@ -123,7 +123,7 @@ def _client_reason(error: ClientError) -> tuple[str, bool]:
     known = _S3_REASONS.get(code)
     transient = known is None and (status >= 500 or status in (408, 429) or code in _PASSING)
     reason, remedy = known or (
-        _BUSY if transient else ("the server refused", "check output.uri, the endpoint and the permissions")
+        _BUSY if transient else ("the server refused", "check the s3:// URI, the endpoint and the permissions")
     )
     return f"{reason} ({code}, HTTP {status}); {remedy}", transient
 
@@ -158,7 +158,7 @@ def _botocore_reason(error: Exception, server: str) -> tuple[str, bool]:
     ):
         return f"boto3 cannot use its settings ({type(error).__name__}); check AWS_* variables and ~/.aws/config", False
     return (
-        f"no proper answer from {server} ({type(error).__name__}); check the network and output.endpoint_url: "
+        f"no proper answer from {server} ({type(error).__name__}); check the network and the endpoint_url: "
         "a run goes on where it stopped",
         True,
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from pydantic import JsonValue
@@ -15,8 +13,9 @@ from torch import nn
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import Dataset
 from drs_ray.errors import ClassifierError, ConfigError
-from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, save_checkpoint
+from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, parse_checkpoint, save_checkpoint
 from drs_ray.models.factory import check_classifier
+from drs_ray.models.files import check_writable, delete_file, read_if_there
 from drs_ray.models.tensors import load_tensors
 from drs_ray.training.job import TrainingJob, partition_of, training_split
 from drs_ray.training.loop import EpochDone, Place
@@ -35,7 +34,7 @@ def train_run(
     sub_images: Sequence[int] | None = None,
     on_progress: TrainingReport | None = None,
     on_note: Callable[[str], None] | None = None,
-) -> list[Path]:
+) -> list[str]:
     """Train classifiers of a config on `dataset` with split `training.split`, and write `classifiers[k].checkpoint`.
 
     The same command goes on where it was interrupted, from the state beside the checkpoint (`state_file`), and comes to
@@ -49,11 +48,11 @@ def train_run(
         on_note: told in a line what is not as usual: that a training goes on, or was done before.
 
     Returns:
-        The files written or kept, in order of `sub_images`.
+        The checkpoints written or kept, in order of `sub_images`: local paths or s3:// URIs, as the config has them.
 
     Raises:
-        ConfigError: a checkpoint that is not a local .safetensors path of its own or cannot be written, settings that
-            do not fit each other or this machine, or a state of other settings.
+        ConfigError: a checkpoint that is not a .safetensors file of its own or cannot be written, settings that do not
+            fit each other or this machine, or a state of other settings.
         DataError: if the training split is not there.
         ClassifierError: if an architecture cannot be built or started from `training.start_from`, or training diverges.
         EngineError: if workers cannot be had, or fail again and again.
@@ -70,15 +69,15 @@ def train_run(
     return files
 
 
-def state_file(checkpoint: Path) -> Path:
+def state_file(checkpoint: str) -> str:
     """Where the state of an unfinished training is kept: beside its checkpoint-to-be."""
-    return checkpoint.with_suffix(".training.safetensors")
+    return checkpoint.removesuffix(".safetensors") + ".training.safetensors"
 
 
 def _train_one(
     job: TrainingJob,
     dataset: Dataset,
-    file: Path,
+    file: str,
     place: Place | None,
     on_progress: TrainingReport | None,
     on_note: Callable[[str], None],
@@ -123,7 +122,7 @@ def _train_one(
     module.eval()
     check_classifier(module, metadata.image_shape, dataset.num_classes, job.sub_image)
     save_checkpoint(file, module, metadata)
-    kept.unlink(missing_ok=True)
+    delete_file(kept)
 
 
 def _learned(job: TrainingJob) -> dict[str, JsonValue]:
@@ -159,12 +158,13 @@ def _metadata(job: TrainingJob, dataset: Dataset) -> CheckpointMetadata:
     )
 
 
-def _is_there(file: Path, metadata: CheckpointMetadata) -> bool:
-    """Whether the checkpoint is what this training would write. One that cannot be read is not: it is replaced."""
-    if not file.exists():
+def _is_there(file: str, metadata: CheckpointMetadata) -> bool:
+    """Whether the checkpoint is what this training would write. One that makes no sense is not: it is replaced."""
+    data = read_if_there(file)
+    if data is None:
         return False
     try:
-        return load_checkpoint(file)[1] == metadata
+        return parse_checkpoint(file, data)[1] == metadata
     except ClassifierError:
         return False
 
@@ -213,7 +213,7 @@ def _device(config: RunConfig) -> str:
     return device
 
 
-def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:
+def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
     """Where a classifier is to be written; all that can be wrong with it is said before hours of training."""
     if not 0 <= sub_image < len(config.classifiers):
         raise ConfigError(
@@ -222,10 +222,10 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:
         )
     key = f"classifiers.{sub_image}.checkpoint"
     checkpoint = config.classifiers[sub_image].checkpoint
-    if checkpoint is None or "://" in checkpoint or not checkpoint.endswith(".safetensors"):
+    if checkpoint is None or not checkpoint.endswith(".safetensors"):
         raise ConfigError(
-            f"{key}: training writes a local .safetensors file, got {checkpoint}; "
-            f"give a path such as checkpoints/{config.partition.label}-{sub_image}.safetensors"
+            f"{key}: training writes a .safetensors file, got {checkpoint}; "
+            f"give a path or s3:// URI such as checkpoints/{config.partition.label}-{sub_image}.safetensors"
         )
     if config.classifiers[sub_image].denoiser is not None:
         raise ConfigError(
@@ -234,11 +234,8 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> Path:
         )
     if sum(other.checkpoint == checkpoint for other in config.classifiers) > 1:
         raise ConfigError(f"{key}: every sub-image needs a file of its own, got {checkpoint} twice; rename one")
-    file = Path(checkpoint).expanduser()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{key}: directory {file.parent} cannot be created ({error.strerror})") from error
-    if not os.access(file.parent, os.W_OK) or file.is_dir():
-        raise ConfigError(f"{key}: {file} cannot be written; name a file in a directory that you may write to")
-    return file
+        check_writable(checkpoint)
+    except ClassifierError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    return checkpoint

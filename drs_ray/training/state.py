@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import safetensors.torch
 import torch
 from pydantic import JsonValue
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from drs_ray.errors import ClassifierError, ConfigError
-from drs_ray.models.checkpoints import write_whole
+from drs_ray.models.checkpoints import parse_safetensors
+from drs_ray.models.files import read_if_there, write_file
 
 _KEY = "drs_ray_training"
 
@@ -33,8 +33,8 @@ class TrainingState:
     generator: Tensor | None = None
 
 
-def save_state(file: Path, state: TrainingState, settings: Mapping[str, JsonValue]) -> None:
-    """Write a state and the settings it belongs to: whole, or not at all.
+def save_state(location: str, state: TrainingState, settings: Mapping[str, JsonValue]) -> None:
+    """Write a state and the settings it belongs to, to a local path or an s3:// URI: whole, or not at all.
 
     Raises:
         ClassifierError: if the file cannot be written.
@@ -44,33 +44,34 @@ def save_state(file: Path, state: TrainingState, settings: Mapping[str, JsonValu
     if state.generator is not None:
         tensors["generator"] = state.generator
     text = json.dumps({"epoch": state.epoch, "settings": settings}, sort_keys=True)
-    write_whole(file, safetensors.torch.save(tensors, {_KEY: text}))
+    write_file(location, safetensors.torch.save(tensors, {_KEY: text}))
 
 
-def load_state(file: Path, settings: Mapping[str, JsonValue]) -> TrainingState | None:
-    """The state in a file, or None if there is no file.
+def load_state(location: str, settings: Mapping[str, JsonValue]) -> TrainingState | None:
+    """The state at a location, or None if there is no file.
 
     Raises:
         ClassifierError: a file that cannot be read. ConfigError: one that belongs to other settings.
     """
-    if not file.exists():
+    data = read_if_there(location)
+    if data is None:
         return None
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "generator": {}}
     try:
-        with safe_open(file, framework="pt") as opened:
-            found = json.loads((opened.metadata() or {})[_KEY])
-            for key in opened.keys():  # noqa: SIM118 (not a dict)
-                part, _, name = key.partition("/")
-                parts[part][name] = opened.get_tensor(key)
+        tensors, notes = parse_safetensors(data)
+        found = json.loads(notes[_KEY])
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
         epoch, kept = int(found["epoch"]), dict(found["settings"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ClassifierError(
-            f"training state {file}: cannot be read ({type(error).__name__}: {error}); delete it to train anew"
+            f"training state {location}: cannot be read ({type(error).__name__}: {error}); delete it to train anew"
         ) from error
     differing = sorted(key for key in {**kept, **settings} if kept.get(key) != settings.get(key))
     if differing:
         raise ConfigError(
-            f"training state {file}: belongs to other settings ({', '.join(differing)}); restore them to go on, or "
+            f"training state {location}: belongs to other settings ({', '.join(differing)}); restore them to go on, or "
             "delete it to train anew"
         )
     return TrainingState(epoch, parts["weights"], parts["optimizer"], parts["generator"].get(""))

@@ -77,7 +77,7 @@ def test_a_full_disk_for_real(tmp_path, may_mount):
     assert 8 <= int(stored) <= 12
     key = f"counts/{int(stored):04}"
     assert error == (
-        f"{key}: False: {tmp_path}/{key}: no space left on the disk; free some space or choose another output.uri"
+        f"{key}: False: {tmp_path}/{key}: no space left on the disk; free some space or choose another place"
     )
 
 
@@ -129,7 +129,7 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_resumes_when_there_is_space(t
     lines = done.stderr.splitlines()
     ended = lines.index("exit 1")
     assert lines[ended - 1].startswith("error: the last 20 units all failed, giving up; last cause: ")
-    assert "no space left on the disk; free some space or choose another output.uri" in lines[ended - 1]
+    assert "no space left on the disk; free some space or choose another place" in lines[ended - 1]
     assert lines[ended - 1].endswith("run the same command to resume")
     assert "Traceback" not in done.stderr
     left = [line for line in lines if line.startswith(f"{disk}/run/")]

@@ -48,7 +48,7 @@ def _train(config: RunConfig, marker: Path | None = None) -> tuple[bytes, list[i
             marker.touch()
 
     (file,) = train_run(config, on_progress=on_progress)
-    return file.read_bytes(), told
+    return Path(file).read_bytes(), told
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path):
@@ -58,7 +58,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path):
     config = write_config(tmp_path / "config.yaml", data)
     checkpoint = Path(data["classifiers"][0]["checkpoint"])
     driver = Driver(config, os.environ, subcommand="train")
-    driver.wait_until(state_file(checkpoint).exists, "the first state")
+    driver.wait_until(Path(state_file(str(checkpoint))).exists, "the first state")
     marker.touch()
     assert driver.wait(timeout=60) == -signal.SIGKILL
     assert not checkpoint.exists()
@@ -118,7 +118,7 @@ def test_an_interrupted_training_on_ray_says_how_to_go_on(tmp_path, ray_director
     config = write_config(tmp_path / "config.yaml", data)
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"RAY_TMPDIR": ray_directory, "PYTHONPATH": root}
-    state = state_file(tmp_path / "a.safetensors")
+    state = Path(state_file(str(tmp_path / "a.safetensors")))
     driver = Driver(config, environment, subcommand="train")
     driver.wait_until(state.exists, "the first state")
     driver.send_signal(signal.SIGINT)

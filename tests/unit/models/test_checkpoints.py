@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from drs_ray.errors import ClassifierError, StoreError
-from drs_ray.models import checkpoints
+from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import METADATA_KEY, CheckpointMetadata, load_checkpoint, save_checkpoint
+from drs_ray.results import store
 
 METADATA = CheckpointMetadata(
     architecture="digits-cnn",
@@ -64,8 +64,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, module: nn.Module, mo
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
-    with pytest.raises(ClassifierError, match=r"a.safetensors: cannot be written \(No space left on device\)"):
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(ClassifierError, match=r"a.safetensors: cannot be written: .*no space left on the disk"):
         save_checkpoint(file, module, replace(METADATA, sub_image=0))
     assert file.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
@@ -75,7 +75,7 @@ def test_only_safetensors_are_written(tmp_path: Path, module: nn.Module) -> None
     with pytest.raises(ClassifierError, match=r"drs-ray writes .safetensors only"):
         save_checkpoint(tmp_path / "a.pt", module, METADATA)
     (tmp_path / "file").touch()
-    with pytest.raises(ClassifierError, match=r"cannot be written \(.*\); name a directory"):
+    with pytest.raises(ClassifierError, match=r"cannot be written: .*choose another place"):
         save_checkpoint(tmp_path / "file" / "a.safetensors", module, METADATA)
 
 
@@ -158,26 +158,5 @@ def test_missing_files_suffixes_and_directories(tmp_path: Path) -> None:
     with pytest.raises(ClassifierError, match=r"must end in .safetensors, .pt, .pth or .pth.tar, got '.ckpt'"):
         load_checkpoint(tmp_path / "a.ckpt")
     (tmp_path / "d.pt").mkdir()
-    with pytest.raises(ClassifierError, match=r"d.pt: cannot be read"):
+    with pytest.raises(ClassifierError, match=r"d.pt: not found"):
         load_checkpoint(tmp_path / "d.pt")
-
-
-def test_s3_goes_through_the_store(tmp_path: Path, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path / "a.safetensors", module, METADATA)
-    asked: list[tuple[str, str]] = []
-
-    class OneObject:
-        def __init__(self, uri: str) -> None:
-            self.uri = uri
-
-        def get(self, key: str) -> bytes:
-            asked.append((self.uri, key))
-            if key != "a.safetensors":
-                raise StoreError(f"{self.uri}/{key}: no such object")
-            return (tmp_path / key).read_bytes()
-
-    monkeypatch.setattr("drs_ray.results.store.open_store", OneObject)
-    assert load_checkpoint("s3://bucket/some/where/a.safetensors")[1] == METADATA
-    assert asked == [("s3://bucket/some/where", "a.safetensors")]
-    with pytest.raises(ClassifierError, match=r"s3://bucket/b.pt: cannot be read: s3://bucket/b.pt: no such object"):
-        load_checkpoint("s3://bucket/b.pt")

@@ -305,7 +305,7 @@ def test_open_store_refuses_a_bad_endpoint(endpoint: str, monkeypatch: pytest.Mo
 
 
 def test_an_endpoint_that_boto3_refuses_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"check output.endpoint_url") as raised:
+    with pytest.raises(ConfigError, match=r"check the endpoint_url") as raised:
         open_store("s3://bucket", "http://user:hunter2@minio_server:9000").check_writable()
     assert "hunter2" not in str(raised.value)
 
@@ -421,7 +421,7 @@ def test_a_path_below_a_file_is_not_writable(tmp_path: Path) -> None:
     for place in ("file", "file/run", "file/deep/run"):
         store = LocalStore(tmp_path / place)
         for use in (store.check_writable, lambda store=store: store.put("run.json", b"1")):
-            with pytest.raises(StoreError, match=r"a part of this path is a file; choose another output.uri"):
+            with pytest.raises(StoreError, match=r"a part of this path is a file; choose another place"):
                 use()
         with pytest.raises(MissingObjectError):
             store.get("run.json")
@@ -433,7 +433,7 @@ def test_a_path_below_a_file_is_not_writable(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
 def test_proc_is_not_writable() -> None:
-    with pytest.raises(StoreError, match=r"^/proc/drs-ray/run.*choose another output.uri"):
+    with pytest.raises(StoreError, match=r"^/proc/drs-ray/run.*choose another place"):
         LocalStore("/proc/drs-ray/run").check_writable()
 
 
@@ -608,7 +608,7 @@ def test_missing_bucket(request: pytest.FixtureRequest, server: str) -> None:
 
 
 def test_a_name_that_is_no_buckets(moto_endpoint: str) -> None:
-    with pytest.raises(StoreError, match=r"S3 does not allow this name of a bucket; correct output.uri"):
+    with pytest.raises(StoreError, match=r"S3 does not allow this name of a bucket; correct the s3:// URI"):
         open_store("s3://no bucket/run", moto_endpoint).check_writable()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from drs_ray.data.arrays import ArrayDataset, load_mnist5k
 from drs_ray.errors import ClassifierError, ConfigError, DataError
 from drs_ray.models.checkpoints import load_checkpoint
 from drs_ray.models.factory import load_classifier
+from drs_ray.results.store import open_store
 from drs_ray.training.run import TrainingReport, state_file, train_run
+from tests.servers import BUCKET
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +54,10 @@ def _config(folder: Path, *, partition: str = "checkerboard", **training: Any) -
     )
 
 
+def _train(config: RunConfig, **options: Any) -> list[Path]:
+    return [Path(file) for file in train_run(config, **options)]
+
+
 def _changed(config: RunConfig, sub_image: int, **values: Any) -> RunConfig:
     data = config.model_dump(mode="json")
     data["classifiers"][sub_image] |= values
@@ -60,7 +67,7 @@ def _changed(config: RunConfig, sub_image: int, **values: Any) -> RunConfig:
 def test_checkpoints_load_into_the_run_that_trained_them(tmp_path: Path) -> None:
     config = _config(tmp_path / "new" / "folder")
     reports: list[tuple[int, int, int, float, float]] = []
-    files = train_run(config, on_progress=lambda *report: reports.append(report))
+    files = _train(config, on_progress=lambda *report: reports.append(report))
     assert files == [Path(str(c.checkpoint)) for c in config.classifiers]
     assert [(k, epoch, epochs) for k, epoch, epochs, _, _ in reports] == [(0, 1, 2), (0, 2, 2), (1, 1, 2), (1, 2, 2)]
     digests = set()
@@ -84,22 +91,22 @@ def test_checkpoints_load_into_the_run_that_trained_them(tmp_path: Path) -> None
 
 
 def test_a_sub_image_learns_the_same_alone_and_seed_and_sigma_matter(tmp_path: Path) -> None:
-    both = train_run(_config(tmp_path / "both"))
+    both = _train(_config(tmp_path / "both"))
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    (alone,) = train_run(_config(tmp_path / "alone"), sub_images=[1])
+    (alone,) = _train(_config(tmp_path / "alone"), sub_images=[1])
     assert torch.equal(torch.get_rng_state(), state)
     assert alone.read_bytes() == both[1].read_bytes()
     assert not (tmp_path / "alone" / "checkerboard-0.safetensors").exists()
-    (other,) = train_run(_config(tmp_path / "other", seed=1), sub_images=[1])
-    (noisier,) = train_run(_changed(_config(tmp_path / "noisier"), 1, sigma=0.6), sub_images=[1])
+    (other,) = _train(_config(tmp_path / "other", seed=1), sub_images=[1])
+    (noisier,) = _train(_changed(_config(tmp_path / "noisier"), 1, sigma=0.6), sub_images=[1])
     weights = [load_checkpoint(file)[0]["fc2.weight"] for file in (alone, other, noisier)]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
 def test_plain_smoothing_sees_whole_images(tmp_path: Path) -> None:
-    (file,) = train_run(_config(tmp_path, partition="none"))
+    (file,) = _train(_config(tmp_path, partition="none"))
     metadata = load_checkpoint(file)[1]
     assert metadata is not None
     assert metadata.image_shape == (1, 28, 28)
@@ -115,7 +122,7 @@ def test_a_users_factory_is_trained_too(tmp_path: Path, monkeypatch: pytest.Monk
     )
     monkeypatch.chdir(tmp_path)
     config = _changed(_config(tmp_path), 0, architecture="users_net:make", arguments={"hidden": 8})
-    (file,) = train_run(config, sub_images=[0])
+    (file,) = _train(config, sub_images=[0])
     tensors, metadata = load_checkpoint(file)
     assert tensors["1.weight"].shape == (8, 392)
     assert metadata is not None
@@ -135,7 +142,7 @@ def _killed_after(sub_image: int, epoch: int) -> TrainingReport:
 
 
 def test_an_interrupted_training_goes_on_to_the_same_checkpoints(tmp_path: Path) -> None:
-    undisturbed = train_run(_config(tmp_path / "undisturbed", epochs=3))
+    undisturbed = _train(_config(tmp_path / "undisturbed", epochs=3))
     config = _config(tmp_path / "killed", epochs=3)
     with pytest.raises(_Killed):
         train_run(config, on_progress=_killed_after(1, 2))
@@ -144,7 +151,7 @@ def test_an_interrupted_training_goes_on_to_the_same_checkpoints(tmp_path: Path)
     assert not unfinished.exists()
     notes: list[str] = []
     reports: list[tuple[int, int]] = []
-    files = train_run(config, on_note=notes.append, on_progress=lambda *report: reports.append(report[:2]))
+    files = _train(config, on_note=notes.append, on_progress=lambda *report: reports.append(report[:2]))
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in undisturbed]
     assert reports == [(1, 3)]
     assert notes[0].startswith(f"sub-image 0: {finished} was trained with these settings, and is kept; delete it")
@@ -152,13 +159,34 @@ def test_an_interrupted_training_goes_on_to_the_same_checkpoints(tmp_path: Path)
     assert sorted(path.name for path in finished.parent.iterdir()) == [finished.name, unfinished.name]
 
 
+def test_a_training_into_a_bucket_is_the_same_and_goes_on_there(
+    tmp_path: Path, moto_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's own disk is gone with the job: on a cluster, checkpoints and states are objects."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
+    (undisturbed,) = _train(_config(tmp_path, partition="none", epochs=3))
+    place = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    config = _changed(_config(tmp_path, partition="none", epochs=3), 0, checkpoint=f"{place}/a.safetensors")
+    with pytest.raises(_Killed):
+        train_run(config, on_progress=_killed_after(0, 2))
+    stored = open_store(place)
+    assert [found.key for found in stored.list()] == ["a.training.safetensors"]
+    notes: list[str] = []
+    assert train_run(config, on_note=notes.append) == [f"{place}/a.safetensors"]
+    assert notes == [f"sub-image 0: going on after epoch 2 of 3 ({place}/a.training.safetensors)"]
+    assert [found.key for found in stored.list()] == ["a.safetensors"]
+    assert stored.get("a.safetensors") == undisturbed.read_bytes()
+    train_run(config, on_note=notes.append)
+    assert "a.safetensors was trained with these settings, and is kept" in notes[1]
+
+
 def test_a_training_that_was_killed_before_its_checkpoint_was_written_needs_no_epoch(tmp_path: Path) -> None:
-    (undisturbed,) = train_run(_config(tmp_path / "undisturbed", partition="none"))
+    (undisturbed,) = _train(_config(tmp_path / "undisturbed", partition="none"))
     config = _config(tmp_path / "killed", partition="none")
     with pytest.raises(_Killed):
         train_run(config, on_progress=_killed_after(0, 2))
     reports: list[object] = []
-    (file,) = train_run(config, on_progress=lambda *report: reports.append(report))
+    (file,) = _train(config, on_progress=lambda *report: reports.append(report))
     assert reports == []
     assert file.read_bytes() == undisturbed.read_bytes()
 
@@ -170,12 +198,12 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
         train_run(_config(tmp_path, partition="none", epochs=5, seed=1))
     # What changes no weight may differ, also the section of a method that is not used.
     changed = _config(tmp_path, partition="none", checkpoint_every=2, loaders=1, smoothadv={"epsilon": 9.0})
-    (file,) = train_run(changed)
-    assert not state_file(file).exists()
+    (file,) = _train(changed)
+    assert not Path(state_file(str(file))).exists()
 
 
 def test_a_checkpoint_of_other_settings_is_replaced_and_a_broken_one_too(tmp_path: Path) -> None:
-    (file,) = train_run(_config(tmp_path, partition="none"))
+    (file,) = _train(_config(tmp_path, partition="none"))
     first = file.read_bytes()
     train_run(_config(tmp_path, partition="none", seed=1))
     assert file.read_bytes() != first
@@ -186,7 +214,7 @@ def test_a_checkpoint_of_other_settings_is_replaced_and_a_broken_one_too(tmp_pat
 
 @pytest.mark.parametrize("method", ["consistency", "smoothadv"])
 def test_metadata_names_method_and_settings(tmp_path: Path, method: str) -> None:
-    (file,) = train_run(_config(tmp_path, partition="none", epochs=1, method=method))
+    (file,) = _train(_config(tmp_path, partition="none", epochs=1, method=method))
     metadata = load_checkpoint(file)[1]
     assert metadata is not None
     learned = json.loads(metadata.training)
@@ -199,10 +227,10 @@ def test_fine_tuning_starts_from_a_full_images_classifier(tmp_path: Path) -> Non
     """A ResNet's weights do not depend on the image's size: they fit the packed halves as they are."""
     resnet = {"architecture": "resnet20", "arguments": {}}
     brief = {"epochs": 1, "batch": 50, "learning_rate": 1e-12, "weight_decay": 0.0}
-    (whole,) = train_run(_changed(_config(tmp_path, partition="none", **brief), 0, **resnet))
+    (whole,) = _train(_changed(_config(tmp_path, partition="none", **brief), 0, **resnet))
     config = _changed(_changed(_config(tmp_path, start_from=str(whole), **brief), 0, **resnet), 1, **resnet)
     weights = load_checkpoint(whole)[0]
-    for file in train_run(config):
+    for file in _train(config):
         tuned, metadata = load_checkpoint(file)
         assert metadata is not None
         assert metadata.image_shape == (1, 28, 14)
@@ -211,7 +239,7 @@ def test_fine_tuning_starts_from_a_full_images_classifier(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path: Path) -> None:
-    (whole,) = train_run(_config(tmp_path, partition="none", epochs=1))
+    (whole,) = _train(_config(tmp_path, partition="none", epochs=1))
     halves = _config(tmp_path, start_from=str(whole), epochs=1)
     with pytest.raises(
         ClassifierError, match=r"training.start_from: .*fc1.weight .*only in the masked layout"
@@ -225,10 +253,10 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path: Path) -> None
 
 
 def test_in_the_masked_layout_any_architecture_starts_from_a_full_images(tmp_path: Path) -> None:
-    (whole,) = train_run(_config(tmp_path, partition="none", epochs=1))
+    (whole,) = _train(_config(tmp_path, partition="none", epochs=1))
     data = _config(tmp_path, start_from=str(whole), epochs=1, learning_rate=1e-12).model_dump(mode="json")
     data["partition"]["layout"] = "masked"
-    (file,) = train_run(parse_config(data), sub_images=[0])
+    (file,) = _train(parse_config(data), sub_images=[0])
     assert torch.allclose(load_checkpoint(file)[0]["fc1.weight"], load_checkpoint(whole)[0]["fc1.weight"], atol=1e-6)
 
 
@@ -281,12 +309,18 @@ def test_bad_values_are_named(tmp_path: Path, training: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
-        (None, r"classifiers.1.checkpoint: training writes a local .safetensors file, got None; give a path such as"),
-        ("s3://bucket/a.safetensors", r"classifiers.1.checkpoint: training writes a local .* got s3://bucket"),
-        ("a.pt", r"classifiers.1.checkpoint: training writes a local .safetensors file, got a.pt"),
+        (
+            None,
+            r"classifiers.1.checkpoint: training writes a .safetensors file, got None; give a path or s3://",
+        ),
+        ("gs://bucket/a.safetensors", r"classifiers.1.checkpoint: .* gs://bucket: cannot store there; allowed: a dir"),
+        ("a.pt", r"classifiers.1.checkpoint: training writes a .safetensors file, got a.pt"),
         ("FOLDER/checkerboard-0.safetensors", r"every sub-image needs a file of its own, got .* twice; rename one"),
-        ("FOLDER/taken/a.safetensors", r"classifiers.1.checkpoint: directory .*taken cannot be created"),
-        ("FOLDER/directory.safetensors", r"classifiers.1.checkpoint: .*directory.safetensors cannot be written"),
+        ("FOLDER/taken/a.safetensors", r"classifiers.1.checkpoint: .*taken/a.safetensors: cannot be written: "),
+        (
+            "FOLDER/directory.safetensors",
+            r"1.checkpoint: .*directory.safetensors: cannot be written: a directory has",
+        ),
     ],
 )
 def test_a_bad_checkpoint_is_refused_before_anything_is_trained(
@@ -307,7 +341,7 @@ def test_a_bad_checkpoint_is_refused_before_anything_is_trained(
 
 def test_pixels_are_trained_with_and_denoisers_are_not(tmp_path: Path) -> None:
     config = _changed(_config(tmp_path), 0, arguments={}, pixels={"mean": [0.1], "std": [0.3]})
-    (file,) = train_run(config, sub_images=[0])
+    (file,) = _train(config, sub_images=[0])
     metadata = load_checkpoint(file)[1]
     assert metadata is not None
     assert metadata.pixels == {"range": [0.0, 1.0], "mean": [0.1], "std": [0.3]}

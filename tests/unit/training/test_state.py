@@ -9,6 +9,7 @@ import torch
 
 from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models import checkpoints
+from drs_ray.results import store
 from drs_ray.training.state import TrainingState, load_state, save_state
 
 STATE = TrainingState(
@@ -23,12 +24,12 @@ SETTINGS = {"training.epochs": 5, "sigma": 0.1, "arguments": {"width": 4}, "imag
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     saved = tmp_path / "deep" / "a.training.safetensors"
-    save_state(saved, STATE, SETTINGS)
+    save_state(str(saved), STATE, SETTINGS)
     return saved
 
 
 def test_a_round_trip_is_exact(file: Path) -> None:
-    state = load_state(file, SETTINGS)
+    state = load_state(str(file), SETTINGS)
     assert state is not None
     assert state.epoch == 3
     for kept, saved in ((state.weights, STATE.weights), (state.optimizer, STATE.optimizer)):
@@ -38,20 +39,20 @@ def test_a_round_trip_is_exact(file: Path) -> None:
     assert state.generator is not None
     generator.set_state(state.generator)
     assert torch.equal(torch.rand(4, generator=generator), torch.rand(4, generator=torch.Generator().manual_seed(5)))
-    save_state(file, TrainingState(0, STATE.weights), SETTINGS)
-    first = load_state(file, SETTINGS)
+    save_state(str(file), TrainingState(0, STATE.weights), SETTINGS)
+    first = load_state(str(file), SETTINGS)
     assert first is not None
     assert (first.epoch, first.optimizer, first.generator) == (0, {}, None)
 
 
 def test_no_file_is_no_state(tmp_path: Path) -> None:
-    assert load_state(tmp_path / "none.safetensors", SETTINGS) is None
+    assert load_state(str(tmp_path / "none.safetensors"), SETTINGS) is None
 
 
 def test_other_settings_are_refused_and_named(file: Path) -> None:
     other = {**SETTINGS, "training.epochs": 6, "sigma": 0.2, "seed": 1}
     with pytest.raises(ConfigError, match=r"other settings \(seed, sigma, training.epochs\); restore them.* delete it"):
-        load_state(file, other)
+        load_state(str(file), other)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 10, None])
@@ -60,7 +61,7 @@ def test_a_broken_file_is_one_line(file: Path, content: bytes | None) -> None:
     with pytest.raises(
         ClassifierError, match=r"a.training.safetensors: cannot be read .*delete it to train anew"
     ) as caught:
-        load_state(file, SETTINGS)
+        load_state(str(file), SETTINGS)
     assert "\n" not in str(caught.value)
 
 
@@ -70,7 +71,7 @@ def test_a_checkpoint_is_not_a_state(tmp_path: Path) -> None:
     metadata = checkpoints.CheckpointMetadata("a", "none", "packed", 0, 1.0, 2, (1, 2, 2), "mnist5k")
     checkpoints.save_checkpoint(file, module, metadata)
     with pytest.raises(ClassifierError, match="cannot be read"):
-        load_state(file, SETTINGS)
+        load_state(str(file), SETTINGS)
 
 
 def test_a_failed_write_keeps_the_old_state(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +80,8 @@ def test_a_failed_write_keeps_the_old_state(file: Path, monkeypatch: pytest.Monk
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
-    with pytest.raises(ClassifierError, match="No space left on device"):
-        save_state(file, TrainingState(4, STATE.weights), SETTINGS)
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(ClassifierError, match="no space left on the disk"):
+        save_state(str(file), TrainingState(4, STATE.weights), SETTINGS)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name]

@@ -1,0 +1,90 @@
+"""Files of models by location, a local path or an s3:// URI: read whole, written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from drs_ray.errors import ClassifierError, ConfigError, MissingObjectError, StoreError
+from drs_ray.results.store import Store, open_store
+
+
+def read_file(location: str) -> bytes:
+    """The bytes at a location.
+
+    Raises:
+        ClassifierError: if there is no such file, or it cannot be read.
+    """
+    data = read_if_there(location)
+    if data is None:
+        raise ClassifierError(
+            f"checkpoint {location}: not found; correct classifiers.<k>.checkpoint, or train it with `drs-ray train`"
+        )
+    return data
+
+
+def read_if_there(location: str) -> bytes | None:
+    """The bytes at a location; None if there is no such file.
+
+    Raises:
+        ClassifierError: if it cannot be read, or a store does not say whether it is there.
+    """
+    with _errors(location, "read"):
+        store, name = _place(location)
+        try:
+            return store.get(name)
+        except MissingObjectError:
+            return None
+
+
+def write_file(location: str, data: bytes) -> None:
+    """Write a file so that whoever reads it sees all of it. Directories are created.
+
+    Raises:
+        ClassifierError: if it cannot be written; what was there before is still there.
+    """
+    with _errors(location, "written"):
+        store, name = _place(location)
+        store.put(name, data)
+
+
+def delete_file(location: str) -> None:
+    """Delete a file, which may be missing.
+
+    Raises:
+        ClassifierError: if it cannot be deleted.
+    """
+    with _errors(location, "deleted"):
+        store, name = _place(location)
+        store.delete(name)
+
+
+def check_writable(location: str) -> None:
+    """Write, read and delete something beside the location, and leave nothing behind.
+
+    Raises:
+        ClassifierError: if a file cannot be written there.
+    """
+    with _errors(location, "written"):
+        store, name = _place(location)
+        if Path(store.uri, name).is_dir():
+            raise StoreError("a directory has that name; choose another")
+        store.check_writable()
+
+
+@contextmanager
+def _errors(location: str, done: str) -> Iterator[None]:
+    try:
+        yield
+    except (StoreError, ConfigError) as error:
+        raise ClassifierError(f"checkpoint {location}: cannot be {done}: {error}") from error
+
+
+def _place(location: str) -> tuple[Store, str]:
+    """The store that holds a file, and the file's key there."""
+    if "://" in location:
+        parent, _, name = location.rpartition("/")
+        return open_store(parent), name
+    path = Path(location).expanduser()
+    return open_store(str(path.parent)), path.name
