@@ -1,7 +1,6 @@
 """Train the sub-image classifiers of a config: `ray job submit --working-dir . -- python jobs/train.py CONFIG`.
 
-Arguments and exit codes are those of `drs-ray train`. Checkpoints are written by the node that the job runs on: name
-them by the absolute path of a directory that outlives it.
+Arguments and exit codes are those of `drs-ray train`.
 """
 
 from drs_ray.cli import main

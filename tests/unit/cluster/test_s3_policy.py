@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
-import torch
 from botocore.client import BaseClient
 
 import drs_ray
-from drs_ray.config import RunConfig, parse_config
+from drs_ray.config import parse_config
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
 from drs_ray.engine.status import run_status
-from drs_ray.models.building import build_module
 from drs_ray.results.compact import compact_run
 from drs_ray.results.repair import repair_run
 from drs_ray.results.run_record import read_record
@@ -53,29 +52,26 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return seen
 
 
-def _config(place: str, directory: Path) -> RunConfig:
-    """A run whose images, checkpoints and results are on S3; the checkpoints are written into the directory."""
+def _data(place: str) -> dict[str, Any]:
+    """A run whose images, checkpoints and results are on S3."""
     data = run_data(place, images=6)
-    data["dataset"] |= {"name": "parquet", "root": "s3://policy/digits"}
-    data["classifiers"] = []
-    for k in (0, 1):
-        torch.save(build_module("digits-cnn", {}, (1, 28, 14), 10).state_dict(), directory / f"{k}.pt")
-        data["classifiers"].append({"architecture": "digits-cnn", "checkpoint": f"s3://policy/{k}.pt", "sigma": 0.5})
-    return parse_config(data)
+    data["classifiers"] = [
+        {"architecture": "digits-cnn", "checkpoint": f"s3://policy/{k}.safetensors", "sigma": 0.5} for k in (0, 1)
+    ]
+    return data | {"training": {"epochs": 1, "split": "test"}}
 
 
 def test_the_policy_is_what_the_commands_need(
-    requests: set[str], moto_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    requests: set[str], moto_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket="policy")
+    boto3.client("s3").create_bucket(Bucket="policy")
     place = "s3://policy/run"
-    config = _config(place, tmp_path)
-    for file in sorted(tmp_path.glob("*.pt")):
-        s3.upload_file(str(file), "policy", file.name)
+    data = _data(place)
+    config = parse_config(data | {"dataset": data["dataset"] | {"name": "parquet", "root": "s3://policy/digits"}})
     requests.clear()
     pack_dataset(load_dataset("mnist5k"), None, open_store("s3://policy/digits"), told=lambda images: None)
+    drs_ray.train(parse_config(data))
     drs_ray.certify(config)
     drs_ray.certify(config)  # nothing is left to do
     store = open_store(place)
