@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from drs_ray.config import load_config
+from drs_ray.config import load_config, load_dataset_config
 
 JOBS = Path(__file__).parents[2] / "jobs"
 CONFIGS = sorted((JOBS / "configs").glob("*.yaml"))
@@ -50,6 +50,9 @@ def test_configs_are_for_a_cluster(file: Path) -> None:
     assert config.output.uri.startswith("s3://")
     if config.engine.device == "cuda":
         assert config.engine.workers is not None  # else nothing asks an autoscaler for the first GPU
+        assert config.dataset.name == "parquet"  # on S3: no node has files of its own
+        source = load_dataset_config(file, ["dataset.name=cifar10", "dataset.root=data"])  # what docs/clusters.md packs
+        assert (source.name, source.split) == ("cifar10", config.dataset.split)
 
 
 def test_the_noise_levels_are_those_of_the_files_names() -> None:
