@@ -34,8 +34,9 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.runtime
 demo: $(VENV)/.runtime
 	$(BIN)/drs-ray demo
 
+# Two tests at a time, each of which may start a Ray of its own; a process that is done takes over half of the other's rest.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not ray and not s3 and not slow"

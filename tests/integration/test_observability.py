@@ -52,13 +52,16 @@ def quick_ray(early, ray_directory):
     ray.shutdown()
 
 
-def scraped(run_id: str) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
+Metrics = dict[str, dict[frozenset[tuple[str, str]], float]]
+
+
+def scraped(run_id: str) -> Metrics:
     """A run's metrics in Ray's endpoint, by name and by those tags that are not Ray's."""
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
-    found: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
+    found: Metrics = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.labels.get("run_id") == run_id:
@@ -74,6 +77,17 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.2)
+
+
+def wait_for_metrics(run_id: str, expected: Metrics, seconds: float = 60.0) -> Metrics:
+    """All of the run's metrics, when these are as expected: Ray's agent exports one before another."""
+    deadline = time.monotonic() + seconds
+    found = scraped(run_id)
+    while {name: found.get(name) for name in expected} != expected and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found = scraped(run_id)
+    assert {name: found.get(name) for name in expected} == expected
+    return found
 
 
 def status_of(run: Path) -> dict[str, str]:
@@ -143,13 +157,15 @@ def test_a_run_is_seen_in_all_ways(tmp_path, quick_ray):
 
     # what Ray shows to Prometheus when the driver has left
     half = {of(sub_image=0): UNITS / 2, of(sub_image=1): UNITS / 2}
-    wait_for(lambda: scraped(run_id).get("ray_drs_ray_units_total") == half)
-    found = scraped(run_id)
-    assert found["ray_drs_ray_samples_total"] == {tags: value * SAMPLES / UNITS for tags, value in half.items()}
-    assert found["ray_drs_ray_put_seconds_count"] == {of(): UNITS}
-    assert found["ray_drs_ray_unit_seconds_count"] == {of(): UNITS}
-    assert found["ray_drs_ray_units_retried_total"] == {of(reason="worker"): kinds["unit_retried"]}
-    assert found["ray_drs_ray_workers_lost_total"] == {of(): kinds["unit_retried"] + kinds["worker_lost"]}
+    expected = {
+        "ray_drs_ray_units_total": half,
+        "ray_drs_ray_samples_total": {tags: value * SAMPLES / UNITS for tags, value in half.items()},
+        "ray_drs_ray_put_seconds_count": {of(): UNITS},
+        "ray_drs_ray_unit_seconds_count": {of(): UNITS},
+        "ray_drs_ray_units_retried_total": {of(reason="worker"): kinds["unit_retried"]},
+        "ray_drs_ray_workers_lost_total": {of(): kinds["unit_retried"] + kinds["worker_lost"]},
+    }
+    found = wait_for_metrics(run_id, expected)
     assert not {name for name in found if "set_aside" in name or "put_retries" in name}
 
     # status afterwards
@@ -163,10 +179,9 @@ def test_a_run_is_seen_in_all_ways(tmp_path, quick_ray):
 def test_metrics_built_before_ray_are_exported_from_when_it_is_there(early, quick_ray):
     early.unit_done(unit(1), Outcome(1.0, 0.1, put_retries=3))
     early.workers(0, 0, 0)
-    wait_for(lambda: "ray_drs_ray_units_total" in scraped(EARLY))
-    found = scraped(EARLY)
-    assert found["ray_drs_ray_units_total"] == {of(sub_image=0): 1}
-    assert found["ray_drs_ray_put_retries_total"] == {of(): 3}
+    wait_for_metrics(
+        EARLY, {"ray_drs_ray_units_total": {of(sub_image=0): 1}, "ray_drs_ray_put_retries_total": {of(): 3}}
+    )
 
 
 def test_a_log_on_standard_error_is_alone_there(tmp_path):
