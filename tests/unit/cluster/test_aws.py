@@ -15,6 +15,7 @@ import boto3
 import botocore.session
 import pytest
 import yaml
+from botocore.client import BaseClient
 from botocore.validate import ParamValidator
 from moto import mock_aws
 
@@ -215,6 +216,35 @@ def test_what_ray_up_does_on_the_machines(ray_util: Any, account: dict[str, str]
     assert all("aws ssm start-session" in command for command in head.commands)
     assert not {"ssh_proxy_command", "ssh_proxy_use_node_id"} & set(remote["auth"])
     assert all(f"ubuntu@{provider.internal_ip(node)}" in command for command in worker.commands)
+
+
+def test_the_heads_policy_is_what_its_autoscaler_asks_of_ec2(
+    ray_util: Any, account: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.autoscaler._private.aws.config import bootstrap_aws
+        from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+        config = bootstrap_aws(ray_util.prepare_config(_with_own_values(account)))
+    asked = set()
+    genuine = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def recorded(client: BaseClient, operation: str, parameters: dict[str, object]) -> object:
+        asked.add(f"{client.meta.service_model.service_name}:{operation}")
+        return genuine(client, operation, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    tags = {"ray-node-type": "worker", "ray-user-node-type": "gpu"}
+    (node,) = provider.create_node(config["available_node_types"]["gpu"]["node_config"], tags, 1)
+    assert provider.non_terminated_nodes(tags) == [node]
+    assert provider.internal_ip(node)
+    provider.set_node_tags(node, {"ray-node-status": "up-to-date"})
+    provider.terminate_node(node)
+    statements = json.loads((CLUSTER / "iam" / "head.json").read_text())["Statement"]
+    allowed = {action for statement in statements for action in statement["Action"]}
+    assert allowed == asked | {"iam:PassRole"}  # what RunInstances with a profile needs besides
 
 
 def test_policies_are_well_formed_and_about_this_cluster() -> None:
