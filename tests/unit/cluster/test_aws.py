@@ -23,6 +23,7 @@ CLUSTER = Path(__file__).parents[3] / "cluster"
 REGION = "us-east-1"
 IMAGE = "ami-0123456789abcdef0"
 GROUP = "sg-0123456789abcdef0"
+SUBNET = "subnet-0123456789abcdef0"
 
 
 def _config() -> dict[str, Any]:
@@ -45,7 +46,9 @@ def test_ray_up_takes_it_and_refuses_a_misspelt_key(ray_util: Any) -> None:
 
 
 def _request(node_config: dict[str, Any]) -> dict[str, Any]:
-    return {"MinCount": 1, "MaxCount": 1, **node_config}
+    """What Ray asks of EC2: it tries the subnets, its own key, one after another."""
+    rest = {key: value for key, value in node_config.items() if key != "SubnetIds"}
+    return {"MinCount": 1, "MaxCount": 1, **rest, "SubnetId": node_config.get("SubnetIds", [SUBNET])[0]}
 
 
 def _mistakes(node_config: dict[str, Any]) -> str:
@@ -138,12 +141,12 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[st
                 iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=document)
             iam.create_instance_profile(InstanceProfileName=name)
             iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
-        yield {"subnet": subnet.id, GROUP: group.id, IMAGE: image}
+        yield {SUBNET: subnet.id, GROUP: group.id, IMAGE: image}
 
 
 def _with_own_values(account: dict[str, str]) -> dict[str, Any]:
     text = (CLUSTER / "aws.yaml").read_text()
-    for placeholder in (GROUP, IMAGE):
+    for placeholder in (GROUP, SUBNET, IMAGE):
         assert placeholder in text
         text = text.replace(placeholder, account[placeholder])
     loaded: dict[str, Any] = yaml.safe_load(text)
@@ -170,7 +173,7 @@ def test_a_launch_of_a_head_and_a_worker(ray_util: Any, account: dict[str, str])
         is_head = tags["ray-node-type"] == "head"
         assert tags["ray-cluster-name"] == "drs-ray"  # what cluster/iam/head.json lets the head end
         assert instance.image_id == account[IMAGE]
-        assert instance.subnet_id == account["subnet"]
+        assert instance.subnet_id == account[SUBNET]
         assert instance.instance_lifecycle == (None if is_head else "spot")
         assert instance.iam_instance_profile["Arn"].endswith("drs-ray-head" if is_head else "drs-ray-worker")
         assert [group["GroupId"] for group in instance.security_groups] == [account[GROUP]]
