@@ -97,7 +97,7 @@ class LocalCluster:
     def _launch(self, address: str, options: Sequence[str]) -> Node:
         # A job's `python` is the first on the head's PATH: this environment's.
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-        environment = os.environ | {"PATH": path} | self._secret | self._settings
+        environment = os.environ | {"PATH": path} | self._secret | dict(self._settings)
         node = Node.start(self._home / str(self._count), address, environment, options, self._in_child)
         try:
             node.wait_ready()
