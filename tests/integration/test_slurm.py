@@ -17,12 +17,16 @@ from drs_ray import certify
 from tests.support.runs import BATCH, counts_digest, run_config, run_data, stored_parts, write_config
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm" / "certify.sbatch"
+TWO_MACHINES = Path(__file__).parents[1] / "support" / "two_machines.sh"
 # `ray symmetric-run` starts beside no other Ray and ends all that it finds: it must see no processes but its own.
-NAMESPACE = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+NAMESPACE = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--kill-child", "--mount-proc"]
 
 
 def _has_namespaces() -> bool:
-    return shutil.which("unshare") is not None and subprocess.run([*NAMESPACE, "true"], stderr=-3).returncode == 0
+    if not all(map(shutil.which, ["unshare", "nsenter", "ip"])):
+        return False
+    trial = [*NAMESPACE, "ip", "link", "add", "first", "type", "veth", "peer", "name", "second"]
+    return subprocess.run(trial, stderr=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.fixture
@@ -88,28 +92,41 @@ def _script_of(namespace: subprocess.Popen[str]) -> int:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.skipif(not _has_namespaces(), reason="needs process namespaces of its own (unshare)")
-def test_a_run_that_meets_its_time_limit_and_is_submitted_again(site: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.skipif(not _has_namespaces(), reason="needs process and network namespaces of its own")
+def test_a_run_on_two_machines_that_meets_its_time_limit_and_is_submitted_again(
+    site: dict[str, str], tmp_path: Path
+) -> None:
     gate, run = tmp_path / "gate", tmp_path / "run"
     slow = {"factory": "slow", "trigger": BATCH, "seconds": 0.1, "gate": str(gate)}
     certify(run_config(tmp_path / "inline", **slow))
     config = write_config(tmp_path / "config.yaml", run_data(run, **slow))
-    script = [*NAMESPACE, "bash", SCRIPT, config]
+    site |= {"SLURM_JOB_NUM_NODES": "2"}
+    (tmp_path / "srun").write_text(
+        "#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\n"
+        'nsenter --target "$(cat "$HOME/second")" --net --pid --mount -- "$@" &>> "$HOME/second.log" &\n'
+        '"$@"\ncode=$?\nkill $!; wait\nexit $code\n'  # --kill-on-bad-exit: the first task's end is the others'
+    )
+    script = [*NAMESPACE, "bash", TWO_MACHINES, tmp_path, "bash", SCRIPT, config]
     gate.touch()
     with subprocess.Popen(script, env=site, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as begun:
-        deadline = time.monotonic() + 120
-        while not stored_parts(run) and begun.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.kill(_script_of(begun), signal.SIGTERM)  # as SLURM does: the batch script alone (B:)
-        said = begun.communicate(timeout=120)[0]
+        try:
+            deadline = time.monotonic() + 120
+            while not stored_parts(run) and begun.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            os.kill(_script_of(begun), signal.SIGTERM)  # as SLURM does: the batch script alone (B:)
+            said = begun.communicate(timeout=120)[0]
+        finally:
+            begun.kill()
     assert begun.returncode == 143, said
     assert "interrupted by SIGTERM; finished units are stored in" in said
     stored = stored_parts(run)
     assert 1 <= stored < 8
     gate.unlink()
+    (tmp_path / "up").unlink()
     done = subprocess.run(script, env=site, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"certificates: {run}/certificates.parquet" in done.stdout
     assert f"{stored} units are stored" in done.stdout + done.stderr
+    assert "Ray runtime started" in (tmp_path / "second.log").read_text()
     assert counts_digest(run) == counts_digest(tmp_path / "inline")
     assert not Path(f"/tmp/drs-ray-{site['SLURM_JOB_ID']}").exists()
