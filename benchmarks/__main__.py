@@ -7,7 +7,21 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cluster, data, driver, loop, memory, noise, parts, reduce, startup, training, worker
+from benchmarks import (
+    cluster,
+    data,
+    driver,
+    export,
+    loop,
+    memory,
+    noise,
+    parts,
+    reduce,
+    report,
+    startup,
+    training,
+    worker,
+)
 
 BENCHMARKS = {
     "startup": startup,
@@ -20,6 +34,8 @@ BENCHMARKS = {
     "cluster": cluster,
     "reduce": reduce,
     "parts": parts,
+    "export": export,
+    "report": report,
     "training": training,
 }
 

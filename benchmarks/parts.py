@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from drs_ray.config import parse_config
+from benchmarks.records import make_record
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.plan import Unit, blocks, stage_units
 from drs_ray.results.compact import compact_run
@@ -23,7 +23,7 @@ from drs_ray.results.counts import read_counts
 from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.parts import list_parts
 from drs_ray.results.reduce import reduce_run
-from drs_ray.results.run_record import DatasetRecord, RunRecord, identity, run_id
+from drs_ray.results.run_record import RunRecord
 from drs_ray.results.store import open_store
 
 PARTS = 20_000
@@ -37,7 +37,14 @@ def measure() -> Iterator[tuple[str, str, str]]:
     directory = Path(tempfile.mkdtemp(prefix="drs-ray-parts-"))
     try:
         store = open_store(str(directory))
-        record = _record(PARTS // PER_TWO_BLOCKS * 2 * IMAGES_PER_UNIT)
+        record = make_record(
+            PARTS // PER_TWO_BLOCKS * 2 * IMAGES_PER_UNIT,
+            classes=CLASSES,
+            noise={"block": 100},
+            budget={"selection": 100, "estimation": SAMPLES, "stages": STAGES},
+            certificate={"radii": [0.0, 0.1, 0.2]},
+            engine={"batch": 100, "device": "cpu", "images_per_unit": IMAGES_PER_UNIT},
+        )
         parts = _write(directory, record)
 
         def row(what: str, job: Callable[[], Any], aim: str = "") -> tuple[str, str, str]:
@@ -62,35 +69,6 @@ def measure() -> Iterator[tuple[str, str, str]]:
                 yield row("compact", lambda: compact_run(store, record))
     finally:
         shutil.rmtree(directory)
-
-
-def _record(images: int) -> RunRecord:
-    classifier = {"architecture": "digits-cnn", "sigma": 0.5}
-    config = parse_config(
-        {
-            "dataset": {"name": "mnist5k"},
-            "partition": {"name": "checkerboard"},
-            "classifiers": [classifier, classifier],
-            "noise": {"block": 100},
-            "budget": {"selection": 100, "estimation": SAMPLES, "stages": STAGES},
-            "certificate": {"radii": [0.0, 0.1, 0.2]},
-            "engine": {"batch": 100, "device": "cpu", "images_per_unit": IMAGES_PER_UNIT},
-            "output": "unused",
-        }
-    )
-    dataset = DatasetRecord(digest="d" * 64, num_classes=CLASSES, image_shape=(1, 28, 28))
-    ids, digests = tuple(range(images)), ("0" * 64, "1" * 64)
-    return RunRecord(
-        run_id=run_id(identity(config, dataset, ids, digests)),
-        created="2026-01-02T03:04:05+00:00",
-        config=config,
-        dataset=dataset,
-        image_ids=ids,
-        classifier_digests=digests,
-        stopping=config.certificate,
-        software={},
-        hardware="none",
-    )
 
 
 def _write(directory: Path, record: RunRecord) -> int:

@@ -6,19 +6,26 @@ The public API. Importing it loads neither torch nor Ray; the functions that nee
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drs_ray.config import RunConfig, load_config
 from drs_ray.errors import DrsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
 
     from drs_ray.attacks.report import AttackReport
     from drs_ray.certificates.certify import Rule
     from drs_ray.engine.observer import Observer
     from drs_ray.engine.verify import VerifyReport
+    from drs_ray.results.certificate import ImageCertificate
+    from drs_ray.results.imported import ImportedResult, Shown
+    from drs_ray.results.plots import plot_certified_accuracy, plot_radius_histogram
     from drs_ray.results.reduce import RunResult
+    from drs_ray.results.tracking import log_to_mlflow
     from drs_ray.smoothed import SmoothedClassifier
     from drs_ray.smoothing.partition import make_partition
 
@@ -29,8 +36,14 @@ __all__ = [
     "SmoothedClassifier",
     "attack",
     "certify",
+    "export",
+    "import_log",
     "load_config",
+    "log_to_mlflow",
     "make_partition",
+    "plot_certified_accuracy",
+    "plot_radius_histogram",
+    "read_certificate",
     "read_certificates",
     "read_run",
     "reduce",
@@ -43,12 +56,15 @@ __all__ = [
 _LOADED_WHEN_USED = {
     "Rule": "drs_ray.certificates.certify",
     "SmoothedClassifier": "drs_ray.smoothed",
+    "log_to_mlflow": "drs_ray.results.tracking",
     "make_partition": "drs_ray.smoothing.partition",
+    "plot_certified_accuracy": "drs_ray.results.plots",
+    "plot_radius_histogram": "drs_ray.results.plots",
 }
 
 
 def __getattr__(name: str) -> object:
-    """The names above come with torch or scipy: they are imported when they are first asked for."""
+    """The names above come with torch, scipy or pyarrow: they are imported when they are first asked for."""
     if name not in _LOADED_WHEN_USED:
         raise AttributeError(f"module 'drs_ray' has no attribute '{name}'")
     return getattr(importlib.import_module(_LOADED_WHEN_USED[name]), name)
@@ -80,8 +96,8 @@ def certify(config: RunConfig, observer: Observer | None = None) -> RunResult:
     return certify_run(config, observer)
 
 
-def read_run(uri: str, endpoint_url: str | None = None) -> RunResult:
-    """A reduced run: record, certificates, curve and the figures derived from them.
+def read_run(uri: str, endpoint_url: str | None = None) -> Shown:
+    """A reduced run: record, certificates, curve and the figures derived from them; or an imported run.
 
     Args:
         uri: directory or s3:// URI of the run.
@@ -90,10 +106,51 @@ def read_run(uri: str, endpoint_url: str | None = None) -> RunResult:
     Raises:
         CountsError: no run there, or it is not reduced yet. StoreError: the place cannot be read.
     """
-    from drs_ray.results.reduce import read_result
+    from drs_ray.results.imported import read_shown
     from drs_ray.results.store import open_store
 
-    return read_result(open_store(uri, endpoint_url))
+    return read_shown(open_store(uri, endpoint_url))
+
+
+def read_certificate(uri: str, image_id: int, endpoint_url: str | None = None) -> ImageCertificate:
+    """One certificate with every number between its votes and its radius.
+
+    Raises:
+        ConfigError, CountsError: see `drs_ray.results.certificate.read_certificate`.
+    """
+    from drs_ray.results.certificate import read_certificate
+    from drs_ray.results.store import open_store
+
+    return read_certificate(open_store(uri, endpoint_url), image_id)
+
+
+def export(runs: Sequence[Shown], kind: str, radii: Sequence[float] | None = None) -> str:
+    """Runs as text: `tsv` (certify.py's log) or `csv` of one run, a `markdown` or `latex` table of one or several.
+
+    Raises:
+        ConfigError: an unknown format, or runs that do not fit it.
+    """
+    from drs_ray.results.export import export
+
+    return export(runs, kind, radii)
+
+
+def import_log(file: str | Path, uri: str, *, endpoint_url: str | None = None, **stated: Any) -> ImportedResult:
+    """Keep a published log (certify.py's format) as a run to compare with, marked as imported and not verified.
+
+    Args:
+        file: the log.
+        uri: directory or s3:// URI to keep it in.
+        endpoint_url: endpoint of an S3-compatible server, if not the default.
+        stated: dataset, sigmas, estimation, alpha, and more; see `drs_ray.results.imported.import_log`.
+
+    Raises:
+        As `drs_ray.results.imported.import_log`.
+    """
+    from drs_ray.results.imported import import_log, read_log
+    from drs_ray.results.store import open_store
+
+    return import_log(open_store(uri, endpoint_url), read_log(file), Path(file).name, **stated)
 
 
 def read_certificates(uri: str, endpoint_url: str | None = None) -> pa.Table:
@@ -147,7 +204,7 @@ def verify(uri: str, units: int = 10, *, endpoint_url: str | None = None, **opti
 
 
 def write_report(
-    runs: list[RunResult], directory: str, *, compare_rules: bool = False, endpoint_url: str | None = None
+    runs: Sequence[Shown], directory: str, *, compare_rules: bool = False, endpoint_url: str | None = None
 ) -> list[str]:
     """Write report.html and the figure for one or several runs side by side; returns the files' keys.
 
@@ -161,11 +218,14 @@ def write_report(
         ConfigError: no runs, or runs over different test sets. CountsError: counts that cannot be trusted.
     """
     from drs_ray.results.readouts import read_columns
+    from drs_ray.results.reduce import RunResult
     from drs_ray.results.report import write_report as write
     from drs_ray.results.store import open_store
     from drs_ray.results.summary import check_same_test_set
+    from drs_ray.thumbnails import thumbnails
 
     check_same_test_set(runs)
-    stores = [open_store(run.uri, endpoint_url or run.record.config.output.endpoint_url) for run in runs]
+    endpoints = [run.record.config.output.endpoint_url if isinstance(run, RunResult) else None for run in runs]
+    stores = [open_store(run.uri, endpoint_url or own) for run, own in zip(runs, endpoints, strict=True)]
     columns = read_columns(zip(runs, stores, strict=True), compare_rules=compare_rules)
-    return write(columns, open_store(directory, endpoint_url))
+    return write(columns, open_store(directory, endpoint_url), thumbnails)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drs_ray.errors import DrsError, InterruptedRunError
+from drs_ray.errors import ConfigError, DrsError, InterruptedRunError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from drs_ray.config import RunConfig
-    from drs_ray.results.reduce import RunResult
+    from drs_ray.results.imported import Shown
     from drs_ray.results.store import Store
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ SetOption = Annotated[
 AddressOption = Annotated[
     str | None, typer.Option(help="inline, local, auto or ray://host:port; overrides engine.address.")
 ]
+RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results only.")]
 EndpointOption = Annotated[
     str | None, typer.Option(help="Endpoint of an S3-compatible server [default: AWS_ENDPOINT_URL or AWS].")
@@ -180,7 +181,7 @@ def reduce(
     run: RunArgument,
     alpha: Annotated[float | None, typer.Option(help="Failure probability of a certificate.")] = None,
     vote: Annotated[str | None, typer.Option(help="probit or mean.")] = None,
-    radii: Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")] = None,
+    radii: RadiiOption = None,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Compute certificates and curve again from the stored counts. Needs no torch, no Ray, no GPU."""
@@ -198,25 +199,121 @@ def report(
     compare_rules: Annotated[
         bool, typer.Option("--compare-rules", help="Beside each run, what the plain rule makes of the same counts.")
     ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="One run that is not finished, as far as it is, and marked as such.")
+    ] = False,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Print the table of one or several runs and write report.html and the figure."""
-    from drs_ray.results.readouts import read_columns
-    from drs_ray.results.reduce import read_result
+    from drs_ray.results.imported import read_shown
+    from drs_ray.results.readouts import read_columns, read_partial_columns
     from drs_ray.results.report import write_report
     from drs_ray.results.summary import check_same_test_set
     from drs_ray.results.terminal import render_convergence
+    from drs_ray.thumbnails import thumbnails
 
     stores = [_open(run, endpoint_url) for run in runs]
-    results = [read_result(store) for store in stores]
-    check_same_test_set(results)
-    columns = read_columns(zip(results, stores, strict=True), compare_rules=compare_rules)
+    if partial:
+        if len(stores) > 1:
+            raise ConfigError(
+                f"--partial: takes one RUN, got {len(stores)}: an unfinished run has come to other images than the "
+                "others; report it on its own, or finish it"
+            )
+        columns = read_partial_columns(stores[0], compare_rules=compare_rules)
+    else:
+        results = [read_shown(store) for store in stores]
+        check_same_test_set(results)
+        columns = read_columns(zip(results, stores, strict=True), compare_rules=compare_rules)
     target = _open(output or runs[0], endpoint_url)
     _print_table(columns.results)
     if columns.convergence:
         _stdout().print(render_convergence(columns))
-    for key in write_report(columns, target):
+    for key in write_report(columns, target, thumbnails):
         print(f"{target.uri}/{key}")
+
+
+@app.command(epilog="Example: `drs-ray export runs/demo/drs --format tsv --output drs.tsv`")
+def export(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="A reduced or imported run; several for tables.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="tsv or csv (every image), markdown or latex (certified accuracy at radii).")
+    ],
+    output: Annotated[str | None, typer.Option(help="File or s3:// object to write [default: stdout].")] = None,
+    radii: RadiiOption = None,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Write runs in the field's log format, as csv, or as a table for a paper."""
+    from drs_ray.results.export import export
+    from drs_ray.results.imported import read_shown
+
+    results = [read_shown(_open(run, endpoint_url)) for run in runs]
+    text = export(results, format_, _numbers("radii", radii))
+    if output is None:
+        print(text, end="")
+        return
+    place, slash, name = output.rpartition("/")
+    if not name or place.endswith(":/"):
+        raise ConfigError(f"--output: {output} names no file; give one, for example drs.tsv or s3://bucket/drs.tsv")
+    store = _open(place or ("/" if slash else "."), endpoint_url)
+    store.put(name, text.encode())
+    print(output)
+
+
+@app.command(
+    "import",
+    epilog="Example: `drs-ray import log.tsv runs/cohen --dataset cifar10 --sigma 0.5 --n 100000 --alpha 0.001`",
+)
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Log in the format of certify.py.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Directory or s3:// URI to keep it in.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set, as in configs.")],
+    sigma: Annotated[str, typer.Option(help="Noise level, one for each sub-image: 0.5 or 0.36,0.36.")],
+    n: Annotated[int, typer.Option(help="Estimation samples per image and sub-image.")],
+    alpha: Annotated[float, typer.Option(help="Failure probability of a certificate.")],
+    n0: Annotated[int, typer.Option(help="Selection samples per image and sub-image.")] = 100,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "test",
+    radius_rule: Annotated[
+        str, typer.Option(help="How margins of sub-images were joined: linear, square-root, clipped or unknown.")
+    ] = "unknown",
+    radii: RadiiOption = None,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Keep a published log as a run to compare with. It stays marked: imported, not verified."""
+    from drs_ray.results.imported import import_log, read_log
+
+    result = import_log(
+        _open(run, endpoint_url),
+        read_log(file),
+        file.name,
+        dataset=dataset,
+        split=split,
+        sigmas=_numbers("sigma", sigma) or [],
+        estimation=n,
+        selection=n0,
+        alpha=alpha,
+        radius_rule=radius_rule,
+        radii=_numbers("radii", radii),
+    )
+    _print_table([result])
+    for warning in result.record.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"imported, not verified: {result.uri}/certificates.parquet")
+
+
+@app.command(epilog="Example: `drs-ray certificate runs/demo/drs 0`")
+def certificate(
+    run: RunArgument,
+    image_id: Annotated[int, typer.Argument(metavar="IMAGE_ID", help="An image of the run.")],
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Everything about one certificate: votes, levels, bounds, and the inequality that gives the radius, in numbers."""
+    from drs_ray.certificate_facts import certificate_facts
+    from drs_ray.facts import render_facts
+    from drs_ray.results.certificate import read_certificate
+
+    facts = certificate_facts(read_certificate(_open(run, endpoint_url), image_id))
+    unbroken = None if sys.stdout.isatty() else 1000  # a formula in a file is one line
+    _stdout(unbroken).print(render_facts(facts))
 
 
 @app.command(epilog="Example: `drs-ray verify s3://bucket/run --units 20`")
@@ -224,6 +321,9 @@ def verify(
     run: RunArgument,
     units: Annotated[int, typer.Option(min=1, help="How many stored units to check, drawn at random.")] = 10,
     images: Annotated[int, typer.Option(min=1, help="How many images of each unit, drawn at random.")] = 4,
+    image: Annotated[
+        int | None, typer.Option(min=0, metavar="ID", help="This image in all of its units, in place of a random draw.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Repeat the draw of an earlier check.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [default: the run's, where it is here].")] = None,
     level: Annotated[float, typer.Option(help="Chance that a faultless run fails, if not compared exactly.")] = 1e-3,
@@ -245,6 +345,7 @@ def verify(
             _open(run, endpoint_url),
             units,
             images=images,
+            image=image,
             seed=seed,
             device=device,
             level=level,
@@ -415,10 +516,19 @@ def _open(uri: str, endpoint_url: str | None) -> Store:
     return open_store(uri, endpoint_url)
 
 
-def _stdout() -> Console:
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    """0,0.5,1 -> numbers."""
+
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--{name}: must be numbers separated by commas, for example 0,0.5,1; got {text}") from error
+
+
+def _stdout(width: int | None = None) -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(width=width)
 
 
 def _stderr() -> Console:
@@ -427,7 +537,7 @@ def _stderr() -> Console:
     return Console(stderr=True)
 
 
-def _print_table(results: Sequence[RunResult]) -> None:
+def _print_table(results: Sequence[Shown]) -> None:
     from drs_ray.results.readouts import rule_gains
     from drs_ray.results.terminal import render_table
 

@@ -638,9 +638,13 @@ def _validated(model: type[_Model], data: Mapping[str, Any], source: str) -> _Mo
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        found = error.errors()
-        lines = [_explain(item) for item in found if not _is_echo(item, found)]
-        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error
+        raise ConfigError(explain(error, source)) from error
+
+
+def explain(error: ValidationError, source: str) -> str:
+    """What pydantic found, as one line per mistake that begins with `source`."""
+    found = error.errors()
+    return "\n".join(f"{source}: {_explain(item)}" for item in found if not _is_echo(item, found))
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

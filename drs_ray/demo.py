@@ -22,6 +22,7 @@ from drs_ray.results.readouts import Columns, columns_of
 from drs_ray.results.reduce import reduce_history
 from drs_ray.results.report import write_report
 from drs_ray.results.store import open_store
+from drs_ray.thumbnails import thumbnails
 
 TOTAL_SIGMA = 1.0
 """Noise of RS, pixel units. DRS gets sigma / sqrt(2) on each half: the same radius from the same vote probabilities."""
@@ -70,7 +71,7 @@ def run_demo(
             text = yaml.safe_dump(content, sort_keys=False)
             (directory / f"{method.name}.yaml").write_text(text, encoding="utf-8")
     target = open_store(str(directory))
-    write_report(columns, target)
+    write_report(columns, target, thumbnails)
     return columns, f"{target.uri}/report.html"
 
 

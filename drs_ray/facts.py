@@ -110,17 +110,18 @@ def _speed_text(speed: Speed) -> str:
 def verify_facts(found: VerifyReport, images: int, level: float) -> dict[str, str]:
     """What was recomputed and what it shows. images: asked for of each unit. level: of the homogeneity test."""
     shifts = [f"{100 * shift:.1f} points in {phase}" for phase, shift in found.shifts.items()]
+    drawn = f" (--seed {found.seed})" if found.image is None else ", all that it is in"
     one, any_ = ("a wrong vote", "any wrong vote") if found.exact else ("such a difference", "any such difference")
     met = f"{one} in {100 * found.share_found:.1f} % of the images" if found.share_found else any_
     return {
         "run": found.record.run_id,
-        "units": f"{len(found.checked):,} of {found.units:,} stored (--seed {found.seed})",
-        "images": f"{found.images:,} (up to {images} of each unit)",
+        "units": f"{len(found.checked):,} of {found.units:,} stored{drawn}",
+        "images": f"{found.images:,} (up to {images} of each unit)" if found.image is None else f"image {found.image}",
         "noise samples": f"{found.samples:,} of {found.samples_stored:,} stored",
         "device": f"{found.device} ({found.hardware})",
         "compared": "exactly" if found.exact else f"by a homogeneity test of level {level:g}",
         **({} if found.exact else {"finds with 95 %": f"vote shares that differ by {', '.join(shifts)}"}),
-        "meets with 95 %": met,
+        **({"meets with 95 %": met} if found.image is None else {}),
         "comparisons": f"{found.comparisons:,}, {len(found.differences):,} differ",
     }
 

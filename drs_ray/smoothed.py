@@ -27,7 +27,7 @@ from drs_ray.errors import ClassifierError, ConfigError, DataError
 from drs_ray.models.factory import check_classifier
 from drs_ray.results.counts import Counts
 from drs_ray.results.evidence import Evidence, evidence_of
-from drs_ray.results.reduce import ABSTAIN
+from drs_ray.results.tables import ABSTAIN
 from drs_ray.smoothing.keys import NoiseKey, Phase
 from drs_ray.smoothing.laws import LawName
 from drs_ray.smoothing.partition import Partition

@@ -31,10 +31,11 @@ from drs_ray.data.datasets import Dataset
 from drs_ray.engine.reopen import device_here, located, on_device
 from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible
 from drs_ray.errors import ConfigError, CountsError
-from drs_ray.results.reduce import ABSTAIN, RunResult, read_result
+from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.schema import ATTACKS, with_metadata
 from drs_ray.results.store import Store
+from drs_ray.results.tables import ABSTAIN
 from drs_ray.smoothing.keys import Phase
 
 LONGEST = 4.0

@@ -8,8 +8,8 @@ image gets is fixed before its estimation votes are seen.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,12 +87,14 @@ class CertifiedRadii:
     radius: float64 [N], pixel units, 0 where nothing is certified. a_lower: float64 [N, K], quantile of the selected
     class's lower bound. b_upper: float64 [N, K], quantile of the deciding rival's upper bound. margin: float64 [N, K],
     pixel units, signed. With the pooled rule all sub-images share one bound, on their mean failure probability.
+    rival: int64 [N], class of the deciding rival, -1 where it is one without votes or where rivals are not bounded.
     """
 
     radius: Floats
     a_lower: Floats
     b_upper: Floats
     margin: Floats
+    rival: Integers
 
     @property
     def p_lower(self) -> Floats:
@@ -131,6 +133,30 @@ def certified_radii(
     Raises:
         ValueError: votes outside [0, samples], a rule that does not fit K or the sigmas, alpha outside (0, 1).
     """
+    in_boxes = radii_in_boxes(class_votes, samples, sigmas, rule, alpha, rivals=rivals, share=share)
+    least = functools.reduce(_lesser, (radii for _, radii in in_boxes))
+    if rule.pooled:
+        if unanimous is None:
+            raise ValueError(f"rule '{rule.name}' needs to know where the selection votes are unanimous")
+        chosen = pooled_images(unanimous, samples)
+        least = _where(chosen, _pooled(class_votes, samples, sigmas, alpha * share), least)
+    return replace(least, radius=np.fmax(least.radius, 0.0))
+
+
+def radii_in_boxes(
+    class_votes: Integers,
+    samples: Integers,
+    sigmas: Sequence[float],
+    rule: Rule,
+    alpha: float,
+    *,
+    rivals: Rivals | None = None,
+    share: float = 1.0,
+) -> Iterator[tuple[Floats, CertifiedRadii]]:
+    """Each box of the rule: its levels [K], and the radii where all its bounds hold. They may be negative.
+
+    What `certified_radii` takes the least of; see there.
+    """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
     if rule.rivals and rivals is None:
@@ -141,14 +167,8 @@ def certified_radii(
     against = (
         None if bounded is None else DistinctCounts(samples[bounded.image] - bounded.votes, samples[bounded.image])
     )
-    in_boxes = (_in_box(counts, against, bounded, sigmas, rule, levels) for levels in boxes)
-    least = functools.reduce(_lesser, in_boxes)
-    if rule.pooled:
-        if unanimous is None:
-            raise ValueError(f"rule '{rule.name}' needs to know where the selection votes are unanimous")
-        chosen = pooled_images(unanimous, samples)
-        least = _where(chosen, _pooled(class_votes, samples, sigmas, alpha * share), least)
-    return CertifiedRadii(np.fmax(least.radius, 0.0), least.a_lower, least.b_upper, least.margin)
+    for levels in boxes:
+        yield levels, _in_box(counts, against, bounded, sigmas, rule, levels)
 
 
 def pooled_images(unanimous: NDArray[np.bool_], samples: Integers) -> NDArray[np.bool_]:
@@ -169,7 +189,7 @@ def _in_box(
         a_lower = counts.lower_quantile(levels)
         margin = margins(a_lower, -a_lower, sigmas)  # every rival's p^k_B <= 1 - p^k_A
         radius = mean_radius(a_lower, sigmas) if rule.vote == "mean" else probit_radius(margin, rule.weights)
-        return CertifiedRadii(radius, a_lower, -a_lower, margin)
+        return CertifiedRadii(radius, a_lower, -a_lower, margin, np.full(len(a_lower), -1))
     a_lower = counts.lower_quantile(CLASS_SHARE * levels)
     a_there = a_lower[rivals.image]
     b_upper = np.minimum(-against.lower_quantile((1 - CLASS_SHARE) / rivals.count * levels), -a_there)
@@ -179,7 +199,7 @@ def _in_box(
     else:
         radius = probit_radius(margin, rule.weights)
     closest = _closest(radius, rivals.image, len(a_lower))
-    return CertifiedRadii(radius[closest], a_lower, b_upper[closest], margin[closest])
+    return CertifiedRadii(radius[closest], a_lower, b_upper[closest], margin[closest], rivals.classes[closest])
 
 
 def _closest(radius: Floats, image: Integers, images: int) -> Integers:
@@ -211,7 +231,7 @@ def _pooled(class_votes: Integers, samples: Integers, sigmas: Sequence[float], l
     a_lower = np.where(a_mean >= -ndtri(1 / (2 * sub_images)), a_mean, -np.inf)
     a_lower = np.broadcast_to(a_lower, class_votes.shape)
     margin = margins(a_lower, -a_lower, sigmas)
-    return CertifiedRadii(probit_radius(margin), a_lower, -a_lower, margin)
+    return CertifiedRadii(probit_radius(margin), a_lower, -a_lower, margin, np.full(len(a_lower), -1))
 
 
 def _lesser(first: CertifiedRadii, second: CertifiedRadii) -> CertifiedRadii:
@@ -227,4 +247,5 @@ def _where(take: NDArray[np.bool_], first: CertifiedRadii, second: CertifiedRadi
         np.where(rows, first.a_lower, second.a_lower),
         np.where(rows, first.b_upper, second.b_upper),
         np.where(rows, first.margin, second.margin),
+        np.where(take, first.rival, second.rival),
     )

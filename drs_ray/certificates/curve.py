@@ -33,7 +33,9 @@ class Curve:
     guaranteed_low: Floats
 
 
-def certified_accuracy_curve(radii: ArrayLike, radius: Floats, correct: NDArray[np.bool_], alpha: float) -> Curve:
+def certified_accuracy_curve(
+    radii: ArrayLike, radius: Floats, correct: NDArray[np.bool_], alpha: float, *, planned: int | None = None
+) -> Curve:
     """Share of ALL images that are predicted correctly with a certified radius >= r, for each r.
 
     Args:
@@ -41,6 +43,8 @@ def certified_accuracy_curve(radii: ArrayLike, radius: Floats, correct: NDArray[
         radius: float64 [N], certified radii, 0 where abstaining.
         correct: bool [N], prediction equals label (False where abstaining).
         alpha: failure probability of one certificate.
+        planned: images whose certificates may fail, if these N are only some of them: however they were chosen, no more
+            of theirs fail than of all.
 
     Raises:
         ValueError: no images.
@@ -51,13 +55,28 @@ def certified_accuracy_curve(radii: ArrayLike, radius: Floats, correct: NDArray[
         raise ValueError("a certified-accuracy curve needs at least one image")
     ordered = np.sort(radius[correct])
     certified = (len(ordered) - np.searchsorted(ordered, grid, side="left")).astype(np.float64)
-    tail = (1 - CI_LEVEL) / 2
-    with np.errstate(invalid="ignore"):  # the two ends are set by hand
-        low = np.where(certified == 0, 0.0, betaincinv(certified, images - certified + 1, tail))
-        high = np.where(certified == images, 1.0, betaincinv(certified + 1, images - certified, 1 - tail))
-    failed = failed_certificates(images, alpha)
+    low, high = share_interval(certified, images, CI_LEVEL)
+    failed = failed_certificates(planned or images, alpha)
     guaranteed = np.maximum(certified - failed, 0) / images
     return Curve(grid, certified / images, low, high, guaranteed)
+
+
+def share_interval(successes: ArrayLike, trials: int, level: float) -> tuple[Floats, Floats]:
+    """Two-sided Clopper-Pearson interval for the share that `successes` of `trials` are a sample of; both float64."""
+    found = np.asarray(successes, np.float64)
+    tail = (1 - level) / 2
+    with np.errstate(invalid="ignore"):  # the two ends are set by hand
+        low = np.where(found == 0, 0.0, betaincinv(found, trials - found + 1, tail))
+        high = np.where(found == trials, 1.0, betaincinv(found + 1, trials - found, 1 - tail))
+    return low, high
+
+
+def band_half_width(images: int, level: float = CI_LEVEL) -> float:
+    """Half the width of the simultaneous band: the whole curve of the population lies in it with this confidence.
+
+    Dvoretzky, Kiefer and Wolfowitz with Massart's constant (1990): sup |F_n - F| <= sqrt(ln(2 / (1 - level)) / (2 n)).
+    """
+    return float(np.sqrt(np.log(2 / (1 - level)) / (2 * images)))
 
 
 def failed_certificates(images: int, alpha: float, rho: float = RHO) -> int:

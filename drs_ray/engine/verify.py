@@ -43,15 +43,17 @@ _SEED_BITS = 32
 class VerifyReport:
     """What was compared, and what differs.
 
-    uri: where the run is. device, hardware: what it was counted on again. level: of the homogeneity test. inexact: why
-    votes need not be the same here; empty where they were compared exactly. units: how many are stored. checked: keys
-    of those that were drawn. images: how many were counted again, over all these. samples: of these images in these
-    units; samples_stored: of all stored units. comparisons: rows where exact, else images and phases. shifts: by
-    phase, the difference of vote shares that a comparison finds with 95 % probability; empty where exact.
+    uri: where the run is. image: the one that was asked for, None for a random draw. device, hardware: what it was
+    counted on again. level: of the homogeneity test. inexact: why votes need not be the same here; empty where they
+    were compared exactly. units: how many are stored. checked: keys of those that were drawn. images: how many were
+    counted again, over all these. samples: of these images in these units; samples_stored: of all stored units.
+    comparisons: rows where exact, else images and phases. shifts: by phase, the difference of vote shares that a
+    comparison finds with 95 % probability; empty where exact.
     """
 
     uri: str
     record: RunRecord
+    image: int | None
     seed: int
     device: str
     hardware: str
@@ -77,8 +79,11 @@ class VerifyReport:
 
         The share is the mean, over sub-images and their stored units, of the unit's images with a wrong row: it is the
         chance that the first image of a random unit is wrong, and units are drawn without replacement and evenly from
-        the sub-images, which makes it no smaller. 0 where everything was compared.
+        the sub-images, which makes it no smaller. 0 where everything was compared; 1 for an image that was named, which
+        says nothing of others.
         """
+        if self.image is not None:
+            return 1.0
         return 0.0 if self.samples == self.samples_stored else 1 - (1 - CONFIDENCE) ** (1 / len(self.checked))
 
     def check(self) -> None:
@@ -104,6 +109,7 @@ def verify_run(
     units: int = 10,
     *,
     images: int = 4,
+    image: int | None = None,
     seed: int | None = None,
     device: str | None = None,
     level: float = 1e-3,
@@ -116,6 +122,8 @@ def verify_run(
         store: where the run is; it need not be finished.
         units: how many of its stored units, spread over the sub-images.
         images: how many images of each, at random; all samples of an image in that unit are recomputed.
+        image: id of one image, which is recomputed in all of its units, in place of a random draw. The level holds if
+            it was chosen without a look at its votes.
         seed: repeats a draw; None: one that nobody can know beforehand.
         device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
         level: probability that a run without fault fails where votes cannot be compared exactly, in (0, 1).
@@ -141,10 +149,14 @@ def verify_run(
     stored = frontier.stored
     if not stored:
         raise CountsError(f"{store.uri}: no counts to verify yet; run `drs-ray certify` first")
-    chosen = choose_units(stored, units, seed)
-    todo = {unit: _some_images(unit, images, seed) for unit in chosen}
+    if image is None:
+        todo = {unit: _some_images(unit, images, seed) for unit in choose_units(stored, units, seed)}
+        level_each = _level_of_each(record, level, units, images)
+    else:
+        todo = _units_of(image, stored, record, store)
+        level_each = _level_of_one_image(record, level)
+    chosen = list(todo)
     observer.planned(list(todo.values()), 0)
-    level_each = _level_of_each(record, level, units, images)
     compared = list(recount(todo, record, used, not inexact, store, frontier.parts, observer))
     differences = [found for item in compared if (found := item.difference(level_each if inexact else None))]
     for unit in chosen:
@@ -154,6 +166,7 @@ def verify_run(
     return VerifyReport(
         uri=store.uri,
         record=record,
+        image=image,
         seed=seed,
         device=used,
         hardware=hardware_of(used),
@@ -192,6 +205,21 @@ def _some_images(unit: Unit, count: int, seed: int) -> Unit:
     return replace(unit, positions=tuple(sorted(drawn)))
 
 
+def _units_of(image_id: int, stored: Sequence[Unit], record: RunRecord, store: Store) -> dict[Unit, Unit]:
+    """The stored units that an image is in, and the same for that image alone.
+
+    Raises:
+        ConfigError: an image that is not of the run. CountsError: none of its units is stored.
+    """
+    if image_id not in record.image_ids:
+        raise ConfigError(f"image {image_id} is not of the run in {store.uri} ({len(record.image_ids)} images)")
+    position = record.image_ids.index(image_id)
+    found = {unit: replace(unit, positions=(position,)) for unit in stored if position in unit.positions}
+    if not found:
+        raise CountsError(f"{store.uri}: no counts of image {image_id} to verify yet; run `drs-ray certify` first")
+    return found
+
+
 def _lot(seed: int, *what: str | int) -> bytes:
     return hashlib.blake2b("|".join(["drs-ray verify 1", str(seed), *map(str, what)]).encode()).digest()
 
@@ -204,6 +232,17 @@ def _level_of_each(record: RunRecord, level: float, units: int, images: int) -> 
     most_images = min(images, record.images_per_unit)
     comparisons = most_units * most_images * len(PHASES) * record.dataset.num_classes
     return level * by_stage[0] / (comparisons * sum(by_stage))
+
+
+def _level_of_one_image(record: RunRecord, level: float) -> float:
+    """The level of one comparison of one class, for an image that was named and not drawn.
+
+    All of its stored units are checked. Which exist is decided by votes of earlier stages, never by a unit's own, so
+    that a comparison's level is kept whether or not the unit could have been missing: plain Bonferroni over all stages.
+    """
+    block = blocks(record)[0]
+    units = sum(len(stage_units(record, block, stage, block[:1])) for stage in range(len(record.schedule.samples)))
+    return level / (units * len(PHASES) * record.dataset.num_classes)
 
 
 def _shifts(compared: Iterable[Compared], level: float) -> dict[str, float]:

@@ -13,20 +13,21 @@ import numpy as np
 from drs_ray.certificates.curve import Curve, certified_accuracy_curve
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import ConfigError
+from drs_ray.results.imported import Shown
 from drs_ray.results.readouts import AtSamples
-from drs_ray.results.reduce import RunResult
 from drs_ray.results.store import Store
 from drs_ray.results.summary import Certified, RunSummary, summarise_side_by_side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 SVG_KEY = "certified_accuracy.svg"
 PNG_KEY = "certified_accuracy.png"
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a06a00", "#56b4e9")
-"""Line colours on white, in order, from Okabe and Ito's colour-blind-safe set (its yellow and orange darkened)."""
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a06a00", "#56b4e9", "#6a3d9a", "#6e7781")
+"""Line colours on white, in order: Okabe and Ito's colour-blind-safe set (yellow and orange darkened), violet, grey."""
 INK, GRID, PAPER = "#1f2328", "#d8dee4", "#ffffff"
 """Text and axes, grid lines, background. No palette colour: the HTML report recolours all of them by name."""
 
@@ -40,7 +41,7 @@ _STYLE = {
 }
 
 
-def certified_accuracy_figure(results: Sequence[RunResult], *, legend: bool = True) -> Figure:
+def certified_accuracy_figure(results: Sequence[Shown], *, legend: bool = True) -> Figure:
     """Certified accuracy against radius for each run: steps, shaded pointwise 95 % intervals, dashed guaranteed share.
 
     Args:
@@ -57,12 +58,14 @@ def certified_accuracy_figure(results: Sequence[RunResult], *, legend: bool = Tr
         raise ConfigError("figures need matplotlib: install drs-ray[report]") from error
     figure = Figure(figsize=(7.2, 4.6) if legend else (8.4, 4.7), layout="constrained", facecolor=PAPER)
     axes = figure.add_subplot()
-    stop = _right_end(results)
+    stop = right_end(results)
     handles = [
-        _draw(axes, step_curve(result, stop), colour, comparison=bool(result.variant))
+        draw_curve(axes, step_curve(result, stop, planned=result.planned), colour, comparison=bool(result.variant))
         for result, colour in zip(results, run_colours(len(results)), strict=True)
     ]
     _dress(axes, stop)
+    if results[0].progress is not None:
+        axes.set_title(results[0].progress.text, loc="left", color=INK, fontsize=11)
     if legend:
         _add_legend(figure, handles, summaries)
     return figure
@@ -80,7 +83,7 @@ def convergence_figure(convergence: Sequence[tuple[str, Sequence[AtSamples]]]) -
     columns = min(panels, 2)
     rows = -(-panels // columns)
     figure = Figure(figsize=(8.4, 3.4 * rows), layout="constrained", facecolor=PAPER)
-    stop = _right_end(point for _, points in convergence for point in points)
+    stop = right_end(point for _, points in convergence for point in points)
     for index, (name, points) in enumerate(convergence):
         axes = figure.add_subplot(rows, columns, index + 1)
         for position, point in enumerate(points):
@@ -114,7 +117,7 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     return sink.getvalue()
 
 
-def save_figures(results: Sequence[RunResult], target: Store) -> list[str]:
+def save_figures(results: Sequence[Shown], target: Store) -> list[str]:
     """Write certified_accuracy.svg and .png to the store; returns their keys.
 
     Raises:
@@ -132,7 +135,7 @@ def run_colours(runs: int) -> list[str]:
     return list(islice(cycle(PALETTE), runs))
 
 
-def step_curve(certified: Certified, stop: float, levels: int = _LEVELS) -> Curve:
+def step_curve(certified: Certified, stop: float, levels: int = _LEVELS, planned: int | None = None) -> Curve:
     """Certified accuracy at the radii where it steps down, for lines that hold until the next of them.
 
     Point i is the value on (radii[i - 1], radii[i]]. Of more than `levels` steps, those within 1 / levels of each other
@@ -143,6 +146,7 @@ def step_curve(certified: Certified, stop: float, levels: int = _LEVELS) -> Curv
         certified: the run, or its images at fewer samples.
         stop: where the line ends, pixel units, not below the largest radius.
         levels: most steps to keep.
+        planned: see `certified_accuracy_curve`.
     """
     ordered = np.sort(certified.radius[certified.correct])
     steps = np.unique(ordered)
@@ -150,15 +154,21 @@ def step_curve(certified: Certified, stop: float, levels: int = _LEVELS) -> Curv
     level = reach * levels // len(certified.radius)
     last_of_level = np.r_[level[1:] != level[:-1], True][: len(level)]
     grid: Floats = np.unique(np.r_[0.0, steps[last_of_level], stop])
-    return certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha)
+    return certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha, planned=planned)
 
 
-def _right_end(shown: Iterable[Certified]) -> float:
+def right_end(shown: Iterable[Certified]) -> float:
+    """Where the axis of radii ends, pixel units: a little beyond the largest radius."""
     largest = max(float(np.max(one.radius, where=one.correct, initial=0.0)) for one in shown)
     return 1.04 * largest if largest > 0 else 1.0
 
 
-def _draw(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> Any:
+def draw_curve(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> Any:
+    """Draw a `step_curve` with its band and its guaranteed share, or, where it is a comparison, alone and dotted.
+
+    Returns:
+        The line, for a legend.
+    """
     if comparison:  # no band and no guarantee: it is not what the run certifies
         (line,) = axes.step(
             curve.radii, curve.certified_accuracy, where="pre", color=colour, linewidth=1.8, linestyle=(0, (1, 1.2))
@@ -172,6 +182,13 @@ def _draw(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> Any:
         curve.radii, curve.certified_accuracy, where="pre", color=colour, linewidth=1.8, solid_joinstyle="miter"
     )
     return line
+
+
+def write_labels(legend: Legend, labels: Sequence[str]) -> None:
+    """Names of runs as they are: as labels, "_name" would be hidden and "$" start a formula."""
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
 
 
 def _dress(axes: Axes, stop: float, prefix: str = "") -> None:
@@ -197,12 +214,11 @@ def _add_legend(figure: Figure, handles: list[Any], summaries: Sequence[RunSumma
         Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2))),
     ]
     labels += ["95 % interval over images, at each radius", "guaranteed for these images (99 % over the noise)"]
-    blank = ["run"] * len(labels)  # set below: as labels, "_name" would be hidden and "$" start a formula
-    legend = figure.legend([*handles, *keys], blank, loc="outside lower left", frameon=False, fontsize=9)
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_parse_math(False)
-        text.set_text(label)
-        text.set_color(INK)
+    blank = ["run"] * len(labels)  # written below
+    legend = figure.legend(
+        [*handles, *keys], blank, loc="outside lower left", frameon=False, fontsize=9, labelcolor=INK
+    )
+    write_labels(legend, labels)
 
 
 def _label(run: RunSummary) -> str:

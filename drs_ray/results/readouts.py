@@ -21,11 +21,21 @@ from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import CountsError
 from drs_ray.results.counts import Counts, CountsHistory, read_counts
-from drs_ray.results.reduce import ABSTAIN, RunResult, certify_counts, compare_rule
+from drs_ray.results.imported import ImportedResult, Shown
+from drs_ray.results.reduce import (
+    RunResult,
+    certify_counts,
+    check_finished,
+    compare_rule,
+    read_result,
+    reduce_unfinished,
+)
 from drs_ray.results.rounding import format_down, format_ratio_down, format_ratio_up
+from drs_ray.results.run_record import read_record
 from drs_ray.results.schema import COUNTS_PREFIX
 from drs_ray.results.store import Store
 from drs_ray.results.summary import SHARE_DIGITS, AtRadius, at_radii, run_names
+from drs_ray.results.tables import ABSTAIN
 
 CONVERGENCE_POINTS = 8
 """Most numbers of samples at which convergence is shown, halving from the largest."""
@@ -176,7 +186,7 @@ class RuleGain:
 class Columns:
     """What a table or report shows side by side: runs and comparisons, and how runs converge (by run)."""
 
-    results: tuple[RunResult, ...] = ()
+    results: tuple[Shown, ...] = ()
     convergence: tuple[tuple[RunResult, tuple[AtSamples, ...]], ...] = ()
 
     def __add__(self, other: Columns) -> Columns:
@@ -196,21 +206,39 @@ def columns_of(result: RunResult, history: CountsHistory, *, compare_rules: bool
     return Columns((*others, result), ((result, convergence(result, history)),))
 
 
-def read_columns(runs: Iterable[tuple[RunResult, Store]], *, compare_rules: bool) -> Columns:
+def read_columns(runs: Iterable[tuple[Shown, Store]], *, compare_rules: bool) -> Columns:
     """`columns_of` several runs, whose counts are read one run at a time.
 
-    A run whose counts are not at hand (certificates that were copied without them) is shown without its convergence.
+    A run whose counts are not at hand (certificates that were copied without them) is shown without its convergence,
+    and an imported run, which has none, alone.
 
     Raises:
-        CountsError: counts that cannot be trusted, or that a comparison needs and that are not there.
+        CountsError: counts that cannot be trusted, that a comparison needs and that are not there, or of a run that
+        is to go on.
     """
     columns = Columns()
     for result, store in runs:
-        if compare_rules or next(iter(store.list(COUNTS_PREFIX)), None) is not None:
-            columns += columns_of(result, read_counts(store, result.record), compare_rules=compare_rules)
+        if isinstance(result, ImportedResult):
+            columns += Columns((result,))
+        elif compare_rules or next(iter(store.list(COUNTS_PREFIX)), None) is not None:
+            history = read_counts(store, result.record)
+            check_finished(history, result.record)  # a run that was extended may have certificates of before
+            columns += columns_of(result, history, compare_rules=compare_rules)
         else:
             columns += Columns((result,))
     return columns
+
+
+def read_partial_columns(store: Store, *, compare_rules: bool) -> Columns:
+    """`columns_of` a run as far as it is; of a finished one, `read_columns` of its stored certificates.
+
+    Raises:
+        CountsError: see `reduce.reduce_unfinished`; finished and not reduced yet.
+    """
+    result, history = reduce_unfinished(store, read_record(store))
+    if result.progress is None:
+        return read_columns([(read_result(store), store)], compare_rules=compare_rules)
+    return columns_of(result, history, compare_rules=compare_rules)
 
 
 def rule_named(name: str) -> Rule:
@@ -306,7 +334,7 @@ def p_lower_histograms(result: RunResult, edges: Sequence[float] = P_LOWER_EDGES
     return tuple(_histogram(column, edges) for column in values.T)
 
 
-def radius_edges(results: Sequence[RunResult]) -> tuple[float, ...]:
+def radius_edges(results: Sequence[Shown]) -> tuple[float, ...]:
     """Bins that hold the radii of all runs: steps of 1, 2, 2.5 or 5 times a power of ten, at most RADIUS_BINS."""
     largest = max(float(result.radius.max()) for result in results) or 1.0
     power = math.floor(math.log10(largest)) - 2
@@ -316,7 +344,7 @@ def radius_edges(results: Sequence[RunResult]) -> tuple[float, ...]:
     return tuple(float(step * index) for index in range(bins + 1))
 
 
-def radius_histogram(result: RunResult, edges: Sequence[float]) -> RadiusHistogram:
+def radius_histogram(result: Shown, edges: Sequence[float]) -> RadiusHistogram:
     """Certified radii of the images that do not abstain."""
     abstains = result.certificates["prediction"].to_numpy() == ABSTAIN
     return RadiusHistogram(
@@ -340,9 +368,12 @@ def per_class(result: RunResult) -> tuple[ClassRow, ...]:
 
 
 def saving(result: RunResult) -> Saving | None:
-    """What adaptive stages saved; None for a fixed number of samples. Selection samples count on both sides."""
+    """What adaptive stages saved; None for a fixed number of samples, and while a run is unfinished.
+
+    Selection samples count on both sides.
+    """
     stages = result.record.schedule.samples
-    if len(stages) == 1:
+    if len(stages) == 1 or result.progress is not None:
         return None
     k, selection = result.record.sub_images, result.record.config.budget.selection
     estimation = result.certificates["samples"].to_numpy() // k - selection
@@ -357,9 +388,10 @@ def saving(result: RunResult) -> Saving | None:
     )
 
 
-def rule_gains(results: Sequence[RunResult]) -> tuple[RuleGain, ...]:
+def rule_gains(results: Sequence[Shown]) -> tuple[RuleGain, ...]:
     """For every run that has its comparison beside it, what its rule gained."""
-    runs = [(name, result) for name, result in zip(run_names(results), results, strict=True) if not result.variant]
+    named = zip(run_names(results), results, strict=True)
+    runs = [(name, run) for name, run in named if isinstance(run, RunResult) and not run.variant]
     return tuple(
         RuleGain(
             name,

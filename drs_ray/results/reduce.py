@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from drs_ray.certificates.certify import Rule, pooled_images
-from drs_ray.certificates.curve import average_certified_radius, certified_accuracy_curve
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
-from drs_ray.errors import CountsError, MissingObjectError
-from drs_ray.results.counts import Counts, CountsHistory, read_counts
+from drs_ray.errors import CountsError
+from drs_ray.results.counts import Counts, CountsHistory, read_counts, read_reached_counts
 from drs_ray.results.evidence import evidence_of, open_images, rule_of
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE, CURVE_KEY, metadata, with_metadata
 from drs_ray.results.sessions import total_seconds
 from drs_ray.results.store import Store
-
-ABSTAIN = -1
+from drs_ray.results.tables import ABSTAIN, CertifiedImages, curve_table, parquet_bytes, read_table, table_of
 
 _REMEDY = "write it again with `drs-ray reduce`"
+_UNREDUCED = (
+    "finish the run with `drs-ray certify`, then `drs-ray reduce`; or see what is there so far with `drs-ray report "
+    "--partial`"
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an unfinished run is: images planned, images with a certificate so far, and those of the latter that the
+    stopping rule would draw further samples for (their radii can still grow, not shrink).
+    """
+
+    planned: int
+    certified: int
+    waiting: int
+
+    @property
+    def text(self) -> str:
+        """ "partial: 120 of 200 images", with those that are not done yet."""
+        waiting = f", {self.waiting:,} of them to be continued" if self.waiting else ""
+        return f"partial: {self.certified:,} of {self.planned:,} images{waiting}"
 
 
 @dataclass(frozen=True, eq=False)
-class RunResult:
+class RunResult(CertifiedImages):
     """A reduced run: where it is, what it is, and its two tables (see `schema.CERTIFICATES` and `schema.CURVE`).
 
     seconds: wall time of the driver sessions that ended, None where none did. variant: what tells a comparison, derived
-    in memory from the same counts, from the run itself; empty for the run's stored certificates.
+    in memory from the same counts, from the run itself; empty for the run's stored certificates. progress: None for a
+    finished run; certificates of an unfinished one are those of the images that it has come to, and are never stored.
     """
 
     uri: str
@@ -43,57 +61,18 @@ class RunResult:
     curve: pa.Table
     seconds: float | None = None
     variant: str = ""
+    progress: Progress | None = None
 
     @property
-    def images(self) -> int:
-        """Number of images."""
-        return len(self.certificates)
-
-    @property
-    def radius(self) -> NDArray[np.float64]:
-        """Certified radii [N], pixel units, 0 where abstaining."""
-        return np.asarray(self.certificates["radius"].to_numpy(), np.float64)
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Whether the prediction equals the label [N]; False where abstaining."""
-        return np.asarray(self.certificates["correct"].to_numpy(), np.bool_)
-
-    @property
-    def average_certified_radius(self) -> float:
-        """ACR, pixel units."""
-        return average_certified_radius(self.radius, self.correct)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of images predicted correctly (certified accuracy at radius 0)."""
-        return float(self.correct.mean())
-
-    @property
-    def abstention_rate(self) -> float:
-        """Share of images on which the smoothed classifier abstains."""
-        return float((self.certificates["prediction"].to_numpy() == ABSTAIN).mean())
-
-    @property
-    def samples(self) -> int:
-        """Noise samples of the whole run."""
-        return int(self.certificates["samples"].to_numpy().sum())
-
-    @property
-    def alpha(self) -> float:
-        """Failure probability of one certificate."""
-        return float(self.certificates["alpha"][0].as_py())
+    def planned(self) -> int:
+        """Number of images that the run is to certify: those that it has, where it is finished."""
+        return self.images if self.progress is None else self.progress.planned
 
     @property
     def as_planned(self) -> bool:
         """Whether rule and alpha are those that were fixed when the run began, before any vote was counted."""
         planned = self.record.stopping
         return self.alpha == planned.alpha and self.rule == rule_of(self.record.config, planned).name
-
-    @property
-    def rule(self) -> str:
-        """Name of the rule, for example `probit rivals staircase or pooled`; each certificate says which one it got."""
-        return metadata(self.certificates.schema)["rule"]
 
 
 def reduce_run(store: Store, record: RunRecord, certificate: CertificateConfig) -> RunResult:
@@ -114,10 +93,36 @@ def reduce_history(
     """`reduce_run` of counts that were read already."""
     rule = rule_of(record.config, certificate)
     certificates = certify_history(history, record, rule, certificate.alpha)
-    curve = _curve_table(certificates, record.run_id, certificate, rule)
-    store.put(CERTIFICATES_KEY, _parquet(certificates))
-    store.put(CURVE_KEY, _parquet(curve))
+    curve = curve_table(certificates, record.run_id, certificate.radii, certificate.alpha, rule.name)
+    store.put(CERTIFICATES_KEY, parquet_bytes(certificates))
+    store.put(CURVE_KEY, parquet_bytes(curve))
     return RunResult(store.uri, record, certificates, curve, total_seconds(store))
+
+
+def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, CountsHistory]:
+    """Certify the images that an unfinished run has come to, by its config's rule and alpha; nothing is stored.
+
+    Each certificate holds as it stands: bounds hold at all stages at once, and which images are there does not depend
+    on their own votes. When the run goes on with the same rule, it can only get larger.
+
+    Returns:
+        The result (without `progress` if the run turns out to be finished) and the votes it is from.
+
+    Raises:
+        CountsError: counts that cannot be trusted, or no image that has a certificate.
+        ConfigError: a rule that does not fit the run.
+    """
+    certificate = record.config.certificate
+    rule = rule_of(record.config, certificate)
+    history = read_reached_counts(store, record)
+    certificates = certify_reached(history, record, rule, certificate.alpha)
+    curve = curve_table(
+        certificates, record.run_id, certificate.radii, certificate.alpha, rule.name, planned=len(record.image_ids)
+    )
+    progress = Progress(len(record.image_ids), len(certificates), int(open_images(history, record).sum()))
+    finished = progress.certified == progress.planned and not progress.waiting
+    result = RunResult(store.uri, record, certificates, curve, total_seconds(store))
+    return (result if finished else replace(result, progress=progress)), history
 
 
 def compare_rule(history: CountsHistory, result: RunResult, rule: Rule, variant: str) -> RunResult:
@@ -126,9 +131,8 @@ def compare_rule(history: CountsHistory, result: RunResult, rule: Rule, variant:
     A comparison: the run's certificates stay the stored ones, whichever radius is the larger.
     """
     radii = tuple(float(radius) for radius in result.curve["radius"].to_numpy())
-    certificate = result.record.config.certificate.model_copy(update={"alpha": result.alpha, "radii": radii})
-    certificates = certify_history(history, result.record, rule, result.alpha)
-    curve = _curve_table(certificates, result.record.run_id, certificate, rule)
+    certificates = certify_reached(history, result.record, rule, result.alpha)
+    curve = curve_table(certificates, result.record.run_id, radii, result.alpha, rule.name)
     return replace(result, certificates=certificates, curve=curve, variant=variant)
 
 
@@ -139,13 +143,11 @@ def read_result(store: Store) -> RunResult:
         CountsError: no run, not reduced yet, or tables of another run.
     """
     record = read_record(store)
-    result = RunResult(
-        store.uri,
-        record,
-        _read_table(store, CERTIFICATES_KEY, CERTIFICATES, record.run_id),
-        _read_table(store, CURVE_KEY, CURVE, record.run_id),
-        total_seconds(store),
+    certificates, curve = (
+        read_table(store, key, schema, record.run_id, missing=_UNREDUCED, remedy=_REMEDY)
+        for key, schema in ((CERTIFICATES_KEY, CERTIFICATES), (CURVE_KEY, CURVE))
     )
+    result = RunResult(store.uri, record, certificates, curve, total_seconds(store))
     if result.certificates["image_id"].to_pylist() != list(record.image_ids):
         raise CountsError(f"{store.uri}/{CERTIFICATES_KEY}: not the images of this run; {_REMEDY}")
     made_from = metadata(result.curve.schema)
@@ -166,12 +168,26 @@ def certify_history(history: CountsHistory, record: RunRecord, rule: Rule, alpha
     Raises:
         CountsError: images whose stopping rule says that they need a further stage.
     """
+    check_finished(history, record)
+    return certify_reached(history, record, rule, alpha)
+
+
+def check_finished(history: CountsHistory, record: RunRecord) -> None:
+    """Refuse votes of a run of which some images are to go on.
+
+    Raises:
+        CountsError: images whose stopping rule says that they need a further stage.
+    """
     waiting = np.flatnonzero(open_images(history, record))
     if len(waiting):
         raise CountsError(
             f"counts: the run is not finished: {len(waiting)} of {len(history.image_ids)} images need a further stage, "
             f"first image {history.image_ids[waiting[0]]}; resume it with `drs-ray certify`"
         )
+
+
+def certify_reached(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float) -> pa.Table:
+    """`certify_history`, whether or not images are to go on: a certificate from every stage that was drawn."""
     schedule = record.schedule
     stages = []
     for end, share in zip(schedule.samples, schedule.shares, strict=True):
@@ -205,7 +221,7 @@ def _certificates(
     columns["correct"] = (prediction == columns["label"]) & (prediction != ABSTAIN)  # an unlabelled image may be -1
     columns["samples"] = drawn * record.sub_images + selection
     columns["alpha"] = np.full(len(drawn), alpha)
-    return _table(columns, with_metadata(CERTIFICATES, record.run_id, table="certificates", rule=rule.name))
+    return table_of(columns, with_metadata(CERTIFICATES, record.run_id, table="certificates", rule=rule.name))
 
 
 def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, share: float) -> dict[str, NDArray[Any]]:
@@ -228,51 +244,3 @@ def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, sha
         "margin": radii.margin,
         "rule": np.where(pooled, rule.name_of_pooled, rule.name_of_boxes).astype(object),
     }
-
-
-def _curve_table(certificates: pa.Table, run_id: str, certificate: CertificateConfig, rule: Rule) -> pa.Table:
-    radius = certificates["radius"].to_numpy()
-    correct = certificates["correct"].to_numpy(zero_copy_only=False)
-    curve = certified_accuracy_curve(certificate.radii, radius, correct, certificate.alpha)
-    columns = {
-        "radius": curve.radii,
-        "certified_accuracy": curve.certified_accuracy,
-        "ci_low": curve.ci_low,
-        "ci_high": curve.ci_high,
-        "guaranteed_low": curve.guaranteed_low,
-    }
-    made_from = {"alpha": repr(certificate.alpha), "rule": rule.name}
-    return _table(columns, with_metadata(CURVE, run_id, table="curve", **made_from))
-
-
-def _table(columns: Mapping[str, object], schema: pa.Schema) -> pa.Table:
-    def array(field: pa.Field) -> pa.Array:
-        values = columns[field.name]
-        if pa.types.is_list(field.type):
-            flat = np.asarray(values)
-            offsets = np.arange(0, flat.size + 1, flat.shape[1], dtype=np.int32)
-            return pa.ListArray.from_arrays(offsets, pa.array(flat.ravel()), type=field.type)
-        return pa.array(values, field.type)
-
-    return pa.Table.from_arrays([array(field) for field in schema], schema=schema)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _read_table(store: Store, key: str, schema: pa.Schema, run_id: str) -> pa.Table:
-    where = f"{store.uri}/{key}"
-    try:
-        table = pq.ParquetFile(pa.BufferReader(store.get(key))).read(use_threads=False)
-    except MissingObjectError as error:
-        raise CountsError(
-            f"{where}: not there; finish the run with `drs-ray certify`, then `drs-ray reduce`"
-        ) from error
-    except (pa.ArrowException, OSError) as error:
-        raise CountsError(f"{where}: truncated or not Parquet; {_REMEDY}") from error
-    if metadata(table.schema).get("run_id") != run_id or not table.schema.equals(schema) or not len(table):
-        raise CountsError(f"{where}: not a table of run {run_id}; {_REMEDY}")
-    return table

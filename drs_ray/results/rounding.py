@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
+import numpy as np
+
 _LONGEST = 400  # digits: the largest float64 has 309 before the point
 
 
@@ -29,6 +31,11 @@ def format_ratio_down(part: int, whole: int, digits: int) -> str:
 def format_ratio_up(part: int, whole: int, digits: int) -> str:
     """part / whole rounded up without passing through a float: 1 of 3 is "0.334"."""
     return _shifted(-(-part * 10**digits // whole), digits)
+
+
+def exact_text(value: float) -> str:
+    """The shortest decimal number that reads back as this float: "0.25", "1", "0.7071067811865476"."""
+    return str(np.format_float_positional(value, trim="-"))
 
 
 def _fixed(value: float, digits: int, rounding: str) -> str:

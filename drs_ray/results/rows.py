@@ -55,6 +55,13 @@ class Rows:
         columns |= {name: getattr(self, name)[low:high].copy() for name in ("classes", "votes")}
         return Rows(**columns, row_of_vote=self.row_of_vote[low:high] - first)
 
+    def where(self, kept: NDArray[np.bool_]) -> Rows:
+        """The rows that are kept, bool [R], in their order."""
+        votes = kept[self.row_of_vote]
+        columns = {name: getattr(self, name)[kept] for name in PER_ROW}
+        columns |= {name: getattr(self, name)[votes] for name in ("classes", "votes")}
+        return Rows(**columns, row_of_vote=(np.cumsum(kept) - 1)[self.row_of_vote[votes]])
+
 
 PER_ROW = ("image_id", "label", "sub_image", "phase", "stage", "first_sample", "samples")
 """The columns of `Rows` with one value a row."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from drs_ray.certificates.stages import Schedule, doubling_schedule
 from drs_ray.config import CertificateConfig, ClassifierConfig, RunConfig, Section
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError
-from drs_ray.results.schema import EXTENSION_KEY, RUN_KEY, SCHEMA_VERSION
+from drs_ray.results.schema import EXTENSION_KEY, IMPORTED, RUN_KEY, SCHEMA_VERSION, check_version
 from drs_ray.results.store import Store
 
 
@@ -166,13 +166,21 @@ def read_record(store: Store) -> RunRecord:
     Raises:
         CountsError: no run is there, or its run.json cannot be read.
     """
+    return _extended(parse_record(read_run_json(store), store.uri), store)
+
+
+def read_run_json(store: Store) -> bytes:
+    """run.json as it is stored, of a run or of an imported one.
+
+    Raises:
+        CountsError: no run is there.
+    """
     try:
-        data = store.get(RUN_KEY)
+        return store.get(RUN_KEY)
     except MissingObjectError as error:
         raise CountsError(
             f"{store.uri}: no drs-ray run here ({RUN_KEY} is missing); give the output.uri of a run"
         ) from error
-    return _extended(parse_record(data, store.uri), store)
 
 
 def parse_record(data: bytes, uri: str) -> RunRecord:
@@ -183,10 +191,11 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
     """
     try:
         content = json.loads(data)
-        version = content["schema_version"]
-        if version != SCHEMA_VERSION:
+        check_version(content["schema_version"], f"{uri}/{RUN_KEY}")
+        if content.get("kind") == IMPORTED:
             raise CountsError(
-                f"{uri}/{RUN_KEY}: schema version {version}, this drs-ray reads {SCHEMA_VERSION}; use the other version"
+                f"{uri}: was imported from {content['source']}: there are no counts behind its radii, so it can be "
+                "reported and exported, and nothing else; name a run of drs-ray's own"
             )
         record = RunRecord.model_validate(content)
         same = identity(record.config, record.dataset, record.image_ids, record.classifier_digests)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from drs_ray.errors import CountsError
+
 SCHEMA_VERSION = 1
-"""Version of the tables and of run.json; a reader refuses what it does not know."""
+"""Version of the tables and of run.json. It rises when a reader of before would misread what is written; a reader keeps
+reading every version from 1 on, and refuses the newer ones that it cannot know."""
+
+IMPORTED = "imported"
+"""`kind` in the run.json of certificates that other code published; a run of drs-ray's own has none."""
 
 RUN_KEY = "run.json"
 EXTENSION_KEY = "extension.json"
@@ -64,6 +70,15 @@ CERTIFICATES = pa.schema(
 )
 """One row per image: what is certified, and every number that it was derived from."""
 
+IMPORTED_CERTIFICATES = pa.schema(
+    [
+        *(CERTIFICATES.field(name) for name in ("image_id", "label", "prediction", "correct", "radius")),
+        _field("samples", pa.int64(), "noise samples, all sub-images and phases, as stated by who imported"),
+        _field("alpha", pa.float64(), "failure probability of the image's certificate, as stated by who imported"),
+    ]
+)
+"""One row per image of a log of other code: nothing about votes, for nobody has them."""
+
 CURVE = pa.schema(
     [
         _field("radius", pa.float64(), "l2, pixel units"),
@@ -92,6 +107,21 @@ ATTACKS = pa.schema(
     ]
 )
 """One row per attacked image: an upper bound of the radius within which the prediction cannot change."""
+
+
+def check_version(found: object, where: str) -> None:
+    """Refuse what a newer drs-ray wrote, and what is no version.
+
+    Raises:
+        CountsError: `where` is of a version that this reader cannot know.
+    """
+    text = str(found)
+    if not text.isdecimal() or int(text) < 1:
+        raise CountsError(f"{where}: schema version {text}; versions are whole numbers from 1 on; restore it")
+    if int(text) > SCHEMA_VERSION:
+        raise CountsError(
+            f"{where}: schema version {text}, this drs-ray reads up to {SCHEMA_VERSION}; use the newer that wrote it"
+        )
 
 
 def with_metadata(schema: pa.Schema, run_id: str, **extra: str) -> pa.Schema:

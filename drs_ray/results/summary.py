@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,11 @@ from drs_ray.certificates.curve import certified_accuracy_curve, failed_certific
 from drs_ray.certificates.radius import Floats
 from drs_ray.config import DatasetConfig
 from drs_ray.errors import ConfigError
-from drs_ray.results.reduce import ABSTAIN, RunResult
-from drs_ray.results.rounding import format_down, format_ratio_down, format_ratio_up, format_up
+from drs_ray.results.imported import MARK, ImportedRecord, ImportedResult, Shown
+from drs_ray.results.reduce import Progress, RunResult
+from drs_ray.results.rounding import exact_text, format_down, format_ratio_down, format_ratio_up, format_up
 from drs_ray.results.run_record import RunRecord
+from drs_ray.results.tables import ABSTAIN
 
 SHARE_DIGITS = 3
 """Decimals of displayed shares of images and of radii."""
@@ -80,7 +82,7 @@ class RunSummary:
     budget, per image and sub-image; samples: noise samples of the whole run; seconds: None where nobody measured.
     variant: empty for the run's own certificates, else which comparison this is. split_size: images of the split, None
     where the run's record does not say. stages: cumulative estimation samples. image_rules: the rules that images got,
-    and how many got each.
+    and how many got each. progress: None for a finished run.
     """
 
     name: str
@@ -109,6 +111,12 @@ class RunSummary:
     seconds: float | None
     at_radii: tuple[AtRadius, ...]
     provenance: tuple[tuple[str, str], ...]
+    progress: Progress | None = None
+
+    @property
+    def imported(self) -> bool:
+        """Whether other code published it, and nothing can be checked."""
+        return self.variant == MARK
 
     @property
     def accuracy(self) -> float:
@@ -153,6 +161,8 @@ class RunSummary:
     @property
     def scope_text(self) -> str:
         """How many images, and of how many: 200 images must not be mistaken for all 10,000."""
+        if self.progress is not None:
+            return f"{self.images:,} of {self.progress.planned:,} planned images"
         if self.split_size is None:
             return f"{self.images:,} images"
         if self.split_size == self.images:
@@ -172,50 +182,92 @@ class RunSummary:
     @property
     def failures_allowed(self) -> int:
         """m*: certificates that `AtRadius.guaranteed` allows to have failed."""
-        return failed_certificates(self.images, self.alpha)
+        return failed_certificates(self.planned, self.alpha)
+
+    @property
+    def planned(self) -> int:
+        """Images that the run is to certify."""
+        return self.images if self.progress is None else self.progress.planned
+
+    @property
+    def missing(self) -> int:
+        """Images that an unfinished run has no certificate for yet."""
+        return self.planned - self.images
+
+    def when_finished_text(self, row: AtRadius) -> str:
+        """The least that an unfinished run can come to at a radius, as a share of all planned images, rounded down."""
+        return format_ratio_down(row.certified, self.planned, SHARE_DIGITS)
 
 
-def summarise(result: RunResult, name: str, *, radii: Sequence[float] | None = None) -> RunSummary:
+def summarise(result: Shown, name: str, *, radii: Sequence[float] | None = None) -> RunSummary:
     """One run as plain data.
 
     Args:
-        result: a reduced run.
+        result: a reduced or imported run.
         name: what to call it.
         radii: increasing, pixel units; None: those of the run's own curve table. Radius 0, where certified accuracy
             is the accuracy, is put in front if it is missing.
     """
-    record, config = result.record, result.record.config
+    described = _described(result) if isinstance(result, RunResult) else _described_import(result)
     return RunSummary(
         name=name,
         variant=result.variant,
         uri=result.uri,
-        run_id=record.run_id,
-        method=f"{'RS' if record.sub_images == 1 else 'DRS'} (K = {record.sub_images})",
-        dataset=record.dataset_name,
-        split=config.dataset.split,
-        split_size=record.dataset.size,
+        run_id=result.record.run_id,
         images=result.images,
-        sub_images=record.sub_images,
-        sigmas=config.sigmas,
-        selection=config.budget.selection,
-        estimation=config.budget.estimation,
-        stages=record.schedule.samples,
+        sub_images=result.record.sub_images,
         alpha=result.alpha,
         rule=result.rule,
-        image_rules=tuple(Counter(result.certificates["rule"].to_pylist()).most_common()),
-        noise_law=config.noise.law,
         correct=int(result.correct.sum()),
         abstained=int((result.certificates["prediction"].to_numpy() == ABSTAIN).sum()),
         acr=result.average_certified_radius,
         samples=result.samples,
         seconds=result.seconds,
-        at_radii=at_radii(result, radius_grid([result]) if radii is None else radii),
-        as_planned=result.as_planned,
-        provenance=(*_provenance(record), ("rule and alpha", _PLANNED if result.as_planned else _UNPLANNED)),
+        at_radii=at_radii(result, radius_grid([result]) if radii is None else radii, result.planned),
+        progress=result.progress,
+        **described,
     )
 
 
-def summarise_side_by_side(results: Sequence[RunResult]) -> list[RunSummary]:
+def _described(result: RunResult) -> dict[str, Any]:
+    """What a run's record says about it."""
+    record, config = result.record, result.record.config
+    return {
+        "method": f"{'RS' if record.sub_images == 1 else 'DRS'} (K = {record.sub_images})",
+        "dataset": record.dataset_name,
+        "split": config.dataset.split,
+        "split_size": record.dataset.size,
+        "sigmas": config.sigmas,
+        "selection": config.budget.selection,
+        "estimation": config.budget.estimation,
+        "stages": record.schedule.samples,
+        "image_rules": tuple(Counter(result.certificates["rule"].to_pylist()).most_common()),
+        "noise_law": config.noise.law,
+        "as_planned": result.as_planned,
+        "provenance": (*_provenance(record), ("rule and alpha", _PLANNED if result.as_planned else _UNPLANNED)),
+    }
+
+
+def _described_import(result: ImportedResult) -> dict[str, Any]:
+    """What was stated about an imported run; of its noise and of when its rule was fixed, nothing was."""
+    record = result.record
+    return {
+        "method": f"imported (K = {record.sub_images})",
+        "dataset": record.dataset,
+        "split": record.split,
+        "split_size": None,
+        "sigmas": record.sigmas,
+        "selection": record.selection,
+        "estimation": record.estimation,
+        "stages": (record.estimation,),
+        "image_rules": ((result.rule, result.images),),
+        "noise_law": "not stated",
+        "as_planned": False,
+        "provenance": tuple(_import_provenance(record)),
+    }
+
+
+def summarise_side_by_side(results: Sequence[Shown]) -> list[RunSummary]:
     """Runs over one test set as plain data, under unique names and with one grid of radii for all.
 
     Args:
@@ -230,30 +282,41 @@ def summarise_side_by_side(results: Sequence[RunResult]) -> list[RunSummary]:
     return [summarise(result, name, radii=radii) for result, name in zip(results, names, strict=True)]
 
 
-def check_same_test_set(results: Sequence[RunResult]) -> None:
+def check_same_test_set(results: Sequence[Shown]) -> None:
     """Refuse to compare what was not certified on the same images.
 
+    What an imported run does not say is not compared; its labels are, image by image.
+
     Raises:
-        ConfigError: no runs, or runs that differ in data set, split, preprocessing, content or image ids.
+        ConfigError: no runs, runs that differ in data set, split, preprocessing, content, image ids, labels or
+        progress.
     """
     if not results:
         raise ConfigError("no runs to show: name at least one run (a directory or s3:// URI)")
-    first = results[0]
-    for other in results[1:]:
-        for what, get in _TEST_SET.items():
-            ours, theirs = get(first.record), get(other.record)
+    first = min(results, key=lambda result: isinstance(result, ImportedResult))  # a run of ours says more
+    there = _test_set(first)
+    for other in results:
+        if other.progress != first.progress:
+            unfinished = other if other.progress is not None else first
+            raise ConfigError(
+                f"{unfinished.uri}: is not finished, so that it cannot be put side by side with another run: they have "
+                "come to different images; report it on its own, or finish it"
+            )
+        here = _test_set(other)
+        for what, ours in there.items():
+            theirs = here.get(what, ours)
             if ours != theirs:
-                detail = "" if what == "image ids" else f": {_brief(ours)} there, {_brief(theirs)} here"
+                detail = "" if isinstance(ours, bytes) else f": {_brief(ours)} there, {_brief(theirs)} here"
                 raise ConfigError(
                     f"{first.uri} and {other.uri}: certified on different test sets ({what} differ{detail}), so they "
                     "cannot be put side by side; report each on its own"
                 )
 
 
-def run_names(results: Sequence[RunResult]) -> list[str]:
+def run_names(results: Sequence[Shown]) -> list[str]:
     """Names for runs: the last component of each uri, with the components before it where two would be the same.
 
-    A comparison has its variant behind the name of its run.
+    How far an unfinished run is stands behind its name, wherever it is named; so does the variant of a comparison.
     """
     paths = {}
     for uri in (result.uri for result in results):
@@ -270,20 +333,16 @@ def run_names(results: Sequence[RunResult]) -> list[str]:
     seen: Counter[str] = Counter()
     unique = []
     for result in results:
-        name = names[result.uri] + (f", {result.variant}" if result.variant else "")
+        progress = "" if result.progress is None else result.progress.text
+        name = ", ".join(part for part in (names[result.uri], progress, result.variant) if part)
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")  # one place twice: at two alphas, say
     return unique
 
 
-def radius_grid(results: Iterable[RunResult]) -> list[float]:
+def radius_grid(results: Iterable[Shown]) -> list[float]:
     """The union of the runs' radii and 0, increasing."""
     return sorted({0.0, *(float(radius) for result in results for radius in result.curve["radius"].to_numpy())})
-
-
-def exact_text(value: float) -> str:
-    """The shortest decimal number that reads back as this float: "0.25", "1", "0.7071067811865476"."""
-    return str(np.format_float_positional(value, trim="-"))
 
 
 def duration_text(seconds: float) -> str:
@@ -296,10 +355,10 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def at_radii(certified: Certified, radii: Sequence[float]) -> tuple[AtRadius, ...]:
-    """Certified accuracy at radius 0 and at increasing radii, pixel units."""
+def at_radii(certified: Certified, radii: Sequence[float], planned: int | None = None) -> tuple[AtRadius, ...]:
+    """Certified accuracy at radius 0 and at increasing radii, pixel units. planned: see `certified_accuracy_curve`."""
     grid = radii if radii and radii[0] == 0 else [0.0, *radii]
-    curve = certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha)
+    curve = certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha, planned=planned)
     images = len(certified.radius)
     return tuple(
         AtRadius(float(radius), images, round(accuracy * images), round(guaranteed * images), float(low), float(high))
@@ -309,13 +368,24 @@ def at_radii(certified: Certified, radii: Sequence[float]) -> tuple[AtRadius, ..
     )
 
 
-_TEST_SET: dict[str, Callable[[RunRecord], object]] = {
-    "data set names": lambda record: record.dataset_name,
-    "splits": lambda record: record.config.dataset.split,
-    "image sizes": lambda record: record.config.dataset.image_size,
-    "digests of the data": lambda record: record.dataset.digest,
-    "image ids": lambda record: sorted(record.image_ids),
-}
+def _test_set(result: Shown) -> dict[str, object]:
+    """What must be the same in runs that are put side by side, as far as it is known."""
+    ids = result.certificates["image_id"].to_numpy()
+    order = np.argsort(ids, kind="stable")
+    common: dict[str, object] = {
+        "image ids": ids[order].tobytes(),
+        "labels": result.certificates["label"].to_numpy()[order].tobytes(),
+    }
+    if isinstance(result, ImportedResult):
+        return {"data set names": result.record.dataset, "splits": result.record.split, **common}
+    config, dataset = result.record.config.dataset, result.record.dataset
+    return {
+        "data set names": result.record.dataset_name,
+        "splits": config.split,
+        "image sizes": config.image_size,
+        "digests of the data": dataset.digest,
+        **common,
+    }
 
 
 def _brief(value: object) -> str:
@@ -349,6 +419,16 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     yield "device", config.engine.device
     yield "hardware", record.hardware
     yield "software", ", ".join(f"{name} {version}" for name, version in sorted(record.software.items()))
+
+
+def _import_provenance(record: ImportedRecord) -> Iterable[tuple[str, str]]:
+    yield "run id", record.run_id
+    yield "imported", f"{record.created}, from {record.source}"
+    yield "log digest", record.source_digest
+    yield "data set", f"{record.dataset}, split {record.split}, as stated"
+    yield "sigma, samples, alpha", "as stated by who imported it; no counts are there to check a radius against"
+    for warning in record.warnings:
+        yield "warning", warning
 
 
 def _dataset_text(name: str, dataset: DatasetConfig) -> str:

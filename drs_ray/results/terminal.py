@@ -8,12 +8,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from drs_ray.results.imported import Shown
 from drs_ray.results.readouts import AtSamples, Columns, saving
 from drs_ray.results.reduce import RunResult
-from drs_ray.results.summary import AtRadius, RunSummary, run_names, summarise_side_by_side
+from drs_ray.results.summary import RunSummary, run_names, summarise_side_by_side
 
 
-def render_table(results: Sequence[RunResult]) -> Table:
+def render_table(results: Sequence[Shown]) -> Table:
     """Rows are radii, then totals; one column per run or comparison. Plain ASCII text.
 
     80 columns hold three; with more than two, the guaranteed share gives way to a row that says what it takes off.
@@ -27,7 +28,7 @@ def render_table(results: Sequence[RunResult]) -> Table:
     runs = summarise_side_by_side(results)
     first, many = runs[0], len(runs) > 2
     table = Table(
-        title=Text(f"Certified accuracy on {first.scope_text} of {first.dataset} ({first.split})"),
+        title=Text(f"{_partial(first)}Certified accuracy on {first.scope_text} of {first.dataset} ({first.split})"),
         caption=Text(f"{_MEANING_OF_MANY if many else _MEANING} {_UNITS}{_chosen_later(runs)}"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -39,10 +40,17 @@ def render_table(results: Sequence[RunResult]) -> Table:
         table.add_column(_header(run, many), overflow="fold", ratio=1 if many else None)
     for position, row in enumerate(first.at_radii):
         last = position == len(first.at_radii) - 1
-        cell = _short_cell if many else _cell
-        table.add_row(row.radius_text, *(cell(run.at_radii[position]) for run in runs), end_section=last)
+        table.add_row(row.radius_text, *(_cell(run, position, many) for run in runs), end_section=last)
+    if first.progress is not None:
+        middle = first.middle
+        at_least = (
+            f"at radius {middle.radius_text} >= {run.when_finished_text(run.middle)} of all {run.planned:,}"
+            for run in runs
+        )
+        table.add_row("finished", *at_least)
     if many:
-        table.add_row("failed", *(f"<= {run.failures_allowed:,} images" for run in runs))
+        failed = ("not known" if run.imported else f"<= {run.failures_allowed:,} images" for run in runs)
+        table.add_row("failed", *failed)
     table.add_row("ACR", *(Text(run.acr_text, "bold") for run in runs))
     table.add_row("abstains", *(f"{run.abstention_text} ({run.abstained:,} images)" for run in runs))
     table.add_row("samples", *(_samples(result) for result in results))
@@ -77,18 +85,24 @@ _MEANING_OF_MANY = (
     "certified accuracy [95 % interval over images]. failed: with 99 % probability over the noise, no more "
     "certificates than that are wrong."
 )
+_IMPORTED = " Imported: radii, alpha and samples as published and stated; there are no votes to check them against."
 _UNITS = "Radii: l2, pixel units, images in [0, 1]. Shares and ACR are rounded down."
 
 
 def _chosen_later(runs: Sequence[RunSummary]) -> str:
     """Names the runs whose rule or alpha is not the one that they began with; comparisons say so already."""
     names = [run.name for run in runs if not run.as_planned and not run.variant]
-    return f" Rule or alpha chosen after the run began: {', '.join(names)}." if names else ""
+    later = f" Rule or alpha chosen after the run began: {', '.join(names)}." if names else ""
+    return later + (_IMPORTED if any(run.imported for run in runs) else "")
+
+
+def _partial(run: RunSummary) -> str:
+    return "" if run.progress is None else f"{run.progress.text.upper()}. "
 
 
 def _header(run: RunSummary, narrow: bool) -> Text:
     lines = [
-        *(["comparison"] if run.variant else []),
+        *(["comparison"] if run.variant and not run.imported else []),
         *([run.method, f"sigma {run.sigma_text}"] if narrow else [f"{run.method}, sigma {run.sigma_text}"]),
         f"n = {run.budget_text}",
         f"alpha = {run.alpha}",
@@ -97,16 +111,15 @@ def _header(run: RunSummary, narrow: bool) -> Text:
     return Text.assemble((run.name, "bold"), *(("\n" + line, "not bold dim") for line in lines))
 
 
-def _cell(row: AtRadius) -> Text:
-    return Text.assemble((row.accuracy_text, "bold"), (f" {row.interval_text}", "dim"), f" >= {row.guaranteed_text}")
+def _cell(run: RunSummary, position: int, many: bool) -> Text:
+    row = run.at_radii[position]
+    interval = row.interval_text.replace(", ", ",") if many else row.interval_text
+    text = Text.assemble((row.accuracy_text, "bold"), (f" {interval}", "dim"))
+    return text if many or run.imported else text.append(f" >= {row.guaranteed_text}")  # nothing vouches for a log
 
 
-def _short_cell(row: AtRadius) -> Text:
-    return Text.assemble((row.accuracy_text, "bold"), (f" {row.interval_text.replace(', ', ',')}", "dim"))
-
-
-def _samples(result: RunResult) -> str:
-    saved = saving(result)
+def _samples(result: Shown) -> str:
+    saved = saving(result) if isinstance(result, RunResult) else None
     return f"{result.samples:,}" + (f" ({saved.factor_text} times fewer)" if saved else "")
 
 

@@ -52,6 +52,20 @@ def test_certify_status_reduce_report(tmp_path):
     ]
 
 
+def test_an_unfinished_run_is_reported_as_such_and_goes_on(finished, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(finished, place)
+    (place / "certificates.parquet").unlink()
+    sorted(place.glob("counts/k1/**/*.parquet"))[-1].unlink()
+    refused = drs_ray(["report", str(place)])
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "drs-ray report --partial" in refused.stderr
+    out = _ok("report", str(place), "--partial", "--output", str(tmp_path / "report"))
+    assert "PARTIAL: 3 OF 6 IMAGES" in out
+    assert "Partial: 3 of 6 images." in (tmp_path / "report" / "report.html").read_text()
+    assert not (place / "certificates.parquet").exists()
+
+
 def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path):
     config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=3))
     done = drs_ray(["certify", str(config)])

@@ -92,7 +92,18 @@ def test_readme_commands_and_snippets_run(tmp_path, moto_endpoint, monkeypatch):
         done = subprocess.run(command(words[1:]), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, (words, done.stderr)
         ran.add(words[1])
-    assert ran >= {"plan", "train", "certify", "status", "reduce", "report", "schema"}
+    assert ran >= {
+        "plan",
+        "train",
+        "certify",
+        "status",
+        "reduce",
+        "report",
+        "export",
+        "import",
+        "certificate",
+        "schema",
+    }
     write_config(tmp_path / "config.yaml", data | {"training": {"epochs": 1}, "noise": {"seed": 1, "block": 100}})
     for document in DOCUMENTS:
         for snippet in _blocks(document, "python"):

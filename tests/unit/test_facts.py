@@ -186,6 +186,7 @@ def test_plan_of_an_adaptive_run_on_gpus() -> None:
 REPORT = VerifyReport(
     uri="runs/demo",
     record=RECORD,
+    image=None,
     seed=7,
     device="cpu",
     hardware="2 CPU cores",
@@ -228,3 +229,11 @@ def test_a_check_by_a_test_says_what_it_can_find() -> None:
     assert facts["compared"] == "by a homogeneity test of level 0.01"
     assert facts["finds with 95 %"] == "vote shares that differ by 31.0 points in selection, 5.4 points in estimation"
     assert facts["meets with 95 %"] == "such a difference in 25.9 % of the images"
+
+
+def test_a_check_of_one_image_says_nothing_of_others() -> None:
+    facts = verify_facts(replace(REPORT, image=17, images=2), images=4, level=1e-3)
+    assert facts["units"] == "10 of 1,000 stored, all that it is in"
+    assert facts["images"] == "image 17"
+    assert "meets with 95 %" not in facts
+    assert REPORT.share_found < replace(REPORT, image=17).share_found == 1.0

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "drs_ray"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"torch", "torchvision", "ray", "matplotlib"}
+HEAVY = {"torch", "torchvision", "ray", "matplotlib", "mlflow"}
 
 # What a folder may import: third-party libraries, and parts of drs_ray.
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
@@ -125,7 +125,15 @@ def test_light_modules_load_nothing_heavy(name: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["drs_ray", "drs_ray.cli", "drs_ray.results.reduce", "drs_ray.results.report", "drs_ray.engine.plan"],
+    [
+        "drs_ray",
+        "drs_ray.cli",
+        "drs_ray.results.reduce",
+        "drs_ray.results.report",
+        "drs_ray.results.plots",
+        "drs_ray.results.tracking",
+        "drs_ray.engine.plan",
+    ],
 )
 def test_importing_loads_neither_torch_nor_ray(module: str) -> None:
     if not (PACKAGE.parent / Path(*module.split("."))).with_suffix(".py").exists() and module != "drs_ray":

@@ -165,7 +165,7 @@ def test_an_image_is_certified_by_its_own_votes(votes: list[tuple[int, int]]) ->
 def test_a_box_without_a_number_certifies_nothing() -> None:
     def radii(*values: float) -> CertifiedRadii:
         bounds = np.zeros((len(values), 1))
-        return CertifiedRadii(np.array(values), bounds, bounds, bounds)
+        return CertifiedRadii(np.array(values), bounds, bounds, bounds, np.full(len(values), -1))
 
     numbers, gaps = radii(1.0, 2.0, 3.0), radii(2.0, 1.0, np.nan)
     for first, second in ((numbers, gaps), (gaps, numbers)):

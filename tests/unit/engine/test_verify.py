@@ -412,3 +412,53 @@ def test_the_store_is_only_read() -> None:
     store.objects = filled.objects
     read: Store = store
     verify_run(read).check()
+
+
+# One image that was named.
+
+
+def test_a_named_image_is_counted_again_in_all_of_its_units_and_alone() -> None:
+    store, record = stored_run(samples_per_unit=100), record_of(samples_per_unit=100)
+    report = verify_run(store, image=4)
+    report.check()
+    mine = [unit for unit in plan_units(record) if 4 in unit.positions]  # ids are positions here
+    assert sorted(report.checked) == sorted(unit.key for unit in mine)
+    assert {unit.positions for unit in Runner.asked} == {(4,)}
+    assert report.samples == 2 * (50 + 400)
+    assert (report.image, report.images, report.share_found) == (4, len(mine), 1.0)
+
+
+def test_a_wrong_vote_of_a_named_image_is_found_and_of_another_is_not_looked_for() -> None:
+    store, unit = stored_run(), plan_units(record_of())[0]
+    change(store, unit, one_vote_moved(0))
+    wrong = record_of().image_ids[unit.positions[0]]
+    found = verify_run(store, image=wrong)
+    assert [(item.unit, item.image_id) for item in found.differences] == [(unit.key, wrong)]
+    with pytest.raises(CountsError, match="1 of 10 comparisons differ, in 1 of 2 units checked"):
+        found.check()
+    verify_run(store, image=record_of().image_ids[unit.positions[1]]).check()
+
+
+def test_a_named_image_must_be_there() -> None:
+    with pytest.raises(ConfigError, match=r"image 12 is not of the run in memory \(12 images\)"):
+        verify_run(stored_run(), image=12)
+    with pytest.raises(CountsError, match="memory: no counts of image 11 to verify yet; run `drs-ray certify` first"):
+        verify_run(stored_run(units=2), image=11)
+
+
+def test_the_level_of_a_named_image_is_shared_by_its_comparisons() -> None:
+    assert verify._level_of_one_image(record_of(), 1e-3) == pytest.approx(1e-3 / (2 * 2 * CLASSES))
+    adaptive = record_of(stages=3)  # without R, for nothing was drawn
+    assert verify._level_of_one_image(adaptive, 1e-3) == pytest.approx(1e-3 / (3 * 2 * 2 * CLASSES))
+
+
+def test_independent_noise_fails_named_images_no_more_often_than_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, failed = stored_run(changes=OTHER_KIND), 0
+    for noise in range(1, 121):
+        monkeypatch.setattr(Runner, "noise", noise)
+        failed += bool(verify_run(store, image=noise % 12, level=0.5).differences)
+    assert 0 < failed <= 60  # at a level this large it must fail now and then
+    monkeypatch.setattr(Runner, "noise", 5)
+    unit = plan_units(record_of())[0]
+    store.put(unit.key, encode_part(rows_of(record_of(), unit, own=0.4), record_of().run_id, unit.key))
+    assert verify_run(store, image=record_of().image_ids[unit.positions[0]]).differences

@@ -11,15 +11,14 @@ import pyarrow as pa
 from scipy.sparse import csr_array
 
 from drs_ray.certificates.certify import Rule
-from drs_ray.certificates.curve import certified_accuracy_curve
 from drs_ray.config import parse_config
 from drs_ray.errors import MissingObjectError
 from drs_ray.results.counts import Counts, CountsHistory, assemble
 from drs_ray.results.encoding import CountsRow, decode_part, encode_part
 from drs_ray.results.reduce import RunResult, certify_counts
 from drs_ray.results.run_record import DatasetRecord, RunRecord, identity, run_id
-from drs_ray.results.schema import CURVE, with_metadata
 from drs_ray.results.store import StoredObject
+from drs_ray.results.tables import curve_table
 
 CLASSES = 10
 PART_KEY = "counts/p.parquet"
@@ -101,7 +100,7 @@ def make_counts(record: RunRecord, seed: int = 0, hardest: float = 0.3) -> Count
     """Votes for the label with a probability between `hardest` and 1 by image; the other votes go to one rival."""
     rng = np.random.default_rng(seed)
     images = len(record.image_ids)
-    labels = rng.integers(CLASSES, size=images)
+    labels = np.asarray(record.image_ids) * 7 % CLASSES  # of the images, whatever the votes
     probability = np.sort(rng.uniform(hardest, 1.0, images))[::-1]
 
     def votes(samples: int) -> csr_array:
@@ -167,13 +166,8 @@ def make_result(
 
 def result_of(record: RunRecord, certificates: pa.Table, alpha: float = 0.001) -> RunResult:
     """The result with the curve that belongs to the certificates."""
-    radius = certificates["radius"].to_numpy()
-    correct = certificates["correct"].to_numpy(zero_copy_only=False)
-    curve = certified_accuracy_curve(record.config.certificate.radii, radius, correct, alpha)
-    columns = [curve.radii, curve.certified_accuracy, curve.ci_low, curve.ci_high, curve.guaranteed_low]
-    arrays = [pa.array(column, pa.float64()) for column in columns]
-    table = pa.Table.from_arrays(arrays, schema=with_metadata(CURVE, record.run_id, table="curve"))
-    return RunResult(record.config.output.uri, record, certificates, table)
+    curve = curve_table(certificates, record.run_id, record.config.certificate.radii, alpha, "as in certificates")
+    return RunResult(record.config.output.uri, record, certificates, curve)
 
 
 def with_radii(result: RunResult, radius: Sequence[float]) -> RunResult:

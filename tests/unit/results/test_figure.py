@@ -115,9 +115,9 @@ def test_nothing_certified_is_a_flat_line() -> None:
 
 
 def test_more_runs_than_colours() -> None:
-    assert run_colours(8) == [*PALETTE, *PALETTE[:2]]
-    runs = [make_result(5, seed=seed, uri=f"runs/{seed}") for seed in range(8)]
-    assert len(certified_accuracy_figure(runs).axes[0].lines) == 16
+    assert run_colours(10) == [*PALETTE, *PALETTE[:2]]
+    runs = [make_result(5, seed=seed, uri=f"runs/{seed}") for seed in range(10)]
+    assert len(certified_accuracy_figure(runs).axes[0].lines) == 20
 
 
 def test_matplotlib_missing_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

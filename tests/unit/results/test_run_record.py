@@ -158,7 +158,7 @@ def test_a_place_that_holds_something_else_is_not_overwritten() -> None:
 
 def test_another_version_is_refused() -> None:
     content = json.loads(make_record().model_dump_json()) | {"schema_version": 2}
-    with pytest.raises(CountsError, match="schema version 2, this drs-ray reads 1"):
+    with pytest.raises(CountsError, match="schema version 2, this drs-ray reads up to 1; use the newer"):
         parse_record(json.dumps(content).encode(), "runs/x")
 
 

@@ -1,0 +1,36 @@
+"""The record of a DRS run that never ran: what stored counts and certificates need beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drs_ray.config import parse_config
+from drs_ray.results.run_record import DatasetRecord, RunRecord, identity, run_id
+
+
+def make_record(images: int, *, classes: int = 10, sigma: float = 0.5, **sections: Any) -> RunRecord:
+    """A run of two sub-images of digits. sections: of the config, in place of the ones here."""
+    classifier = {"architecture": "digits-cnn", "sigma": sigma}
+    config = parse_config(
+        {
+            "dataset": {"name": "mnist5k"},
+            "partition": {"name": "checkerboard"},
+            "classifiers": [classifier, classifier],
+            "engine": {"batch": 100, "device": "cpu", "images_per_unit": 16},
+            "output": "unused",
+            **sections,
+        }
+    )
+    dataset = DatasetRecord(digest="d" * 64, num_classes=classes, image_shape=(1, 28, 28))
+    ids, digests = tuple(range(images)), ("0" * 64, "1" * 64)
+    return RunRecord(
+        run_id=run_id(identity(config, dataset, ids, digests)),
+        created="2026-01-02T03:04:05+00:00",
+        config=config,
+        dataset=dataset,
+        image_ids=ids,
+        classifier_digests=digests,
+        stopping=config.certificate,
+        software={},
+        hardware="none",
+    )

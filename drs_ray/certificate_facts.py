@@ -1,0 +1,103 @@
+"""What `certificate` shows: one certificate as names and values for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from drs_ray.results.certificate import BOUND_DIGITS, ImageCertificate
+from drs_ray.results.rounding import exact_text, format_down, format_up
+from drs_ray.results.tables import ABSTAIN
+
+_RADIUS_DIGITS = 9
+
+
+def certificate_facts(found: ImageCertificate) -> dict[str, str]:
+    """A certificate as names and values: what was counted, what follows from it, and the inequality in numbers."""
+    row, k = found.row, len(found.sigmas)
+    abstains = row["prediction"] == ABSTAIN
+    each = [""] if k == 1 else [f", sub-image {index}" for index in range(k)]
+    chosen = [f"{votes:,} of {found.selection_samples:,} votes" for votes in found.selection_votes]
+    facts = {
+        "run": found.uri,
+        "image": f"{found.image_id}, label {row['label']}",
+        "answer": "abstains" if abstains else f"class {row['prediction']} ({'right' if row['correct'] else 'wrong'})",
+        "certified radius": "none" if abstains else f"{_radius(row['radius'])} (l2, pixel units)",
+        "alpha": exact_text(row["alpha"]),
+        "rule": row["rule"],
+        "selection": f"class {row['selected_class']}, "
+        + ", ".join(f"{votes}{name}" for votes, name in zip(chosen, each, strict=True))
+        + (": unanimous" if found.unanimous else ""),
+    }
+    if len(found.stages) > 1:
+        facts["stages"] = "\n".join(
+            f"n = {stage.samples:,}, {stage.share:.12g} of every level: radius {_radius(stage.radius)}"
+            + (" (decides)" if index == row["stage"] else "")
+            for index, stage in enumerate(found.stages)
+        )
+    facts["levels"] = _levels(found)
+    facts |= _pooled_bound(found) if found.pooled else _bounds(found, each)
+    facts["inequality"] = _inequality(found)
+    facts["units"] = "\n".join(found.units)
+    facts["recompute"] = f"drs-ray verify {found.uri} --image {found.image_id}"
+    return facts
+
+
+def _levels(found: ImageCertificate) -> str:
+    box = found.boxes[found.deciding]
+    levels = ", ".join(map(_level, box.levels))
+    if found.pooled:
+        return f"{levels}, all of it for one bound: selection was unanimous"
+    if len(found.boxes) == 1:
+        return f"{levels} ({found.rule.confidence})"
+    return (
+        f"{levels}: box {found.deciding + 1} of {len(found.boxes)} ({found.rule.confidence}) has the least radius "
+        f"{_radius(box.radius)}; the largest is {_radius(max(box.radius for box in found.boxes))}"
+    )
+
+
+def _pooled_bound(found: ImageCertificate) -> dict[str, str]:
+    row = found.row
+    votes, samples = sum(row["class_votes"]), sum(row["estimation_samples"])
+    return {
+        f"class {row['selected_class']}": f"{votes:,} of {samples:,} votes of all sub-images; at level "
+        f"{_level(found.class_levels[0])}: mean probability >= {format_down(row['p_lower'][0], BOUND_DIGITS)}, "
+        f"a = Phi^-1 >= {format_down(found.a_lower[0], BOUND_DIGITS)}"
+    }
+
+
+def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
+    row, facts = found.row, {}
+    for index, name in enumerate(each):
+        number = "" if len(each) == 1 else f"_{index}"
+        votes, samples = row["class_votes"][index], row["estimation_samples"][index]
+        facts[f"class {row['selected_class']}{name}"] = (
+            f"{votes:,} of {samples:,} votes; at level {_level(found.class_levels[index])}: probability >= "
+            f"{format_down(row['p_lower'][index], BOUND_DIGITS)}, "
+            f"a{number} = Phi^-1 >= {format_down(found.a_lower[index], BOUND_DIGITS)}"
+        )
+        if found.rival_levels is None:
+            continue
+        rival = "a class without votes" if found.rival == -1 else f"class {found.rival}"
+        rest = " (what the class leaves)" if found.b_upper[index] == -found.a_lower[index] else ""
+        facts[f"closest rival{name}"] = (
+            f"{rival}, {found.rival_votes[index]:,} of {samples:,} votes; "
+            f"at level {_level(found.rival_levels[index])}: "
+            f"probability <= {format_up(row['rival_upper'][index], BOUND_DIGITS)}, "
+            f"b{number} = Phi^-1 <= {format_up(found.b_upper[index], BOUND_DIGITS)}{rest}"
+        )
+    return facts
+
+
+def _inequality(found: ImageCertificate) -> str:
+    if not found.expression:
+        return f"{found.formula}; a bound is missing (no vote, or too few), so nothing is certified"
+    written = f"{found.formula}\nR >= {found.expression}\n  >= {_radius(found.written_radius)}"
+    return written + ("" if found.row["radius"] > 0 else ": not above 0, so nothing is certified")
+
+
+def _level(level: float) -> str:
+    return f"{level:.12g}"  # a bound computed at it again has the digits that are shown
+
+
+def _radius(radius: float) -> str:
+    return format_down(radius, _RADIUS_DIGITS)

@@ -1,0 +1,70 @@
+"""Which radii vote counts can give at all: a test of published radii whose counts nobody has seen.
+
+Not for our rules alone: for every certificate that is sound for the class that was selected, follows from the
+estimation votes, and does not fall where votes for that class are added. Say it gives R to a class that got all n votes
+of each of K sub-images; fewer votes give no more. Take half-spaces whose vote probability is Phi(a) in every sub-image.
+Shifts of sigma_k a bring each of them to 1/2, so that their true radius is at most ||sigma||_2 a under any vote that
+turns where all sub-images turn (docs/theory.md 4.1, 4.2). All votes are for the class with probability Phi(a)^(K n),
+and if R is above ||sigma||_2 a it is false then: this probability is at most alpha. Hence
+R <= ||sigma||_2 Phi^-1(alpha^(1 / (K n))). The pooled rule attains it for equal sigmas.
+
+With a bound of its own for each sub-image, at level alpha / K (Bonferroni), Phi^-1((alpha / K)^(1 / n)) takes the place
+of the quantile, since sum_k w_k sigma_k a_k / ||w||_2 <= ||sigma||_2 max a_k by Cauchy-Schwarz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri_exp
+from scipy.stats import binom
+
+from drs_ray.certificates.bounds import lower_quantile
+from drs_ray.certificates.radius import Floats
+
+_TOLERANCE = 1e-6  # of quantiles, absolute and relative: far above the errors of bounds, far below three digits
+
+
+def largest_radius(sigmas: Sequence[float], samples: int, alpha: float) -> float:
+    """The largest radius that any sound certificate can have, pixel units, rounded up; see the module.
+
+    Args:
+        sigmas: K noise standard deviations, pixel units.
+        samples: estimation samples n of each sub-image.
+        alpha: failure probability of one certificate, in (0, 1).
+    """
+    return _unanimous(sigmas, alpha, len(sigmas) * samples)
+
+
+def largest_bonferroni_radius(sigmas: Sequence[float], samples: int, alpha: float) -> float:
+    """The largest radius where every sub-image has a bound of its own at level alpha / K; see `largest_radius`."""
+    return _unanimous(sigmas, alpha / len(sigmas), samples)
+
+
+def is_attained(low: Floats, high: Floats, sigma: float, samples: int, alpha: float) -> NDArray[np.bool_]:
+    """Whether some count k gives sigma Phi^-1(Clopper-Pearson lower bound of k of n at level alpha) in [low, high].
+
+    That is the radius of Cohen et al. 2019 (K = 1, the class alone); other sound rules have other radii. In doubt yes.
+
+    Args:
+        low: float64 [N], > 0, pixel units.
+        high: float64 [N].
+        sigma: noise standard deviation, pixel units.
+        samples: estimation samples n.
+        alpha: failure probability of one certificate, in (0, 1).
+    """
+    low, high = low - _TOLERANCE * (low + sigma), high + _TOLERANCE * (high + sigma)
+    # The bound of k is at least p where P(X >= k | p) <= alpha; the count may be off by one in floating point.
+    first: Floats = np.asarray(binom.isf(alpha, samples, ndtr(low / sigma))) + 1
+    counts = np.clip(first[:, None] + [-1, 0, 1], 1, samples)
+    radius = sigma * lower_quantile(counts, samples, alpha)
+    return np.asarray(((radius >= low[:, None]) & (radius <= high[:, None])).any(axis=1), np.bool_)
+
+
+def _unanimous(sigmas: Sequence[float], level: float, votes: int) -> float:
+    """||sigma||_2 times the quantile of level^(1 / votes), the bound where all votes are for the class; 0 below 1/2."""
+    quantile = float(ndtri_exp(np.log(level) / votes))
+    norm = float(np.linalg.norm(sigmas))
+    return norm * max(quantile + _TOLERANCE * (1 + abs(quantile)), 0.0)

@@ -1,0 +1,59 @@
+"""Two classifiers on the same images: McNemar's exact test, Holm's correction, and an interval for the difference.
+
+All of it is about the population that the images are a random sample of. What counts for an image is yes or no (is it
+certified at a radius?), so that only images on which the two disagree say anything about which of them is better.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import binom
+
+from drs_ray.certificates.curve import share_interval
+from drs_ray.certificates.radius import Floats
+
+
+def mcnemar_exact(only_first: ArrayLike, only_second: ArrayLike) -> Floats:
+    """Two-sided p-values of McNemar's exact test: the smaller of the two numbers is Binomial(their sum, 1/2).
+
+    Args:
+        only_first: images that the first has and the second has not, int [R].
+        only_second: the other way round, int [R].
+
+    Returns:
+        float64 [R]; 1 where the two agree on every image.
+    """
+    first, second = np.asarray(only_first, np.int64), np.asarray(only_second, np.int64)
+    both_tails = 2 * binom.cdf(np.minimum(first, second), first + second, 0.5)
+    return np.asarray(np.minimum(both_tails, 1.0), np.float64)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """p-values adjusted for their number by Holm's step-down (1979): valid however the tests depend on each other.
+
+    Rejecting those that are <= q keeps the probability of any false rejection at or below q. float64, same shape.
+    """
+    found = np.asarray(p_values, np.float64)
+    order = np.argsort(found, axis=None, kind="stable")
+    stepped = np.maximum.accumulate(found.ravel()[order] * np.arange(found.size, 0, -1))
+    adjusted = np.empty(found.size)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.reshape(found.shape)
+
+
+def difference_interval(
+    only_first: ArrayLike, only_second: ArrayLike, images: int, level: float
+) -> tuple[Floats, Floats]:
+    """Interval for the share of the second minus that of the first; coverage at least `level`, whatever the shares.
+
+    The difference of the two shares on which they disagree, each in its Clopper-Pearson interval at (1 + level) / 2:
+    both hold at once with probability >= level. Wider than approximate intervals (Tango, Newcombe), never too narrow.
+
+    Returns:
+        low and high, float64 [R], in [-1, 1].
+    """
+    each = (1 + level) / 2
+    first_low, first_high = share_interval(only_first, images, each)
+    second_low, second_high = share_interval(only_second, images, each)
+    return second_low - first_high, second_high - first_low

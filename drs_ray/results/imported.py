@@ -1,0 +1,239 @@
+"""Certificates that other code published, as a run that can be shown beside our own, and is never taken for one.
+
+There are no counts behind its radii. So it has a small record of its own under the key of run.json, which every reader
+of counts refuses; and its name says `imported, not verified` wherever it is shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, ValidationError
+
+from drs_ray.config import CertificateConfig, Section, explain
+from drs_ray.errors import ConfigError, CountsError
+from drs_ray.results.doubts import doubts
+from drs_ray.results.published import PublishedLog, parse_log
+from drs_ray.results.reduce import RunResult, read_result
+from drs_ray.results.rounding import exact_text
+from drs_ray.results.run_record import read_run_json
+from drs_ray.results.schema import (
+    CERTIFICATES_KEY,
+    CURVE,
+    CURVE_KEY,
+    IMPORTED,
+    IMPORTED_CERTIFICATES,
+    RUN_KEY,
+    SCHEMA_VERSION,
+    check_version,
+    with_metadata,
+)
+from drs_ray.results.store import Store
+from drs_ray.results.tables import CertifiedImages, curve_table, parquet_bytes, read_table, table_of
+
+MARK = "imported, not verified"
+"""Stands behind the name of an imported run wherever it is shown."""
+
+RadiusRule = Literal["linear", "square-root", "clipped", "unknown"]
+"""How the log's radius joins the margins of K > 1 sub-images, as far as who imports it knows (docs/theory.md 4.5)."""
+
+_REMEDY = "write it again with `drs-ray import`"
+
+
+class ImportedRecord(Section):
+    """run.json of an imported run: where its log came from, and what was stated about it.
+
+    source_digest: SHA-256 of the log. sigmas: of each sub-image, pixel units. selection, estimation: samples per image
+    and sub-image. warnings: what does not fit together.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["imported"] = "imported"
+    run_id: str = ""
+    created: str
+    source: str
+    source_digest: str
+    dataset: Annotated[str, Field(min_length=1)]
+    split: Annotated[str, Field(min_length=1)]
+    sigmas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    selection: Annotated[int, Field(ge=0, le=10**9)]
+    estimation: Annotated[int, Field(ge=1, le=10**9)]
+    alpha: Annotated[float, Field(ge=1e-50, lt=1)]  # as in configs
+    radius_rule: RadiusRule
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sub_images(self) -> int:
+        """Number of sub-images K."""
+        return len(self.sigmas)
+
+    @property
+    def stated(self) -> str:
+        """What was stated of the radii, in words."""
+        sigmas = ", ".join(exact_text(sigma) for sigma in self.sigmas)
+        return f"n = {self.estimation:,}, alpha = {exact_text(self.alpha)}, sigma = {sigmas}"
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits over what was imported and what was stated; not when, and not what follows from it."""
+        said = self.model_dump(mode="json", exclude={"run_id", "created", "source", "warnings"})
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class ImportedResult(CertifiedImages):
+    """An imported run: its record and its two tables (`schema.IMPORTED_CERTIFICATES` and `schema.CURVE`)."""
+
+    uri: str
+    record: ImportedRecord
+    certificates: pa.Table
+    curve: pa.Table
+    seconds: None = None
+    variant: str = MARK
+    progress: None = None
+
+
+Shown = RunResult | ImportedResult
+"""What tables, figures and reports show side by side."""
+
+
+def import_log(
+    store: Store,
+    data: bytes,
+    source: str,
+    *,
+    dataset: str,
+    sigmas: Sequence[float],
+    estimation: int,
+    selection: int = 100,
+    alpha: float = 0.001,
+    split: str = "test",
+    radius_rule: str = "unknown",
+    radii: Sequence[float] | None = None,
+) -> ImportedResult:
+    """Store a published log as an imported run.
+
+    Args:
+        store: a place of its own; the same log may be imported there again.
+        data: the log, see `results.published`.
+        source: its name.
+        dataset: name of the data set, as a run that it is to be compared with has it.
+        sigmas: noise standard deviation of each sub-image, pixel units.
+        estimation: samples per image and sub-image that the radii are from.
+        selection: samples per image and sub-image that chose the class.
+        alpha: failure probability of one certificate.
+        split: of the data set.
+        radius_rule: one of `RadiusRule`; for one sub-image there is only one.
+        radii: the curve's grid, increasing, pixel units; None: the one of configs.
+
+    Raises:
+        ConfigError: a stated value that cannot be. DataError: a log that cannot be read. CountsError: the place holds
+        another run. StoreError: the place cannot be written.
+    """
+    chosen = {} if radii is None else {"radii": list(radii)}
+    try:
+        grid = CertificateConfig.model_validate(chosen).radii
+        record = ImportedRecord.model_validate(
+            {
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "source": source,
+                "source_digest": hashlib.sha256(data).hexdigest(),
+                "dataset": dataset,
+                "split": split,
+                "sigmas": tuple(sigmas),
+                "selection": selection,
+                "estimation": estimation,
+                "alpha": alpha,
+                "radius_rule": radius_rule,
+            }
+        )
+    except ValidationError as error:
+        raise ConfigError(explain(error, "import")) from error
+    log = parse_log(data, source)
+    record = record.model_copy(update={"run_id": record.identity, "warnings": (*log.notes, *doubts(log, record, grid))})
+    there = parse_imported(store.create(RUN_KEY, record.model_dump_json(indent=1).encode()), store.uri)
+    if there is None or there.run_id != record.run_id:
+        raise CountsError(f"{store.uri}: holds another run already; choose another place")
+    certificates = _certificates(log, there)
+    curve = curve_table(certificates, there.run_id, grid, there.alpha, _rule(there))
+    store.put(CERTIFICATES_KEY, parquet_bytes(certificates))
+    store.put(CURVE_KEY, parquet_bytes(curve))
+    return ImportedResult(store.uri, there, certificates, curve)
+
+
+def read_log(file: str | Path) -> bytes:
+    """The bytes of a log.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); give the path of a log") from error
+
+
+def read_shown(store: Store) -> Shown:
+    """A reduced run, or an imported one.
+
+    Raises:
+        CountsError: see `reduce.read_result`; or an imported run that was changed or is not whole.
+    """
+    record = parse_imported(read_run_json(store), store.uri)
+    if record is None:
+        return read_result(store)
+    certificates, curve = (
+        read_table(store, key, schema, record.run_id, missing=_REMEDY, remedy=_REMEDY)
+        for key, schema in ((CERTIFICATES_KEY, IMPORTED_CERTIFICATES), (CURVE_KEY, CURVE))
+    )
+    return ImportedResult(store.uri, record, certificates, curve)
+
+
+def parse_imported(data: bytes, uri: str) -> ImportedRecord | None:
+    """run.json's bytes -> the record of an imported run; None where it is anything else.
+
+    Raises:
+        CountsError: the record of an imported run that was changed, or that a newer drs-ray wrote.
+    """
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return None
+    if not isinstance(content, dict) or content.get("kind") != IMPORTED:
+        return None
+    where = f"{uri}/{RUN_KEY}"
+    check_version(content.get("schema_version"), where)
+    try:
+        record = ImportedRecord.model_validate_json(data)
+    except ValidationError as error:
+        raise CountsError(f"{where}: not the record of an imported run; import the log again elsewhere") from error
+    if record.run_id != record.identity:
+        raise CountsError(f"{where}: was changed after it was written; import the log again elsewhere")
+    return record
+
+
+def _certificates(log: PublishedLog, record: ImportedRecord) -> pa.Table:
+    images = len(log.image_id)
+    columns = {
+        "image_id": log.image_id,
+        "label": log.label,
+        "prediction": log.prediction,
+        "correct": log.correct,
+        "radius": log.radius,
+        "samples": np.full(images, record.sub_images * (record.selection + record.estimation)),
+        "alpha": np.full(images, record.alpha),
+    }
+    schema = with_metadata(IMPORTED_CERTIFICATES, record.run_id, table="certificates", rule=_rule(record))
+    return table_of(columns, schema)
+
+
+def _rule(record: ImportedRecord) -> str:
+    return "as published" if record.sub_images == 1 else f"as published ({record.radius_rule})"

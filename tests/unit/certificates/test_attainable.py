@@ -1,0 +1,99 @@
+"""Radii that counts can give: never below what any of our own rules gives, and exact where the bound of RS is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from drs_ray.certificates.attainable import is_attained, largest_bonferroni_radius, largest_radius
+from drs_ray.certificates.bounds import lower_quantile
+from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.votes import Rivals
+
+steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+
+
+# docs/theory.md 10: -Phi^-1(Q) of the pooled rule, S = 0, and Phi^-1 of the bound of RS, k = n, at alpha = 0.001.
+@pytest.mark.parametrize(
+    ("sub_images", "samples", "quantile"),
+    [(1, 100, 1.50047502412), (1, 100_000, 3.81145656339), (2, 100_000, 3.97944492416), (4, 100_000, 4.14127220316)],
+)
+def test_check_values(sub_images: int, samples: int, quantile: float) -> None:
+    largest = largest_radius([0.5] * sub_images, samples, 0.001)
+    assert largest >= 0.5 * np.sqrt(sub_images) * quantile
+    assert largest == pytest.approx(0.5 * np.sqrt(sub_images) * quantile, rel=1e-5)
+
+
+def test_bonferroni_is_where_the_theory_page_has_it() -> None:
+    assert largest_bonferroni_radius([1.0, 1.0], 100_000, 0.001) == pytest.approx(5.3567, abs=1e-4)
+    assert largest_bonferroni_radius([0.25], 500, 0.01) == largest_radius([0.25], 500, 0.01)
+
+
+@steady
+@given(
+    sigmas=st.lists(st.floats(0.05, 2.0), min_size=1, max_size=4) | st.integers(1, 4).map(lambda k: [0.5] * k),
+    samples=st.integers(1, 100_000),
+    alpha=st.floats(1e-6, 0.25),
+    weighted=st.booleans(),
+    data=st.data(),
+)
+def test_no_counts_under_any_rule_give_more(
+    sigmas: list[float], samples: int, alpha: float, weighted: bool, data: st.DataObject
+) -> None:
+    k = len(sigmas)
+    failures = data.draw(st.lists(st.integers(0, min(3, samples)), min_size=k, max_size=k))
+    votes = np.array([[samples - failed for failed in failures]])
+    drawn = np.full_like(votes, samples)
+    weights = tuple(data.draw(st.lists(st.floats(0.1, 3), min_size=k, max_size=k))) if weighted else None
+    lost = Rivals(np.array([0, 0]), np.array([1, -1]), np.array([failures, [0] * k]), count=9)
+    rules = [Rule("probit", "bonferroni", weights, rivals) for rivals in (False, True)]
+    if k == 2:
+        rules += [Rule("probit", "staircase", weights, rivals) for rivals in (False, True)]
+        rules += [Rule("mean", "bonferroni", rivals=rivals) for rivals in (False, True)]
+    if len(set(sigmas)) == 1 and weights is None:
+        rules.append(Rule(pooled=True))
+    for rule in rules:
+        radius = certified_radii(
+            votes, drawn, sigmas, rule, alpha, rivals=lost, unanimous=np.array([True]) if rule.pooled else None
+        ).radius[0]
+        assert radius <= largest_radius(sigmas, samples, alpha)
+        if rule.confidence == "bonferroni" and not rule.pooled:
+            assert radius <= largest_bonferroni_radius(sigmas, samples, alpha)
+
+
+def test_where_nothing_can_be_certified() -> None:
+    assert largest_radius([1.0], 1, 0.25) == 0.0
+
+
+@pytest.mark.parametrize("samples", [100, 1000, 100_000])
+def test_every_radius_of_a_count_is_attained_and_what_lies_between_is_not(samples: int) -> None:
+    sigma, alpha = 0.5, 0.001
+    counts = np.unique(np.r_[samples - np.arange(samples // 20), np.arange(samples // 2 + 60, samples, 997)])
+    radius = np.sort(sigma * lower_quantile(counts, samples, alpha))
+    radius = radius[radius > 0]
+    assert is_attained(radius, radius, sigma, samples, alpha).all()
+    top = np.sort(sigma * lower_quantile(samples - np.arange(20), samples, alpha))
+    between = (top[1:] + top[:-1]) / 2
+    assert not is_attained(between, between, sigma, samples, alpha).any()
+    assert not is_attained(top[-1:] * 1.01, top[-1:] * 1.02, sigma, samples, alpha).any()
+
+
+@steady
+@given(samples=st.integers(1, 300), alpha=st.floats(1e-6, 0.3), low=st.floats(1e-3, 4), width=st.floats(0, 0.5))
+def test_against_all_counts(samples: int, alpha: float, low: float, width: float) -> None:
+    radii = lower_quantile(np.arange(1, samples + 1), samples, alpha)
+    away = np.abs(np.r_[radii - low, radii - low - width]).min() > 1e-4  # ends in doubt are for the test above
+    if away:
+        found = is_attained(np.array([low]), np.array([low + width]), 1.0, samples, alpha)[0]
+        assert found == ((radii >= low) & (radii <= low + width)).any()
+
+
+def test_counts_multiplied_are_beyond_what_was_drawn() -> None:
+    """200 samples treated as 100,000, as in published code: found where the n that was drawn is stated."""
+    claimed = lower_quantile(500 * np.arange(1, 201), 100_000, 0.001)
+    most = largest_radius([1.0], 200, 0.001)
+    assert most == pytest.approx(norm.ppf(0.001 ** (1 / 200)), rel=1e-5)
+    assert (claimed > most).sum() == (claimed > 1.8256815624).sum() > 5
