@@ -110,11 +110,11 @@ def test_a_run_on_two_machines_that_meets_its_time_limit_and_is_submitted_again(
     gate.touch()
     with subprocess.Popen(script, env=site, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as begun:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 240
             while not stored_parts(run) and begun.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
             os.kill(_script_of(begun), signal.SIGTERM)  # as SLURM does: the batch script alone (B:)
-            said = begun.communicate(timeout=120)[0]
+            said = begun.communicate(timeout=240)[0]
         finally:
             begun.kill()
     assert begun.returncode == 143, said

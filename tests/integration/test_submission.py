@@ -89,7 +89,7 @@ def _run(arguments: list[str], environment: dict[str, str]) -> subprocess.Comple
 
 
 def _wait(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.1)
