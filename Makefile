@@ -4,16 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo test test-fast chaos check format bench s3-server clean
+.PHONY: help demo test test-fast integration chaos check format bench s3-server cluster-up cluster-down clean
 
 help:
 	@echo "make demo        install, train, certify RS and DRS on real digits, write runs/demo/report.html"
 	@echo "make test        install, run all tests"
 	@echo "make test-fast   the tests without Ray, servers and slow ones"
+	@echo "make integration the tests of a run on a cluster of several nodes: submitted, hurt, resumed"
 	@echo "make chaos       kills and storage faults at random for MINUTES (10), from SEED; checks every vote"
 	@echo "make check       lint, format, types"
 	@echo "make bench       speed and memory, as ratios measured side by side"
 	@echo "make s3-server   a real S3 server on loopback, to try s3:// outputs"
+	@echo "make cluster-up  a Ray cluster of a head and WORKERS (2) nodes on this machine; make cluster-down ends it"
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +41,10 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not ray and not s3 and not slow"
 
+integration: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/integration/test_submission.py tests/integration/test_slurm.py \
+		tests/integration/test_cluster.py tests/unit/cluster
+
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
@@ -56,6 +62,12 @@ bench: $(VENV)/.dev
 
 s3-server: $(VENV)/.dev
 	$(BIN)/python -m tests.servers
+
+cluster-up: $(VENV)/.runtime
+	@$(BIN)/python -m cluster.local up --workers $(or $(WORKERS),2)
+
+cluster-down: $(VENV)/.runtime
+	@$(BIN)/python -m cluster.local down
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -42,10 +42,14 @@ EndpointOption = Annotated[
 ]
 
 
-def main() -> None:
-    """Run the command line; errors that drs-ray raises on purpose become one line and an exit code."""
+def main(*before: str) -> None:
+    """Run the command line; errors that drs-ray raises on purpose become one line and an exit code.
+
+    Args:
+        before: arguments to put before those of the process: jobs/ has a file for each command.
+    """
     try:
-        app()
+        app([*before, *sys.argv[1:]])
     except (DrsError, InterruptedRunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -137,6 +141,30 @@ def certify(
         result = certify_run(loaded, observer)
     _print_table([result])
     print(f"certificates: {result.uri}/certificates.parquet")
+
+
+@app.command(epilog="Example: `drs-ray submit config.yaml --address http://127.0.0.1:8265`")
+def submit(
+    config: ConfigArgument,
+    address: Annotated[
+        str,
+        typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://host:port."),
+    ] = "http://127.0.0.1:8265",
+    set_: SetOption = None,
+    working_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="What the job gets, without what .gitignore and .rayignore name.")
+    ] = Path(),
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Submit, and do not follow.")] = False,
+) -> None:
+    """Submit `drs-ray certify` as a job of a Ray cluster, and follow it. Interrupting this leaves the job running."""
+    from drs_ray.engine.submit import submit_run
+    from drs_ray.interrupts import interruptible
+
+    submission = submit_run(config, set_ or [], working_dir, address)
+    print(f"submitted: {submission.job}", *submission.how_to_go_on, sep="\n", flush=True)
+    if not no_wait:
+        with interruptible(f"the job {submission.job} goes on; {submission.how_to_go_on[1]}"):
+            submission.follow(lambda text: print(text, end="", flush=True))
 
 
 @app.command(epilog="Example: `drs-ray status s3://bucket/run`")

@@ -59,6 +59,14 @@ class UnitsSetAsideError(EngineError):
     exit_code = 3
 
 
+class JobEndedError(EngineError):
+    """A submitted job that did not end well; `exit_code` is that of the job's own command."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class InterruptedRunError(BaseException):
     """The user or the scheduler asked the run to stop (exit code 128 + signal, as shells expect).
 
