@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,17 @@ class Place:
     def __init__(self, server: S3Server, images: int) -> None:
         self._server = server
         self._images = images
+        self._folder = f"submission-{uuid.uuid4().hex}"  # other tests write to the bucket, too
+
+    def uri(self, name: str) -> str:
+        """Where a run or a checkpoint called `name` is."""
+        return f"s3://{BUCKET}/{self._folder}/{name}"
 
     def overrides(self, name: str, **further: object) -> list[str]:
         """`key=value` of a run called `name`."""
-        chosen = {f"classifiers.{k}.checkpoint": f"s3://{BUCKET}/checkpoints/{k}.safetensors" for k in (0, 1)}
+        chosen = {f"classifiers.{k}.checkpoint": self.uri(f"checkpoints/{k}.safetensors") for k in (0, 1)}
         chosen |= {"dataset.images.stop": self._images, "budget.estimation": 2000, "engine.images_per_unit": 2}
-        chosen |= {"output": f"s3://{BUCKET}/{name}", **{key.replace("__", "."): v for key, v in further.items()}}
+        chosen |= {"output": self.uri(name), **{key.replace("__", "."): v for key, v in further.items()}}
         return [f"{key}={value}" for key, value in chosen.items()]
 
     def options(self, name: str, **further: object) -> list[str]:
@@ -52,7 +58,7 @@ class Place:
         """How many parts the run has stored."""
         client = self._server.client()
         try:
-            return int(client.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/counts/")["KeyCount"])
+            return int(client.list_objects_v2(Bucket=BUCKET, Prefix=f"{self._folder}/{name}/counts/")["KeyCount"])
         finally:
             client.close()
 
@@ -78,9 +84,9 @@ def cluster(place: Place) -> Iterator[RayCluster]:
         yield cluster
 
 
-def _same_as_inline(name: str) -> bool:
-    certificates = [drs_ray.read_certificates(f"s3://{BUCKET}/{run}") for run in (name, "inline")]
-    digests = {counts_digest(f"s3://{BUCKET}/{run}") for run in (name, "inline")}
+def _same_as_inline(place: Place, name: str) -> bool:
+    certificates = [drs_ray.read_certificates(place.uri(run)) for run in (name, "inline")]
+    digests = {counts_digest(place.uri(run)) for run in (name, "inline")}
     return certificates[0].equals(certificates[1]) and len(digests) == 1
 
 
@@ -119,7 +125,7 @@ def test_a_submitted_run_survives_the_loss_of_its_node(place: Place, cluster: Ra
     assert code == 0, text
     assert "follow: ray job logs --address http://127.0.0.1:" in text
     assert "the unit is tried again" in text  # the node was lost under it
-    assert _same_as_inline("survives")
+    assert _same_as_inline(place, "survives")
 
 
 def test_a_stopped_job_ends_cleanly_and_another_resumes_it(place: Place, cluster: RayCluster) -> None:
@@ -141,7 +147,7 @@ def test_a_stopped_job_ends_cleanly_and_another_resumes_it(place: Place, cluster
     again = _run([*job, "second", *entry], environment)
     assert again.returncode == 0, again.stdout
     assert f"{stored} units are stored" in again.stdout
-    assert _same_as_inline("resumed")
+    assert _same_as_inline(place, "resumed")
 
 
 def test_what_the_cluster_cannot_give_and_whom_it_does_not_know(
