@@ -1,10 +1,10 @@
-"""The record of a DRS run that never ran: what stored counts and certificates need beside them."""
+"""Records of runs that never ran: what stored counts and certificates need beside them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from drs_ray.config import parse_config
+from drs_ray.config import RunConfig, parse_config
 from drs_ray.results.run_record import DatasetRecord, RunRecord, identity, run_id
 
 
@@ -22,7 +22,13 @@ def make_record(images: int, *, classes: int = 10, sigma: float = 0.5, **section
         }
     )
     dataset = DatasetRecord(digest="d" * 64, num_classes=classes, image_shape=(1, 28, 28))
-    ids, digests = tuple(range(images)), ("0" * 64, "1" * 64)
+    return record_of(config, dataset, images)
+
+
+def record_of(config: RunConfig, dataset: DatasetRecord, images: int) -> RunRecord:
+    """The record of a config's run on the first images of a data set."""
+    ids = tuple(range(images))
+    digests = tuple(str(sub_image) * 64 for sub_image in range(config.partition.sub_images))
     return RunRecord(
         run_id=run_id(identity(config, dataset, ids, digests)),
         created="2026-01-02T03:04:05+00:00",

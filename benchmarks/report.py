@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
+from benchmarks.records import record_of
 from drs_ray.config import parse_config
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import load_dataset
@@ -22,7 +23,7 @@ from drs_ray.data.packing import pack_dataset
 from drs_ray.engine.plan import Unit, plan_units
 from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.reduce import reduce_run
-from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join, identity, run_id
+from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join
 from drs_ray.results.store import LocalStore, open_store
 
 IMAGES, CLASSES, SIZE, SAMPLES, IMAGES_PER_UNIT = 50_000, 10, 32, 100_000, 100
@@ -91,18 +92,7 @@ def _record(place: Path, packed: Path, partition: str) -> RunRecord:
     dataset = DatasetRecord(
         name=source.name, digest=source.digest, num_classes=CLASSES, image_shape=(3, SIZE, SIZE), size=IMAGES
     )
-    ids, digests = tuple(range(IMAGES)), ("0" * 64, "1" * 64)[:sub_images]
-    return RunRecord(
-        run_id=run_id(identity(config, dataset, ids, digests)),
-        created="2026-01-02T03:04:05+00:00",
-        config=config,
-        dataset=dataset,
-        image_ids=ids,
-        classifier_digests=digests,
-        stopping=config.certificate,
-        software={},
-        hardware="none",
-    )
+    return record_of(config, dataset, IMAGES)
 
 
 def _report(arguments: list[str]) -> None:

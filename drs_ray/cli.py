@@ -36,6 +36,11 @@ AddressOption = Annotated[
     str | None, typer.Option(help="inline, local, auto or ray://host:port; overrides engine.address.")
 ]
 RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 0,0.5,1.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda [default: the run's, where it is here].")]
+PlacesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="dataset.root or classifiers.N.checkpoint on this machine."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results only.")]
 EndpointOption = Annotated[
     str | None, typer.Option(help="Endpoint of an S3-compatible server [default: AWS_ENDPOINT_URL or AWS].")
@@ -245,17 +250,18 @@ def export(
     """Write runs in the field's log format, as csv, or as a table for a paper."""
     from drs_ray.results.export import export
     from drs_ray.results.imported import read_shown
+    from drs_ray.results.store import open_place_of
 
     results = [read_shown(_open(run, endpoint_url)) for run in runs]
     text = export(results, format_, _numbers("radii", radii))
     if output is None:
         print(text, end="")
         return
-    place, slash, name = output.rpartition("/")
+    place, _, name = output.rpartition("/")
     if not name or place.endswith(":/"):
         raise ConfigError(f"--output: {output} names no file; give one, for example drs.tsv or s3://bucket/drs.tsv")
-    store = _open(place or ("/" if slash else "."), endpoint_url)
-    store.put(name, text.encode())
+    store, key = open_place_of(output, endpoint_url)
+    store.put(key, text.encode())
     print(output)
 
 
@@ -325,12 +331,9 @@ def verify(
         int | None, typer.Option(min=0, metavar="ID", help="This image in all of its units, in place of a random draw.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Repeat the draw of an earlier check.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: the run's, where it is here].")] = None,
+    device: DeviceOption = None,
     level: Annotated[float, typer.Option(help="Chance that a faultless run fails, if not compared exactly.")] = 1e-3,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="dataset.root or classifiers.N.checkpoint on this machine."),
-    ] = None,
+    set_: PlacesOption = None,
     endpoint_url: EndpointOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -366,14 +369,11 @@ def attack(
     confirmation: Annotated[int, typer.Option(min=1, help="Fresh samples per sub-image that confirm.")] = 10_000,
     level: Annotated[float, typer.Option(help="Chance that any confirmation is wrong, over all images.")] = 1e-3,
     seed: Annotated[int | None, typer.Option(min=0, help="Repeat an earlier attack.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: the run's, where it is here].")] = None,
+    device: DeviceOption = None,
     output: Annotated[
         str | None, typer.Option(metavar="FILE", help="Parquet file or s3:// URI for the table and the images found.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="dataset.root or classifiers.N.checkpoint on this machine."),
-    ] = None,
+    set_: PlacesOption = None,
     endpoint_url: EndpointOption = None,
     quiet: QuietOption = False,
 ) -> None:

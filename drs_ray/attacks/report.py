@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from drs_ray.errors import ConfigError, SoundnessError
 from drs_ray.results.rounding import format_down, format_up
-from drs_ray.results.store import Store, open_store
+from drs_ray.results.store import Store, open_place_of
 
 _DIGITS = 6
 
@@ -122,4 +122,4 @@ def _located(file: str, endpoint_url: str | None) -> tuple[Store, str]:
     place, _, name = file.rpartition("/")
     if not name or name.startswith(".") or Path(file).is_dir():
         raise ConfigError(f"output must name a Parquet file to write, like {(place or '.')}/attack.parquet, got {file}")
-    return open_store(place or ("/" if file.startswith("/") else "."), endpoint_url), name
+    return open_place_of(file, endpoint_url)

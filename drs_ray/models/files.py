@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drs_ray.errors import ClassifierError, ConfigError, MissingObjectError, StoreError
-from drs_ray.results.store import Store, open_store
+from drs_ray.results.store import open_place_of
 
 
 def read_file(location: str) -> bytes:
@@ -31,7 +31,7 @@ def read_if_there(location: str) -> bytes | None:
         ClassifierError: if it cannot be read, or a store does not say whether it is there.
     """
     with _errors(location, "read"):
-        store, name = _place(location)
+        store, name = open_place_of(location)
         try:
             return store.get(name)
         except MissingObjectError:
@@ -45,7 +45,7 @@ def write_file(location: str, data: bytes) -> None:
         ClassifierError: if it cannot be written; what was there before is still there.
     """
     with _errors(location, "written"):
-        store, name = _place(location)
+        store, name = open_place_of(location)
         store.put(name, data)
 
 
@@ -56,7 +56,7 @@ def delete_file(location: str) -> None:
         ClassifierError: if it cannot be deleted.
     """
     with _errors(location, "deleted"):
-        store, name = _place(location)
+        store, name = open_place_of(location)
         store.delete(name)
 
 
@@ -67,7 +67,7 @@ def check_writable(location: str) -> None:
         ClassifierError: if a file cannot be written there.
     """
     with _errors(location, "written"):
-        store, name = _place(location)
+        store, name = open_place_of(location)
         if Path(store.uri, name).is_dir():
             raise StoreError("a directory has that name; choose another")
         store.check_writable()
@@ -79,12 +79,3 @@ def _errors(location: str, done: str) -> Iterator[None]:
         yield
     except (StoreError, ConfigError) as error:
         raise ClassifierError(f"checkpoint {location}: cannot be {done}: {error}") from error
-
-
-def _place(location: str) -> tuple[Store, str]:
-    """The store that holds a file, and the file's key there."""
-    if "://" in location:
-        parent, _, name = location.rpartition("/")
-        return open_store(parent), name
-    path = Path(location).expanduser()
-    return open_store(str(path.parent)), path.name

@@ -101,6 +101,20 @@ def open_store(uri: str, endpoint_url: str | None = None) -> Store:
     raise ConfigError(f"{without_userinfo(uri)}: cannot store there; {_PLACES}")
 
 
+def open_place_of(location: str, endpoint_url: str | None = None) -> tuple[Store, str]:
+    """The store that holds one file, and the file's key there; touches neither disk nor network.
+
+    Args:
+        location: path or URI of the file.
+        endpoint_url: as for `open_store`.
+
+    Raises:
+        ConfigError: as `open_store`.
+    """
+    place, slash, name = location.rpartition("/")
+    return open_store(place or ("/" if slash else "."), endpoint_url), name
+
+
 class LocalStore:
     """A directory, made on demand. Objects are files; a name appears only when its bytes are on the disk."""
 
