@@ -36,6 +36,7 @@ DatasetName = Literal["mnist5k", "mnist", "cifar10", "cifar100", "svhn", "imagen
 PartitionName = Literal["none", "checkerboard", "checkerboard-2024", "interleave"]
 LayoutName = Literal["packed", "masked", "filled"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+Precision = Literal["float32", "bfloat16"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -293,8 +294,9 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 class EngineConfig(Section):
     """Where and how the votes are counted.
 
-    batch, device and the number of threads can change the last bit of a logit, and with it a vote on a decision
-    boundary: batch and device belong to the run's identity, keep cpus_per_worker the same when a run is resumed.
+    device, precision, compile, batch and the number of threads can change the last bits of a logit, and with them a
+    vote near a decision boundary: all but the last belong to the run's identity, keep cpus_per_worker the same when a
+    run is resumed.
     """
 
     address: str = Field(
@@ -312,6 +314,16 @@ class EngineConfig(Section):
         None, ge=0, description="GPUs of a worker; null: 1 on cuda, 0 on cpu. Fractions share a GPU."
     )
     device: DeviceName = Field("auto", description="auto: cuda where the cluster has GPUs, else cpu.")
+    precision: Literal["auto"] | Precision = Field(
+        "auto",
+        description="Of convolutions and products of matrices; auto: bfloat16 where the device has units for it, else "
+        "float32 (decided by a run's first start).",
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="Whether torch.compile makes the classifiers; auto: where that was measured to pay (decided by a "
+        "run's first start).",
+    )
     batch: int | None = Field(
         None,
         ge=1,

@@ -48,6 +48,7 @@ def status_facts(status: RunStatus) -> dict[str, str]:
     facts = {
         "run": record.run_id,
         "started": record.created,
+        "forward passes": record.arithmetic,
         "images": f"{len(record.image_ids):,}",
         "units": f"{status.units_done:,} of {status.units:,} ({100 * status.units_done // status.units} %)",
         "noise samples": f"{status.samples_done:,} of {status.samples:,}",
@@ -91,11 +92,15 @@ def plan_facts(planned: RunPlan, price: float | None) -> dict[str, str]:
         "noise samples": each(lambda size: f"{size.samples:,}"),
         "bytes of parts": each(lambda size: decimal(size.bytes)),
         "device": f"{engine.device} ({record.hardware})",
+        "forward passes": record.arithmetic,
         "samples/s per worker": " / ".join(_speed_text(speed) for _, speed in sorted(planned.speeds.items())),
         "workers": f"{planned.workers:,}",
         f"{device} hours": each(lambda size: f"{planned.device_hours(size):.3g}"),
         "expected hours": each(lambda size: f"{planned.hours(size):.3g}"),
     }
+    if planned.float32_speeds != planned.speeds:
+        hours = each(lambda size: f"{planned.hours(size) * planned.saving:.3g}")
+        facts["in plain float32"] = f"{hours} hours ({planned.saving:.2g} times as long)"
     if price is not None:
         cost = each(lambda size: f"{planned.device_hours(size) * price:,.2f}")
         facts["cost"] = f"{cost} at {price:g} a {device} hour"

@@ -1,7 +1,8 @@
 """`SmoothedClassifier`: certificates and predictions in a notebook, with the votes and the rules of the batch system.
 
 No Ray, no store: the same `count_votes`, the same keyed noise and the same rules. For the same partition, classifiers,
-sigmas, law, seed, data set, block, batch, image ids and number of torch threads, votes and certificates are a run's.
+sigmas, law, seed, data set, block, batch, precision, compilation, image ids and number of torch threads, votes and
+certificates are a run's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,11 +22,13 @@ from torch import Tensor, nn
 
 from drs_ray.certificates.certify import CertifiedRadii, Rule, certified_radii, pooled_images
 from drs_ray.certificates.prediction import predicted_classes
-from drs_ray.config import can_pool, default_confidence, float32
+from drs_ray.config import Precision, can_pool, default_confidence, float32
 from drs_ray.engine.certify import DEFAULT_BATCH
 from drs_ray.engine.worker import make_cuda_reproducible
 from drs_ray.errors import ClassifierError, ConfigError, DataError
-from drs_ray.models.factory import check_classifier
+from drs_ray.models.inference import voting_classifier
+from drs_ray.models.precision import has_bfloat16
+from drs_ray.models.tensors import module_digest
 from drs_ray.results.counts import Counts
 from drs_ray.results.evidence import Evidence, evidence_of
 from drs_ray.results.tables import ABSTAIN
@@ -85,14 +89,16 @@ class SmoothedClassifier:
         block: int = 1000,
         batch: int | None = None,
         device: str | torch.device = "cpu",
+        precision: Literal["auto"] | Precision = "auto",
+        compile: bool = False,
     ) -> None:
         """Put everything together; the classifiers are tried on the first images, when their channels are known.
 
         Args:
             partition: how images are split and laid out, from `make_partition`.
             classifiers: K modules, float32 [b, C, h, w] of the sub-image as laid out -> logits [b, num_classes]. Each
-                call of `predict` and `certify` puts them into eval mode and moves them to `device` (colour: to
-                channels-last memory), as the batch system does, and leaves them so: call `.train()` to train on.
+                call of `predict` and `certify` takes them as they are then, in eval mode, and votes with copies that
+                are made as the batch system makes them (`drs_ray.models.inference`); they stay as they are.
             sigmas: K noise standard deviations, pixel units, in [0.001, 100]; rounded to float32, as the noise is.
             num_classes: number of classes C.
             rule: how votes become certificates; None: the config's default for this K (probit vote with rivals,
@@ -104,7 +110,9 @@ class SmoothedClassifier:
                 other text keys other noise.
             block: samples per keyed block of noise.
             batch: forward batch; None: 125 on the CPU, 1000 on CUDA, at most `block`.
-            device: where classifiers and noise are; CPU and CUDA noise are different streams.
+            device: where copies and noise are; CPU and CUDA noise are different streams.
+            precision: float32 or bfloat16, of the copies; auto: bfloat16 where the device has units for it.
+            compile: vote with compiled copies, as a run with `engine.compile: true`.
 
         Raises:
             ConfigError: a value that cannot be, a rule that does not fit. ClassifierError: not a torch module.
@@ -122,6 +130,8 @@ class SmoothedClassifier:
             raise ConfigError(f"law must be gaussian or lattice, got '{law}'")
         if rule is not None and weights is not None:
             raise ConfigError("weights are a part of the rule: give rule=Rule(weights=...) or weights, not both")
+        if precision not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(f"precision must be auto, float32 or bfloat16, got '{precision}'")
         where = _device(device)
         block = _whole_number("block", block, 1)
         batch = min(DEFAULT_BATCH.get(where.type, block), block) if batch is None else _whole_number("batch", batch, 1)
@@ -134,6 +144,11 @@ class SmoothedClassifier:
         self._fixed_rule = rule
         self._weights = None if weights is None else tuple(float(weight) for weight in weights)
         self._device = where
+        self._precision: Precision = (
+            precision if precision != "auto" else "bfloat16" if has_bfloat16(str(where)) else "float32"
+        )
+        self._compile = compile
+        self._compiled: dict[tuple[int, str, int], nn.Module] = {}
         self._samplers = [Sampler(partition, sigma, block, batch, where, law) for sigma in self._sigmas]
         one_vote = csr_array(np.eye(1, self._classes, dtype=np.int64))
         nobody = np.zeros(1, np.int64)
@@ -178,7 +193,6 @@ class SmoothedClassifier:
             return self.certify(x, n - selection, alpha, selection, image_ids).prediction
         alpha, images = _probability(alpha), self._images(x)
         ids = _ids(image_ids, len(images))
-        self._get_ready(images.shape[1])
         return predicted_classes(csr_array(self._votes(images, ids, "estimation", n)[:, 0]), alpha)
 
     def certify(
@@ -209,7 +223,6 @@ class SmoothedClassifier:
         n, selection = _whole_number("n", n, 1), _whole_number("selection", selection, 1)
         alpha, images = _probability(alpha), self._images(x)
         ids = _ids(image_ids, len(images))
-        self._get_ready(images.shape[1])
         chosen, estimated = self._votes(images, ids, "selection", selection), self._votes(images, ids, "estimation", n)
         per_sub_image = [tuple(csr_array(votes[:, k]) for k in range(votes.shape[1])) for votes in (chosen, estimated)]
         rule, evidence, radii = self._certified(Counts(ids, np.full_like(ids, -1), *per_sub_image), alpha)
@@ -249,7 +262,8 @@ class SmoothedClassifier:
         """int64 [N, K, C]."""
         votes = np.empty((len(images), len(self._partition), self._classes), np.int64)
         with _fixed_kernels(self._device):
-            for k, (module, sampler) in enumerate(zip(self._classifiers, self._samplers, strict=True)):
+            modules = self._voting_modules(images.shape[1])
+            for k, (module, sampler) in enumerate(zip(modules, self._samplers, strict=True)):
                 for at, image in enumerate(images):
                     key = NoiseKey(self._seed, int(ids[at]), k, phase, self._dataset)
                     votes[at, k] = count_votes(module, image, sampler, key, 0, samples, self._classes)
@@ -275,13 +289,28 @@ class SmoothedClassifier:
             raise DataError(f"x must be in [0, 1], got {value:g} in image {at}; normalise inside the classifier")
         return images
 
-    def _get_ready(self, channels: int) -> None:
-        """Every time: between two calls, somebody may have trained a classifier or moved it."""
-        for k, module in enumerate(self._classifiers):
-            module.to(self._device).eval()
-            if channels > 1:
-                module.to(memory_format=torch.channels_last)
-            check_classifier(module, self._partition.layout_shape(k, channels), self._classes, k, self._device)
+    def _voting_modules(self, channels: int) -> list[nn.Module]:
+        """Copies of the classifiers that vote, made anew: between two calls, somebody may have trained a classifier."""
+        made = []
+        for k, (module, sampler) in enumerate(zip(self._classifiers, self._samplers, strict=True)):
+            key = (k, module_digest(module), channels) if self._compile else None
+            if key is None or key not in self._compiled:
+                classifier = voting_classifier(
+                    module,
+                    precision=self._precision,
+                    compile=self._compile,
+                    device=self._device,
+                    batch=sampler.batch,
+                    image_shape=self._partition.layout_shape(k, channels),
+                    num_classes=self._classes,
+                    sub_image=k,
+                )
+                if key is None:
+                    made.append(classifier.module)
+                    continue
+                self._compiled[key] = classifier.module
+            made.append(self._compiled[key])
+        return made
 
 
 @contextmanager

@@ -111,7 +111,8 @@ def attack_run(
     _check_power(effort, rule, record)
     if used == "cuda":
         make_cuda_reproducible()
-    target, dataset = _load(on_device(record, used), rule, seed)
+    here = record if used == record.config.engine.device else on_device(record, used)
+    target, dataset = _load(here, rule, seed)
     size = max(1, target.samplers[0].batch // samples)
     found: list[dict[str, Any]] = []
     for start in range(0, len(rows), size):
@@ -168,7 +169,7 @@ def _load(record: RunRecord, rule: Rule, seed: int) -> tuple[Target, Dataset]:
     """The run's classifiers and data, checked as a worker checks them."""
     runners = [UnitRunner(record, sub_image) for sub_image in range(record.sub_images)]
     target = Target(
-        modules=tuple(runner.module for runner in runners),
+        classifiers=tuple(runner.classifier for runner in runners),
         samplers=tuple(runner.sampler for runner in runners),
         rule=rule,
         num_classes=record.dataset.num_classes,

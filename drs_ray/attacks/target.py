@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from drs_ray.certificates.certify import Rule
 from drs_ray.errors import ClassifierError
+from drs_ray.models.inference import VotingClassifier
 from drs_ray.smoothing.keys import NoiseKey, Phase
 from drs_ray.smoothing.lattice import LEVELS
 from drs_ray.smoothing.noise import STANDARD_NORMAL, keyed_batches
@@ -25,11 +26,11 @@ _ROUNDING_UP = 1 + 1e-10  # a norm summed in float64 is off by less than d 2^-53
 class Target:
     """K base classifiers with their noise, and the vote that makes one classifier of them (docs/theory.md 2).
 
-    modules, samplers: one per sub-image, on one device. rule: of the run's certificates; its vote and weights count.
-    dataset: the run's digest. seed: of the attack's own noise, no sample of which the run has seen.
+    classifiers, samplers: one per sub-image, on one device. rule: of the run's certificates; its vote and weights
+    count. dataset: the run's digest. seed: of the attack's own noise, no sample of which the run has seen.
     """
 
-    modules: tuple[nn.Module, ...]
+    classifiers: tuple[VotingClassifier, ...]
     samplers: tuple[Sampler, ...]
     rule: Rule
     num_classes: int
@@ -84,8 +85,8 @@ class Target:
         """
         return np.stack(
             [
-                count_votes(module, image, sampler, self._key(image_id, k, phase), 0, samples, self.num_classes)
-                for k, (module, sampler) in enumerate(zip(self.modules, self.samplers, strict=True))
+                count_votes(item.module, image, sampler, self._key(image_id, k, phase), 0, samples, self.num_classes)
+                for k, (item, sampler) in enumerate(zip(self.classifiers, self.samplers, strict=True))
             ]
         )
 
@@ -110,11 +111,13 @@ class Target:
             ClassifierError: a classifier that torch cannot differentiate, or that fails.
         """
         total = torch.zeros((len(images), self.num_classes), dtype=torch.float64, device=self.device)
-        for k, (module, sampler) in enumerate(zip(self.modules, self.samplers, strict=True)):
+        for k, (classifier, sampler) in enumerate(zip(self.classifiers, self.samplers, strict=True)):
             values = sampler.partition.extract(images, k)
             noise = torch.stack([self._noise(image_id, k, step, samples, values) for image_id in image_ids])
             noisy = sampler.partition.arrange((values[:, None] + sampler.sigma * noise).flatten(0, 1), k)
-            logits = _differentiable(module, noisy, k, self.num_classes).reshape(len(images), samples, -1).double()
+            logits = (
+                _differentiable(classifier.plain, noisy, k, self.num_classes).reshape(len(images), samples, -1).double()
+            )
             own = logits.gather(2, predictions[:, None, None].expand(-1, samples, 1))
             spread = (own - logits).detach().std(dim=1, keepdim=True, correction=0).clamp_min(1e-30)
             lost = torch.erfc((own - logits) / spread / 2**0.5).mean(dim=1) / 2  # torch's ndtr has no lower tail

@@ -11,15 +11,17 @@ from importlib import metadata
 
 from drs_ray.certificates.stages import doubling_schedule
 from drs_ray.config import EngineConfig, RunConfig
+from drs_ray.engine.first_start import settled
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer, Observers
 from drs_ray.engine.plan import Unit, missing_units, plan_units
-from drs_ray.engine.probe import Measurements, measure_inline, with_sizes
+from drs_ray.engine.probe import Measurements, measure_inline
+from drs_ray.engine.sizing import sized
 from drs_ray.engine.tally import Tally
 from drs_ray.errors import ClassifierError, ConfigError, EngineError, UnitsSetAsideError
 from drs_ray.results.parts import list_parts
 from drs_ray.results.reduce import RunResult, reduce_run
-from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join, identity, is_stored, run_id
+from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join, identity, run_id, stored_record
 from drs_ray.results.sessions import noted_session
 from drs_ray.results.store import Store, open_store
 
@@ -53,10 +55,12 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
     store = open_store(config.output.uri, config.output.endpoint_url)
     store.check_writable()
     with nullcontext(session) if session is not None else open_session(config.engine) as session:
-        config = resolve(config, session)
-        session.check(config.engine)
-        described = describe_run(config, observer)
-        described = with_sizes(described, is_stored(store), session, observer)
+        stored = stored_record(store)
+        described = describe_on(session, config, observer, stored)
+        if stored is None:
+            described, _ = settled(described, session, observer)
+        else:
+            described = sized(described, 1, None)  # the stored sizes will rule
         record, joined = create_or_join(store, described)
         observer.began(record)
         frontier = Frontier(record, store)
@@ -94,15 +98,47 @@ def _carry_out(
         return session.run(todo, record, frontier, store, Observers(observer, *watching))
 
 
-def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
+def describe_on(session: Session, config: RunConfig, observer: Observer, stored: RunRecord | None = None) -> RunRecord:
+    """The record of a run that will be carried out there, with all decided that needs no measuring.
+
+    Args:
+        session: where.
+        config: the run.
+        observer: told of warnings.
+        stored: the run that has begun already, whose decisions are kept.
+
+    Raises:
+        As `describe_run`, and CountsError: the stored run is of an earlier version.
+    """
+    resolved = resolve(config, session, stored)
+    session.check(resolved.engine)
+    engine = resolved.engine
+    if config.engine.precision == "bfloat16" and not session.has_bfloat16(engine.device):
+        observer.event(
+            f"warning: engine.precision: the {engine.device} here has no units for bfloat16, which is slower than "
+            "float32 then; remove the key, or set float32",
+            "warning",
+        )
+    return describe_run(resolved, observer, may_fall_back=stored is None and config.engine.precision == "auto")
+
+
+def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = False) -> RunRecord:
     """Load and check everything that the config names, and make the run's record. Nothing is written.
+
+    Args:
+        config: the run, resolved.
+        observer: told of warnings.
+        may_fall_back: take float32 where a classifier cannot do bfloat16, and say so, instead of raising.
 
     Raises:
         ConfigError, DataError, ClassifierError: one clear line each.
     """
     observer.step("loading data set and classifiers")
+    import torch
+
     from drs_ray.data.datasets import load_dataset, select_image_ids
     from drs_ray.engine.worker import classifier_of
+    from drs_ray.models.inference import inference_module
     from drs_ray.smoothing.partition import make_partition
 
     chosen = config.dataset
@@ -114,7 +150,7 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
     shape = dataset.image_shape
     cut = config.partition
     partition = make_partition(cut.name, shape[1], shape[2], cut.layout, cut.interleave)
-    digests, probes = [], []
+    digests, probes, modules = [], [], []
     for sub_image in range(len(partition)):
         classifier = classifier_of(config, partition, sub_image, shape, dataset.num_classes, dataset.name)
         if not config.classifiers[sub_image].is_complete:
@@ -126,8 +162,19 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
                 )
         digests.append(classifier.digest)
         probes.append(classifier.probe)
+        modules.append(classifier.module)
         for warning in classifier.warnings:
             observer.event(f"warning: {warning}", "warning")
+    try:
+        if config.engine.precision == "bfloat16":
+            for sub_image, module in enumerate(modules):
+                layout = partition.layout_shape(sub_image, shape[0])
+                inference_module(module, "bfloat16", torch.device("cpu"), layout, dataset.num_classes, sub_image)
+    except ClassifierError as error:
+        if not may_fall_back:
+            raise ClassifierError(f"{error}; engine.precision: float32 may help") from error
+        observer.event(f"warning: the run is done in float32, because in bfloat16 {error}", "warning")
+        config = config.updated("engine", precision="float32")
     described = DatasetRecord(
         name=dataset.name, digest=dataset.digest, num_classes=dataset.num_classes, image_shape=shape, size=len(dataset)
     )
@@ -145,14 +192,23 @@ def describe_run(config: RunConfig, observer: Observer) -> RunRecord:
     )
 
 
-def resolve(config: RunConfig, session: Session) -> RunConfig:
-    """The config with device and batch filled in: both belong to the run's identity."""
-    device = config.engine.device
+def resolve(config: RunConfig, session: Session, stored: RunRecord | None = None) -> RunConfig:
+    """The config with device, batch and precision filled in: all of them belong to the run's identity.
+
+    What a stored run has decided for `auto` stays so; whether a new run is compiled, measuring decides (`settled`).
+    """
+    engine, precision, compiled = config.engine, config.engine.precision, config.engine.compile
+    device = engine.device
     if device == "auto":
         device = "cuda" if session.has_gpus() else "cpu"
-    batch = config.engine.batch or min(DEFAULT_BATCH[device], config.noise.block)
+    batch = engine.batch or min(DEFAULT_BATCH[device], config.noise.block)
     _check_stages(config, device)
-    return config.updated("engine", device=device, batch=batch)
+    if stored is not None:
+        precision = stored.precision if precision == "auto" else precision
+        compiled = stored.config.engine.compile if compiled == "auto" else compiled
+    elif precision == "auto":
+        precision = "bfloat16" if session.has_bfloat16(device) else "float32"
+    return config.updated("engine", device=device, batch=batch, precision=precision, compile=compiled)
 
 
 def _check_stages(config: RunConfig, device: str) -> None:
@@ -184,6 +240,17 @@ class Session:
         from drs_ray.engine import driver
 
         return driver.cluster_gpus(self._engine) > 0
+
+    def has_bfloat16(self, device: str) -> bool:
+        """Whether the workers' devices have units for bfloat16; of a cluster, one worker's is looked at."""
+        if self._engine.address in ("inline", "local"):
+            from drs_ray.models.precision import has_bfloat16
+
+            return has_bfloat16(device)
+        self._connect()
+        from drs_ray.engine import driver
+
+        return driver.workers_have_bfloat16(self._engine, device)
 
     def check(self, engine: EngineConfig) -> None:
         """Refuse what this machine can never serve; a cluster may still grow.
@@ -291,4 +358,7 @@ def hardware_of(device: str) -> str:
         if torch.cuda.is_available():
             return torch.cuda.get_device_name()
         return "cuda (of the workers)"
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    from drs_ray.models.precision import has_bfloat16
+
+    units = " with bfloat16 units" if has_bfloat16("cpu") else ""
+    return f"{platform.machine()} CPU{units}, {os.cpu_count()} cores"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from drs_ray.config import EngineConfig
 from drs_ray.engine.dispatcher import Dispatcher
@@ -19,7 +20,8 @@ from drs_ray.engine.plan import Unit
 from drs_ray.engine.probe import PROBE_SECONDS, Measurements
 from drs_ray.engine.ray_errors import ray_or_resume
 from drs_ray.engine.worker import RemoteWorker
-from drs_ray.errors import ConfigError
+from drs_ray.errors import ConfigError, EngineError
+from drs_ray.models.precision import has_bfloat16
 from drs_ray.results.run_record import RunRecord
 
 
@@ -35,6 +37,25 @@ def room(engine: EngineConfig) -> int:
     """How many workers the nodes of the connected cluster, as it is now, can hold."""
     placement = Placement.of(engine)
     return sum(placement.workers_on(node) for node in ray.nodes())
+
+
+@ray_or_resume()
+def workers_have_bfloat16(engine: EngineConfig, device: str) -> bool:
+    """Whether the device of a worker, placed as the config says, has units for bfloat16.
+
+    Raises:
+        EngineError: no worker can be had for `engine.stall_seconds`.
+    """
+    placement = Placement.of(engine.model_copy(update={"device": device}))
+    look = ray.remote(has_bfloat16).options(max_retries=3, **placement.options).remote(device)
+    try:
+        return bool(ray.get(look, timeout=engine.stall_seconds))
+    except GetTimeoutError as error:
+        ray.cancel(look, force=True)
+        raise EngineError(
+            f"no worker could be had for {engine.stall_seconds:.0f} s (engine.stall_seconds): asked for "
+            f"{placement.needs}; there: {placement.there(ray.nodes())}"
+        ) from error
 
 
 @ray_or_resume()

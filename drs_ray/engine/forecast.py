@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from drs_ray.config import RunConfig
-from drs_ray.engine.certify import describe_run, open_session, resolve
+from drs_ray.engine.certify import describe_on, open_session
+from drs_ray.engine.first_start import settled
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.placement import Placement
 from drs_ray.engine.plan import Unit, blocks, stage_units
-from drs_ray.engine.probe import Speed, measure, slowest, workers_of
-from drs_ray.engine.sizing import sized
+from drs_ray.engine.probe import Speed, measure, workers_of
 from drs_ray.errors import EngineError
 from drs_ray.results.encoding import CountsRow, encode_part
-from drs_ray.results.run_record import RunRecord
+from drs_ray.results.run_record import RunRecord, with_engine
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,15 @@ class Size:
 class RunPlan:
     """A run's size, and its expected time on `workers` workers like those that were probed.
 
-    least, most: the same for a fixed number of samples. speeds: of one worker, by sub-image. gpus, cpus: of one worker.
+    least, most: the same for a fixed number of samples. speeds: of one worker, by sub-image. float32_speeds: in float32
+    without torch.compile; the same where the run is done so. gpus, cpus: of one worker.
     """
 
     record: RunRecord
     least: Size
     most: Size
     speeds: Mapping[int, Speed]
+    float32_speeds: Mapping[int, Speed]
     workers: int
     gpus: float
     cpus: float
@@ -51,6 +53,12 @@ class RunPlan:
     def hours(self, size: Size) -> float:
         """Expected wall time on all workers, which a run of few units cannot keep busy."""
         return size.worker_hours / min(self.workers, size.units)
+
+    @property
+    def saving(self) -> float:
+        """How many times longer the run would take in float32 without torch.compile."""
+        seconds = (sum(1 / speed.mean for speed in speeds.values()) for speeds in (self.float32_speeds, self.speeds))
+        return next(seconds) / next(seconds)
 
     def device_hours(self, size: Size) -> float:
         """GPU hours where workers have GPUs, or a share of one; CPU hours elsewhere."""
@@ -66,22 +74,29 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
     """
     observer = observer or Observer()
     with open_session(config.engine) as session:
-        config = resolve(config, session)
-        session.check(config.engine)
-        described = describe_run(config, observer)
-        workers = workers_of(config.engine, session)
-        speeds = measure(described, session, observer)
-    missing = sorted(set(range(described.sub_images)) - set(speeds))
+        described = describe_on(session, config, observer)
+        workers = workers_of(described.config.engine, session)
+        record, settled_speeds = settled(described, session, observer)
+        speeds = settled_speeds or measure(record, session, observer)
+        plain = with_engine(record, precision="float32", compile=False)
+        float32_speeds = speeds if plain == record else measure(plain, session, observer)
+    missing = sorted(set(range(record.sub_images)) - (set(speeds) & set(float32_speeds)))
     if missing:
         raise EngineError(
             f"sub-image {missing[0]}: its speed could not be measured: its classifier failed on the image that was "
             "tried, or its worker died; run `drs-ray certify`, which names the image and the cause"
         )
-    record = sized(described, workers, slowest(speeds))
     placement = Placement.of(record.config.engine)
     stages = [_stage_size(record, stage, speeds) for stage in range(len(record.schedule.samples))]
     return RunPlan(
-        record, stages[0], _together(stages), speeds, max(1, workers), gpus=placement.gpus, cpus=placement.cpus
+        record,
+        stages[0],
+        _together(stages),
+        speeds,
+        float32_speeds,
+        max(1, workers),
+        gpus=placement.gpus,
+        cpus=placement.cpus,
     )
 
 

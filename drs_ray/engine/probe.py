@@ -11,7 +11,6 @@ from drs_ray.config import EngineConfig
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured
 from drs_ray.engine.plan import Draw, Unit
-from drs_ray.engine.sizing import is_small, sized
 from drs_ray.errors import DrsError
 from drs_ray.results.run_record import RunRecord
 
@@ -50,25 +49,6 @@ class Speed:
         """Several measurements together."""
         rates = [item.rate for item in measured]
         return cls(mean(rates), min(rates), max(rates), mean(item.classes for item in measured))
-
-
-def with_sizes(record: RunRecord, started: bool, prober: Prober, observer: Observer) -> RunRecord:
-    """The record with the sizes of its units, measured where the config leaves them open and measuring pays.
-
-    Args:
-        record: the run as described.
-        started: the run is stored already, so that its stored sizes will rule: nothing is measured.
-        prober: where the run will be carried out.
-        observer: told what could not be measured.
-    """
-    engine = record.config.engine
-    if engine.images_per_unit is not None:
-        return record
-    workers = 1 if started else workers_of(engine, prober)
-    if started or is_small(record, workers):
-        return sized(record, workers, None)
-    speeds = measure(record, prober, observer)
-    return sized(record, workers, slowest(speeds))
 
 
 def slowest(speeds: Mapping[int, Speed]) -> float | None:

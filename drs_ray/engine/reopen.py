@@ -51,8 +51,12 @@ def device_here(asked: str | None, record: RunRecord) -> str:
 
 
 def on_device(record: RunRecord, device: str) -> RunRecord:
-    """The record for another device, with a forward batch that it can do: votes need not be the run's then."""
+    """The record for another kind of device, with what it can do: votes need not be the run's then.
+
+    The forward batch is at most that device's default, and nothing is compiled.
+    """
     engine = record.config.engine
     assert engine.batch is not None  # resolved before the record was made
     batch = min(engine.batch, DEFAULT_BATCH[device])
-    return record.model_copy(update={"config": record.config.updated("engine", device=device, batch=batch)})
+    config = record.config.updated("engine", device=device, batch=batch, compile=False)
+    return record.model_copy(update={"config": config})

@@ -25,7 +25,7 @@ MOST_IMAGES_UNMEASURED = 16
 LATER_STAGES = 4
 """Pieces of a later stage are so many times a unit of the first, if all its images are still open: most are not."""
 SMALL_RUN = 2_000_000
-"""Noise samples below which measuring costs more than it gains."""
+"""Noise samples of 28x28 values below which measuring costs more than it gains; of larger sub-images fewer."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def most_samples(record: RunRecord) -> int:
 def is_small(record: RunRecord, workers: int) -> bool:
     """Whether a run is too small to be measured first: few samples, and enough images to go round or very few."""
     goes_round = len(record.image_ids) * record.sub_images >= 2 * workers
-    return most_samples(record) <= (SMALL_RUN if goes_round else SMALL_RUN // 100)
+    larger = max(1.0, math.prod(record.dataset.image_shape) / record.sub_images / 28**2)
+    return most_samples(record) * larger <= (SMALL_RUN if goes_round else SMALL_RUN // 100)
 
 
 def sized(record: RunRecord, workers: int, rate: float | None) -> RunRecord:

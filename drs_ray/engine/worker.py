@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.plan import Draw, Unit
 from drs_ray.engine.storing import PartWriter
 from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
-from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier, same_probe
+from drs_ray.models.factory import BaseClassifier, load_classifier, same_probe
+from drs_ray.models.inference import VotingClassifier, voting_classifier
 from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.store import Store, open_store
@@ -73,13 +75,17 @@ class UnitRunner:
                 f"{config.classifiers[sub_image].architecture} has changed; restore it, or start a new run"
             )
         self._device = torch.device(config.engine.device)
-        self._module = classifier.module.to(self._device)
-        if record.dataset.image_shape[0] > 1:  # measured: 1.25x for a ResNet on colour images, a loss on grey ones
-            self._module = self._module.to(memory_format=torch.channels_last)
-        if self._device.type != "cpu":  # on the CPU, loading has just checked it
-            shape = partition.layout_shape(sub_image, record.dataset.image_shape[0])
-            check_classifier(self._module, shape, self._classes, sub_image, self._device)
         assert config.engine.batch is not None  # resolved before the record was made
+        self._classifier = voting_classifier(
+            classifier.module,
+            precision=record.precision,
+            compile=config.engine.compile is True,
+            device=self._device,
+            batch=config.engine.batch,
+            image_shape=partition.layout_shape(sub_image, record.dataset.image_shape[0]),
+            num_classes=self._classes,
+            sub_image=sub_image,
+        )
         self._sampler = Sampler(
             partition,
             config.sigmas[sub_image],
@@ -99,9 +105,9 @@ class UnitRunner:
         return self._dataset
 
     @property
-    def module(self) -> torch.nn.Module:
-        """The base classifier, on its device."""
-        return self._module
+    def classifier(self) -> VotingClassifier:
+        """What votes, on its device."""
+        return self._classifier
 
     @property
     def sampler(self) -> Sampler:
@@ -118,7 +124,7 @@ class UnitRunner:
             for draw in unit.draws:
                 key = NoiseKey(seed, image_id, unit.sub_image, draw.phase, self._record.dataset.digest)
                 votes = count_votes(
-                    self._module, image, self._sampler, key, draw.first_sample, draw.samples, self._classes
+                    self._classifier.module, image, self._sampler, key, draw.first_sample, draw.samples, self._classes
                 )
                 yield CountsRow(
                     image_id, label, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes
@@ -233,7 +239,11 @@ def _check_sees_run(store: Store, record: RunRecord) -> None:
 
 
 def make_cuda_reproducible() -> None:
-    """Fixed kernels: the same votes from the same kind of GPU."""
+    """Fixed kernels, and float32 that is float32: the same votes from the same kind of GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    cudnn: Any = torch.backends.cudnn
+    kernels: Any
+    for kernels in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
+        kernels.fp32_precision = "ieee"  # TF32 would keep 10 bits of float32's 23

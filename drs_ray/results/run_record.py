@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from drs_ray.certificates.stages import Schedule, doubling_schedule
-from drs_ray.config import CertificateConfig, ClassifierConfig, RunConfig, Section
+from drs_ray.config import CertificateConfig, ClassifierConfig, Precision, RunConfig, Section
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError
 from drs_ray.results.schema import EXTENSION_KEY, IMPORTED, RUN_KEY, SCHEMA_VERSION, check_version
 from drs_ray.results.store import Store
@@ -61,6 +61,28 @@ class RunRecord(Section):
         return self.config.partition.sub_images
 
     @property
+    def precision(self) -> Precision:
+        """Of the convolutions and matrix products of the classifiers that vote.
+
+        Raises:
+            CountsError: the run was begun by an earlier version, whose votes this one does not repeat.
+        """
+        precision = self.config.engine.precision
+        if precision == "auto":
+            raise CountsError(
+                f"run {self.run_id} was begun by an earlier version of drs-ray, whose votes this one does not repeat; "
+                "reduce and report it as it is, count on with that version, or begin a new run elsewhere"
+            )
+        return precision
+
+    @property
+    def arithmetic(self) -> str:
+        """How the classifiers that vote compute their logits, in words."""
+        engine = self.config.engine
+        precision = "float32" if engine.precision == "auto" else engine.precision
+        return f"{precision}, compiled" if engine.compile is True else precision
+
+    @property
     def images_per_unit(self) -> int:
         """Images of one unit of work; a run that is described, but not started, may not know yet."""
         size = self.config.engine.images_per_unit
@@ -98,7 +120,14 @@ def identity(
         ],
         "noise": config.noise.model_dump(mode="json") | {"generator": _generator(config)},
         "batch": config.engine.batch,
+        **_inference_identity(config),
     }
+
+
+def _inference_identity(config: RunConfig) -> dict[str, Any]:
+    """How logits are computed; nothing for a run of an earlier version, which had no choice and keeps its id."""
+    engine = config.engine
+    return {} if engine.precision == "auto" else {"precision": engine.precision, "compile": engine.compile}
 
 
 def _classifier_identity(classifier: ClassifierConfig) -> dict[str, Any]:
@@ -113,6 +142,13 @@ def _classifier_identity(classifier: ClassifierConfig) -> dict[str, Any]:
     if classifier.denoiser is not None:
         same["denoiser"] = classifier.denoiser.model_dump(mode="json", exclude={"checkpoint"})
     return same
+
+
+def with_engine(record: RunRecord, **changes: object) -> RunRecord:
+    """The record of a run that is not stored yet with other values in `engine`, and the id that goes with them."""
+    config = record.config.updated("engine", **changes)
+    same = identity(config, record.dataset, record.image_ids, record.classifier_digests)
+    return record.model_copy(update={"config": config, "run_id": run_id(same)})
 
 
 def run_id(run_identity: Mapping[str, Any]) -> str:
@@ -151,13 +187,17 @@ def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
     return there.model_copy(update={"config": config}), True
 
 
-def is_stored(store: Store) -> bool:
-    """Whether a run has started in this place, or something else lies where its run.json would."""
+def stored_record(store: Store) -> RunRecord | None:
+    """The record of the run that has started in this place; None where none has.
+
+    Raises:
+        CountsError: something else lies where its run.json would.
+    """
     try:
-        store.get(RUN_KEY)
+        data = store.get(RUN_KEY)
     except MissingObjectError:
-        return False
-    return True
+        return None
+    return parse_record(data, store.uri)
 
 
 def read_record(store: Store) -> RunRecord:

@@ -415,6 +415,7 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
         yield "weights digest", digest
     noise = config.noise
     yield "noise", f"{noise.law}, seed {noise.seed}, keyed in blocks of {noise.block:,} samples"
+    yield "forward passes", record.arithmetic
     yield "forward batch", "chosen by device" if config.engine.batch is None else f"{config.engine.batch:,}"
     yield "device", config.engine.device
     yield "hardware", record.hardware

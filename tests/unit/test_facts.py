@@ -14,6 +14,7 @@ from drs_ray.engine.recount import Difference
 from drs_ray.engine.status import Driver, RunStatus
 from drs_ray.engine.verify import VerifyReport
 from drs_ray.facts import plan_facts, render_facts, status_facts, verify_facts
+from drs_ray.results.run_record import with_engine
 from tests.unit.engine.factories import record_of
 
 RECORD = record_of()
@@ -55,6 +56,7 @@ def test_status_of_a_run_at_work() -> None:
     assert status_facts(STATUS) == {
         "run": RECORD.run_id,
         "started": "2026-01-02T03:04:05+00:00",
+        "forward passes": "float32",
         "images": "12",
         "units": "1,999 of 2,000 (99 %)",
         "noise samples": "1,500,000 of 3,000,000",
@@ -146,7 +148,8 @@ def test_parts_that_nobody_planned_are_named() -> None:
 # plan
 
 LEAST = Size(units=8, samples=3600, bytes=12_300, worker_hours=4.0)
-PLAN = RunPlan(RECORD, LEAST, LEAST, {0: Speed(1500.0, 1450.0, 1550.0), 1: Speed(1000.0, 800.0, 1200.0)}, 2, 0.0, 0.5)
+SPEEDS = {0: Speed(1500.0, 1450.0, 1550.0), 1: Speed(1000.0, 800.0, 1200.0)}
+PLAN = RunPlan(RECORD, LEAST, LEAST, SPEEDS, SPEEDS, 2, 0.0, 0.5)
 
 
 def test_plan_of_a_run_of_known_size() -> None:
@@ -165,7 +168,15 @@ def test_plan_of_a_run_of_known_size() -> None:
         "expected hours": "2",
     }
     assert {name: facts[name] for name in expected} == expected
-    assert "cost" not in facts
+    assert not {"cost", "in plain float32"} & facts.keys()
+
+
+def test_plan_says_what_bfloat16_and_compiling_save() -> None:
+    record = with_engine(RECORD, precision="bfloat16", compile=True)
+    slow = {sub_image: replace(speed, mean=speed.mean / 4) for sub_image, speed in SPEEDS.items()}
+    facts = plan_facts(replace(PLAN, record=record, float32_speeds=slow), price=None)
+    assert facts["forward passes"] == "bfloat16, compiled"
+    assert facts["in plain float32"] == "8 hours (4 times as long)"
 
 
 def test_plan_of_an_adaptive_run_on_gpus() -> None:

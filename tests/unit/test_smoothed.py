@@ -155,13 +155,13 @@ class Moody(nn.Module):
         return logits
 
 
-def test_classifiers_are_put_into_eval_mode_at_every_call() -> None:
+def test_classifiers_vote_in_eval_mode_and_stay_as_they_are() -> None:
     module = Moody()
     ours = SmoothedClassifier(make_partition("none", 4, 4, "packed"), [module], [1.0], num_classes=2)
     for _ in range(2):
         module.train()
         assert ours.certify(torch.zeros(1, 4, 4), 50).estimation_votes.tolist() == [[[50, 0]]]
-        assert not module.training
+        assert module.training
         module.train()
         assert ours.predict(torch.zeros(1, 4, 4), 50).tolist() == [0]
 

@@ -13,6 +13,7 @@ from drs_ray.attacks.search import search_directions, smallest_norm
 from drs_ray.attacks.target import Target
 from drs_ray.certificates.certify import Rule
 from drs_ray.errors import ClassifierError
+from drs_ray.models.inference import VotingClassifier
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.smoothing.voting import Sampler
 from tests.support.classifiers import half_space, without_gradient
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 def target_of(modules: list[nn.Module], sigmas: list[float], rule: Rule = Rule(), law: str = "gaussian") -> Target:  # noqa: B008
     partition = make_partition("none" if len(modules) == 1 else "checkerboard", SIZE, SIZE, "packed")
     samplers = tuple(Sampler(partition, sigma, 100, 50, CPU, law) for sigma in sigmas)  # type: ignore[arg-type]
-    return Target(tuple(modules), samplers, rule, 10, "digest", seed=4)
+    return Target(tuple(VotingClassifier(module, module) for module in modules), samplers, rule, 10, "digest", seed=4)
 
 
 def directions(target: Target, images: Tensor, ids: list[int], steps: int = 30) -> Tensor:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from drs_ray.config import EngineConfig
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.outcome import Outcome
+from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.plan import Draw, Unit
+from drs_ray.engine.probe import Measurements
 from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, identity, run_id
 from tests.unit.results.factories import CLASSES, make_record
@@ -25,6 +27,48 @@ def record_of(
     ids = ids or record.image_ids
     name = run_id(identity(config, record.dataset, ids, record.classifier_digests))
     return record.model_copy(update={"run_id": name, "config": config, "image_ids": ids})
+
+
+def open_record(images: int = 12, **options: Any) -> RunRecord:
+    """A run whose units have no size yet."""
+    return record_of(images, images_per_unit=None, **options)
+
+
+def unlike(record: RunRecord) -> RunRecord:
+    """The same, but the sub-images' classifiers do not do the same work any more."""
+    first, second = record.config.classifiers
+    other = second.model_copy(update={"arguments": {"width": 64}})
+    return record.model_copy(update={"config": record.config.model_copy(update={"classifiers": (first, other)})})
+
+
+def measured(rate: float, classes: float = 1.0) -> Measured:
+    """So many samples per second."""
+    return Measured(2.0, 0.0, samples=round(2 * rate), classes=classes)
+
+
+Rate = Callable[[Unit, RunRecord], float | None]
+
+
+class FakeProber:
+    """A cluster with so much room, whose workers draw `rate` samples per second, or fail where that is None."""
+
+    def __init__(self, room: int = 4, rate: Rate = lambda unit, record: 1000.0) -> None:
+        self._room, self._rate = room, rate
+        self.units: list[Unit] = []
+        self.asked_for_room = False
+
+    def room(self, engine: EngineConfig) -> int:
+        self.asked_for_room = True
+        return self._room
+
+    def measure(self, units: list[Unit], record: RunRecord, observer: Observer) -> Measurements:
+        self.units += units
+        found: dict[int, list[Measured]] = {}
+        for unit in units:
+            rate = self._rate(unit, record)
+            if rate is not None:
+                found.setdefault(unit.sub_image, []).append(measured(rate))
+        return found
 
 
 def unit(number: int, sub_image: int = 0) -> Unit:

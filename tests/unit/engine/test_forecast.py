@@ -9,7 +9,7 @@ import pytest
 
 from drs_ray import certify
 from drs_ray.config import RunConfig, parse_config
-from drs_ray.engine import forecast
+from drs_ray.engine import first_start, forecast
 from drs_ray.engine.forecast import RunPlan, Size, plan_run
 from drs_ray.engine.probe import Speed
 from drs_ray.errors import EngineError
@@ -29,7 +29,8 @@ def config(place: Path, budget: dict[str, int] | None = None, **engine: Any) -> 
 @pytest.fixture(autouse=True)
 def measured(monkeypatch: pytest.MonkeyPatch) -> dict[int, Speed]:
     speeds = dict(SPEEDS)
-    monkeypatch.setattr(forecast, "measure", lambda record, prober, observer: speeds)
+    for module in (forecast, first_start):
+        monkeypatch.setattr(module, "measure", lambda record, prober, observer: speeds)
     return speeds
 
 
@@ -77,8 +78,11 @@ def test_more_workers_than_units_save_no_more_time(tmp_path: Path) -> None:
     assert plan_run(config(tmp_path)).workers == 1  # in this process
 
 
-def test_the_sizes_are_those_of_the_run_by_the_slowest_sub_image(tmp_path: Path) -> None:
+def test_the_sizes_are_those_of_the_run_by_the_slowest_sub_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In four seconds it draws 400 samples, less than an image has; the other one, eight images."""
+    monkeypatch.setattr(first_start, "is_small", lambda record, workers: False)
     planned = plan_run(config(tmp_path, images_per_unit=None, seconds_per_unit=4.0))
     assert planned.record.images_per_unit == 1
     assert planned.record.config.engine.samples_per_unit is None  # an image is not worth cutting
@@ -87,7 +91,7 @@ def test_the_sizes_are_those_of_the_run_by_the_slowest_sub_image(tmp_path: Path)
 
 def test_hours_of_a_share_of_a_gpu() -> None:
     size = Size(units=100, samples=1, bytes=1, worker_hours=8.0)
-    gpu = RunPlan(record=None, least=size, most=size, speeds={}, workers=16, gpus=0.25, cpus=2.0)  # type: ignore[arg-type]
+    gpu = RunPlan(record=None, least=size, most=size, speeds={}, float32_speeds={}, workers=16, gpus=0.25, cpus=2.0)  # type: ignore[arg-type]
     assert (gpu.hours(size), gpu.device_hours(size)) == (0.5, 2.0)
 
 

@@ -1,8 +1,7 @@
-"""When a run is measured, which workers measure what, and what becomes of the measurements."""
+"""Which workers measure what, and what becomes of the measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,97 +12,11 @@ from drs_ray.config import EngineConfig, parse_config
 from drs_ray.engine import probe
 from drs_ray.engine.certify import describe_run, open_session, resolve
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.outcome import Measured
 from drs_ray.engine.plan import Unit
-from drs_ray.engine.probe import Measurements, Speed, measure, measure_inline, slowest, with_sizes, workers_of
-from drs_ray.engine.sizing import sized
+from drs_ray.engine.probe import Measurements, Speed, measure, measure_inline, slowest, workers_of
 from drs_ray.results.run_record import RunRecord
 from tests.support.runs import BATCH, run_config, run_data
-from tests.unit.engine.factories import Recorder, record_of
-
-
-def measured(rate: float, classes: float = 1.0) -> Measured:
-    return Measured(2.0, 0.0, samples=round(2 * rate), classes=classes)
-
-
-class FakeProber:
-    """A cluster with so much room, whose workers draw `rate(unit)` samples per second, or fail where that is None."""
-
-    def __init__(self, room: int = 4, rate: Callable[[Unit], float | None] = lambda unit: 1000.0) -> None:
-        self._room, self._rate = room, rate
-        self.units: list[Unit] = []
-        self.asked_for_room = False
-
-    def room(self, engine: EngineConfig) -> int:
-        self.asked_for_room = True
-        return self._room
-
-    def measure(self, units: list[Unit], record: RunRecord, observer: Observer) -> Measurements:
-        self.units += units
-        found: dict[int, list[Measured]] = {}
-        for unit in units:
-            rate = self._rate(unit)
-            if rate is not None:
-                found.setdefault(unit.sub_image, []).append(measured(rate))
-        return found
-
-
-def open_record(images: int = 12, **options: Any) -> RunRecord:
-    return record_of(images, images_per_unit=None, **options)
-
-
-def unlike(record: RunRecord) -> RunRecord:
-    """The sub-images' classifiers do not do the same work any more."""
-    first, second = record.config.classifiers
-    other = second.model_copy(update={"arguments": {"width": 64}})
-    return record.model_copy(update={"config": record.config.model_copy(update={"classifiers": (first, other)})})
-
-
-LARGE = 100_000
-"""Estimation samples with which twelve images are worth measuring."""
-
-
-# when
-
-
-def test_sizes_of_the_config_need_no_cluster() -> None:
-    prober, record = FakeProber(), record_of(estimation=LARGE)
-    assert with_sizes(record, False, prober, Recorder()) is record
-    assert not prober.asked_for_room
-    assert not prober.units
-
-
-def test_a_run_that_has_started_is_not_measured() -> None:
-    prober = FakeProber()
-    record = with_sizes(open_record(estimation=LARGE), True, prober, Recorder())
-    assert record.images_per_unit >= 1  # the stored ones will rule
-    assert not prober.asked_for_room
-    assert not prober.units
-
-
-def test_a_small_run_is_not_measured() -> None:
-    prober, record = FakeProber(room=2), open_record()
-    assert with_sizes(record, False, prober, Recorder()) == sized(record, 2, None)
-    assert not prober.units
-
-
-def test_the_slowest_sub_image_sets_the_size() -> None:
-    rates = {0: 20_000.0, 1: 5000.0}
-    prober = FakeProber(room=2, rate=lambda unit: rates[unit.sub_image])
-    record = unlike(open_record(1000, estimation=LARGE))
-    chosen = with_sizes(record, False, prober, Recorder())
-    assert chosen == sized(record, 2, 5000.0) != sized(record, 2, 20_000.0)
-    assert chosen.images_per_unit == 1  # 150,000 samples in 30 s, 100,050 of an image
-
-
-def test_a_run_whose_classifiers_fail_is_sized_without() -> None:
-    prober, record = FakeProber(rate=lambda unit: None), open_record(estimation=LARGE)
-    recorder = Recorder()
-    assert with_sizes(record, False, prober, recorder) == sized(record, 4, None)
-    assert recorder.events == ["warning: sub-image 0 could not be measured: its classifier failed, or its workers died"]
-
-
-# what
+from tests.unit.engine.factories import FakeProber, Recorder, measured, open_record, unlike
 
 
 @pytest.mark.parametrize(("room", "units"), [(1, 1), (3, 3), (100, probe.PROBE_WORKERS)])
@@ -141,7 +54,7 @@ def test_a_run_of_one_image_is_measured_on_it() -> None:
 
 def test_a_sub_image_that_fails_is_left_out_and_named() -> None:
     recorder = Recorder()
-    prober = FakeProber(rate=lambda unit: None if unit.sub_image else 1000.0)
+    prober = FakeProber(rate=lambda unit, record: None if unit.sub_image else 1000.0)
     assert set(measure(unlike(open_record()), prober, recorder)) == {0}
     (event,) = recorder.events
     assert event.startswith("warning: sub-image 1 could not be measured")
