@@ -204,7 +204,8 @@ def resolve(config: RunConfig, session: Session, stored: RunRecord | None = None
     batch = engine.batch or min(DEFAULT_BATCH[device], config.noise.block)
     _check_stages(config, device)
     if stored is not None:
-        precision = stored.precision if precision == "auto" else precision
+        decided = stored.precision
+        precision = decided if precision == "auto" else precision
         compiled = stored.config.engine.compile if compiled == "auto" else compiled
     elif precision == "auto":
         precision = "bfloat16" if session.has_bfloat16(device) else "float32"

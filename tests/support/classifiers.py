@@ -28,6 +28,38 @@ def prototypes(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module
     return Prototypes(image_shape, num_classes)
 
 
+def convolutions(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A small network that can be folded and compiled, with fixed random weights, whose votes spread."""
+    generator = torch.Generator().manual_seed(5)
+    network = nn.Sequential(
+        nn.Conv2d(image_shape[0], 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * image_shape[1] * image_shape[2], num_classes),
+    )
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.3)
+    network[1].running_var.abs_()  # type: ignore[union-attr, operator]
+    return network.eval()
+
+
+class _OnlyFloat32(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.first, self.rest = network[0], network[1:]  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.rest(torch.from_numpy(self.first(x).numpy()))
+        return logits
+
+
+def only_float32(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """`convolutions` with a step in numpy, which has no bfloat16."""
+    return _OnlyFloat32(convolutions(image_shape, num_classes)).eval()
+
+
 class HalfSpace(nn.Module):
     """Class 0 on one side of a plane, class 1 on the other: by how far its votes react to a perturbation is known."""
 
