@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
     cluster,
+    curve,
     data,
     driver,
     export,
+    forward,
     loop,
     memory,
     noise,
     parts,
+    precision,
     reduce,
     report,
     startup,
@@ -25,7 +31,10 @@ from benchmarks import (
 
 BENCHMARKS = {
     "startup": startup,
+    "forward": forward,
     "loop": loop,
+    "curve": curve,
+    "precision": precision,
     "noise": noise,
     "worker": worker,
     "memory": memory,
@@ -40,7 +49,16 @@ BENCHMARKS = {
 }
 
 
+def machine() -> str:
+    """The CPU that was measured: name, cores, and the units that decide how fast bfloat16 is."""
+    flags = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+    found = {key: torch.cpu.get_capabilities().get(key) for key in flags}
+    units = ", ".join(key for key, there in found.items() if there) or "none of " + ", ".join(flags)
+    return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__} ({units})"
+
+
 def main() -> None:
+    print(machine(), flush=True)
     table = Table("what", "measured", "aim", title="drs-ray benchmarks")
     for name in sys.argv[1:] or BENCHMARKS:
         for row in BENCHMARKS[name].measure():

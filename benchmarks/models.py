@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
+from drs_ray import train
+from drs_ray.config import Precision, RunConfig, parse_config
 from drs_ray.models.architectures import build_architecture
+from drs_ray.models.inference import voting_classifier
+from drs_ray.models.precision import has_bfloat16
 
 
 def resnet20(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -20,6 +25,58 @@ def resnet20(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
 def digits_cnn(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """The demo's CNN with random weights."""
     return _random("digits-cnn", image_shape, num_classes)
+
+
+def resnet110(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """ResNet-110 with random weights."""
+    return _random("resnet110", image_shape, num_classes)
+
+
+def resnet50(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """ResNet-50 with random weights."""
+    return _random("resnet50", image_shape, num_classes)
+
+
+def voting(
+    network: nn.Module, image_shape: tuple[int, int, int], batch: int, precision: Precision, compile: bool
+) -> nn.Module:
+    """What votes on the CPU, of a network with ten classes."""
+    return voting_classifier(
+        network,
+        precision=precision,
+        compile=compile,
+        device=torch.device("cpu"),
+        batch=batch,
+        image_shape=image_shape,
+        num_classes=10,
+        sub_image=0,
+    ).module
+
+
+def default_precision() -> Precision:
+    """What `engine.precision: auto` is on this machine's CPU."""
+    return "bfloat16" if has_bfloat16("cpu") else "float32"
+
+
+def trained_config(directory: Path, architecture: str, **sections: Any) -> RunConfig:
+    """DRS on mnist5k with classifiers that are trained there, once: votes as real ones spread."""
+    sigma = 0.5**0.5
+    classifiers = [
+        {"architecture": architecture, "checkpoint": str(directory / f"{architecture}-{k}.safetensors"), "sigma": sigma}
+        for k in range(2)
+    ]
+    data = {
+        "dataset": {"name": "mnist5k"},
+        "partition": {"name": "checkerboard"},
+        "classifiers": classifiers,
+        "engine": {"address": "inline", "device": "cpu"},
+        "training": {"epochs": 5 if architecture.startswith("resnet") else 20},
+        "output": str(directory / "run"),
+    }
+    config = parse_config({**data, **sections})
+    if not all(Path(str(classifier["checkpoint"])).exists() for classifier in classifiers):
+        train(config)
+    return config
 
 
 def _random(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

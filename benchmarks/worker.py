@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.models import write_images
+from benchmarks.models import default_precision, write_images
 from drs_ray import certify
 from drs_ray.config import parse_config
 from drs_ray.engine.certify import DEFAULT_BATCH
@@ -21,17 +21,22 @@ from drs_ray.engine.plan import Unit
 ROUNDS = 3
 IMAGES = 16
 SECONDS = 4.0
-NETWORKS = {"resnet20": (3, 32, "folder", 1000, ">= 90 %"), "digits_cnn": (1, 28, "mnist5k", 3000, ">= 75 %")}
+NETWORKS = {
+    "resnet20": (3, 32, "folder", 2000, True, ">= 92 %"),
+    "digits_cnn": (1, 28, "mnist5k", 6000, False, ">= 75 %"),
+}
+"""Channels, size, data set, samples of an image, whether it is compiled, and the aim."""
 
 BARE = """
 import sys, time, torch
 from benchmarks import models
 torch.set_num_threads(1)
-name, channels, size, batch, seconds = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
-layout = torch.channels_last if channels > 1 else torch.contiguous_format
-model = getattr(models, name)((channels, size, size), 10).to(memory_format=layout)
-x = torch.rand(batch, channels, size, size).contiguous(memory_format=layout)
+name, channels, size, batch, compile, seconds = sys.argv[1], *map(int, sys.argv[2:6]), float(sys.argv[6])
+shape = channels, size, size
+network = getattr(models, name)(shape, 10)
+model = models.voting(network, shape, batch, models.default_precision(), bool(compile))
 with torch.inference_mode():
+    x = torch.rand(batch, *shape).contiguous(memory_format=torch.channels_last)
     model(x)
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
@@ -56,24 +61,25 @@ class _Clock(Observer):
 
 
 def measure() -> Iterator[tuple[str, str, str]]:
-    for name, (channels, size, dataset, samples, aim) in NETWORKS.items():
+    for name, (channels, size, dataset, samples, compiled, aim) in NETWORKS.items():
         bare, path = [], []
         for _ in range(ROUNDS):
-            bare.append(_bare(name, channels, size))
-            path.append(_path(name, dataset, samples, workers=1))
-        bare.append(_bare(name, channels, size))
+            bare.append(_bare(name, channels, size, compiled))
+            path.append(_path(name, dataset, samples, compiled, workers=1))
+        bare.append(_bare(name, channels, size, compiled))
         ratio = statistics.median(path) / statistics.median(bare)
+        how = f"{default_precision()}{', compiled' if compiled else ''}, 1 thread, batch {DEFAULT_BATCH['cpu']}"
         yield (
-            f"worker path, {name}, 1 thread, batch {DEFAULT_BATCH['cpu']}: {statistics.median(path):,.0f} of "
+            f"worker path, {name}, {how}: {statistics.median(path):,.0f} of "
             f"{statistics.median(bare):,.0f} samples/s bare",
             f"{100 * ratio:.0f} %",
             aim,
         )
-    _, _, dataset, samples, _ = NETWORKS["resnet20"]
+    _, _, dataset, samples, compiled, _ = NETWORKS["resnet20"]
     alone, both = [], []
     for _ in range(ROUNDS):
-        alone.append(_path("resnet20", dataset, samples, workers=1))
-        both.append(_path("resnet20", dataset, samples, workers=2))
+        alone.append(_path("resnet20", dataset, samples, compiled, workers=1))
+        both.append(_path("resnet20", dataset, samples, compiled, workers=2))
     yield (
         "two workers of one thread on two cores against twice one, resnet20",
         f"{100 * statistics.median(both) / (2 * statistics.median(alone)):.0f} %",
@@ -81,13 +87,13 @@ def measure() -> Iterator[tuple[str, str, str]]:
     )
 
 
-def _bare(name: str, channels: int, size: int) -> float:
-    numbers: Sequence[object] = (channels, size, DEFAULT_BATCH["cpu"], SECONDS)
+def _bare(name: str, channels: int, size: int, compiled: bool) -> float:
+    numbers: Sequence[object] = (channels, size, DEFAULT_BATCH["cpu"], int(compiled), SECONDS)
     command = [sys.executable, "-c", BARE, name, *map(str, numbers)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _path(name: str, dataset: str, samples: int, workers: int) -> float:
+def _path(name: str, dataset: str, samples: int, compiled: bool, workers: int) -> float:
     with tempfile.TemporaryDirectory(prefix="drs-") as directory:
         root = Path(directory)
         if dataset == "folder":
@@ -99,7 +105,7 @@ def _path(name: str, dataset: str, samples: int, workers: int) -> float:
                 "partition": {"name": "none"},
                 "classifiers": [{"architecture": f"benchmarks.models:{name}", "sigma": 0.5}],
                 "budget": {"selection": 100, "estimation": samples},
-                "engine": {"address": "local", "workers": workers, "images_per_unit": 1},
+                "engine": {"address": "local", "workers": workers, "images_per_unit": 1, "compile": compiled},
                 "output": str(root / "run"),
             }
         )

@@ -128,12 +128,7 @@ class Dispatcher:
                 if self._working() or not self._calls:
                     waiting_since = time.monotonic()
                 elif time.monotonic() - waiting_since > stall_seconds:
-                    raise EngineError(
-                        f"no worker could be had for {stall_seconds:.0f} s: asked for {self._needs}; "
-                        f"free: {self._free(ray.available_resources())}; "
-                        "free or add such nodes, or ask for less (engine.cpus_per_worker, gpus_per_worker, resources, "
-                        "labels), then resume"
-                    )
+                    raise no_worker(stall_seconds, self._needs, self._free(ray.available_resources()))
         finally:
             for worker in self._workers:
                 _kill(worker.actor)
@@ -320,6 +315,14 @@ class Dispatcher:
     def _dismiss(self, worker: _Worker) -> None:
         self._workers.discard(worker)
         _kill(worker.actor)
+
+
+def no_worker(seconds: float, needs: str, free: str) -> EngineError:
+    """What to raise where no worker could be had for so long. needs, free: see `Placement`."""
+    return EngineError(
+        f"no worker could be had for {seconds:.0f} s: asked for {needs}; free: {free}; free or add such nodes, or ask "
+        "for less (engine.cpus_per_worker, gpus_per_worker, resources, labels), then resume"
+    )
 
 
 def _kill(actor: Any) -> None:

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from drs_ray.config import EngineConfig
-from drs_ray.engine.dispatcher import Dispatcher
+from drs_ray.engine.dispatcher import Dispatcher, no_worker
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.head import Head
 from drs_ray.engine.observer import Observer
@@ -20,7 +20,7 @@ from drs_ray.engine.plan import Unit
 from drs_ray.engine.probe import PROBE_SECONDS, Measurements
 from drs_ray.engine.ray_errors import ray_or_resume
 from drs_ray.engine.worker import RemoteWorker
-from drs_ray.errors import ConfigError, EngineError
+from drs_ray.errors import ConfigError
 from drs_ray.models.precision import has_bfloat16
 from drs_ray.results.run_record import RunRecord
 
@@ -52,10 +52,8 @@ def workers_have_bfloat16(engine: EngineConfig, device: str) -> bool:
         return bool(ray.get(look, timeout=engine.stall_seconds))
     except GetTimeoutError as error:
         ray.cancel(look, force=True)
-        raise EngineError(
-            f"no worker could be had for {engine.stall_seconds:.0f} s (engine.stall_seconds): asked for "
-            f"{placement.needs}; there: {placement.there(ray.nodes())}"
-        ) from error
+        free = placement.free(ray.available_resources(), ray.nodes())
+        raise no_worker(engine.stall_seconds, placement.needs, free) from error
 
 
 @ray_or_resume()

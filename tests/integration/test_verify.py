@@ -111,7 +111,7 @@ def cuda_run(config: RunConfig, tampered: RunConfig | None = None) -> Store:
 
     The votes are those of `tampered`, where it is given.
     """
-    config = config.updated("engine", device="cuda")
+    config = config.updated("engine", device="cuda", precision="float32", compile=False)
     here = drs_ray.certify((tampered or config).updated("engine", device="cpu").updated("noise", seed=99)).record
     place = LocalStore(Path(config.output.uri).parent / "cuda")
     name = run_id(identity(config, here.dataset, here.image_ids, here.classifier_digests))

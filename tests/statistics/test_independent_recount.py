@@ -31,6 +31,7 @@ def run(tmp_path_factory):
     """Real digits, two sub-images with unequal sigmas, the plainest rule."""
     data = run_data(tmp_path_factory.mktemp("recount") / "run", images=5)
     data["noise"]["seed"] = SEED
+    data["engine"]["precision"] = "float32"  # the second implementation's
     data["certificate"] = {"alpha": ALPHA, "rivals": False, "confidence": "bonferroni", "pooled": False}
     return certify(parse_config(data))
 
