@@ -38,6 +38,7 @@ _ONE = 1 << _BITS
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
 _NEGLIGIBLE = Decimal("1e-40")
 _PIECE = 1 << 17  # values at a time: few calls, and what a cache holds, whatever the batch
+_LOOK_UPS = 1 << 14  # values looked up at a time: numpy makes 8-byte indices of them first
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,10 @@ def lattice_noise(
         out: [n] of the look-up's dtype, overwritten.
     """
     reach, thresholds = table.reach, table.thresholds.numpy()
-    table.look_up.numpy().take(high, out=out, mode="clip")  # clip: no copy of out
+    look_up = table.look_up.numpy()
+    for start in range(0, len(out), _LOOK_UPS):
+        part = slice(start, start + _LOOK_UPS)
+        look_up.take(high[part], out=out[part], mode="clip")  # clip: no copy of out
     undecided = np.flatnonzero(out > reach)
     if not len(undecided):
         return
