@@ -15,7 +15,7 @@ from drs_ray.smoothing.voting import Sampler, count_votes
 partition = make_partition("none", 32, 32, "packed")
 sampler = Sampler(partition, 0.5, 1000, 125, torch.device("cpu"))
 model = resnet20((3, 32, 32), 10).to(memory_format=torch.channels_last)
-count_votes(model, torch.rand(3, 32, 32), sampler, NoiseKey(0, 0, 0, "estimation"), 0, int(sys.argv[1]), 10)
+count_votes(model, torch.rand(3, 32, 32).round(), sampler, NoiseKey(0, 0, 0, "estimation"), 0, int(sys.argv[1]), 10)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 SMALL, LARGE = 1_000, 20_000

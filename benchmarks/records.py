@@ -16,7 +16,7 @@ def make_record(images: int, *, classes: int = 10, sigma: float = 0.5, **section
             "dataset": {"name": "mnist5k"},
             "partition": {"name": "checkerboard"},
             "classifiers": [classifier, classifier],
-            "engine": {"batch": 100, "device": "cpu", "images_per_unit": 16},
+            "engine": {"batch": 100, "device": "cpu", "precision": "float32", "images_per_unit": 16},
             "output": "unused",
             **sections,
         }

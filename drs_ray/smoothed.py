@@ -83,7 +83,7 @@ class SmoothedClassifier:
         num_classes: int,
         rule: Rule | None = None,
         weights: Sequence[float] | None = None,
-        law: LawName = "gaussian",
+        law: LawName = "lattice",
         seed: int = 0,
         dataset: str = "",
         block: int = 1000,
@@ -104,7 +104,7 @@ class SmoothedClassifier:
             rule: how votes become certificates; None: the config's default for this K (probit vote with rivals,
                 staircase for K = 2, pooled where sigmas and weights are equal).
             weights: of the default rule's probit vote, fixed before the images are seen; None: all 1.
-            law: gaussian, or lattice for 8-bit images.
+            law: lattice, for 8-bit images (multiples of 1/255), or gaussian for any.
             seed: root of every noise key.
             dataset: digest of the data set that `image_ids` count in (`Dataset.digest`), to repeat a run's votes; any
                 other text keys other noise.
@@ -126,8 +126,8 @@ class SmoothedClassifier:
                 raise ClassifierError(f"classifiers[{index}] must be a torch.nn.Module, got {type(module).__name__}")
         if not all(isinstance(sigma, Real) and math.isfinite(sigma) and 1e-3 <= sigma <= 100 for sigma in sigmas):
             raise ConfigError(f"sigmas must be in [0.001, 100], in pixel units, got {list(sigmas)}")
-        if law not in ("gaussian", "lattice"):
-            raise ConfigError(f"law must be gaussian or lattice, got '{law}'")
+        if law not in ("lattice", "gaussian"):
+            raise ConfigError(f"law must be lattice or gaussian, got '{law}'")
         if rule is not None and weights is not None:
             raise ConfigError("weights are a part of the rule: give rule=Rule(weights=...) or weights, not both")
         if precision not in ("auto", "float32", "bfloat16"):

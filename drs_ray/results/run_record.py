@@ -275,7 +275,13 @@ def _extended(record: RunRecord, store: Store) -> RunRecord:
 
 
 def _generator(config: RunConfig) -> str:
-    return "torch-philox" if config.engine.device == "cuda" else "numpy-philox"
+    """Name of the stream that noise keys mean: another name whenever one of them means other noise."""
+    on_cuda = config.engine.device == "cuda"
+    if config.engine.precision == "auto":  # of an earlier version, which had one name for both laws
+        return "torch-philox" if on_cuda else "numpy-philox"
+    if config.noise.law == "lattice":
+        return "torch-philox-62" if on_cuda else "numpy-philox-16+46"
+    return "torch-philox-float64" if on_cuda else "numpy-philox"
 
 
 def _comparable(record: RunRecord) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from drs_ray.errors import DataError
 from drs_ray.smoothing.keys import NoiseKey
-from drs_ray.smoothing.lattice import LEVELS, LatticeTable, lattice_noise, lattice_table
-from drs_ray.smoothing.noise import STANDARD_NORMAL, UNIFORM_INTEGERS, Distribution
+from drs_ray.smoothing.lattice import LEVELS, lattice_integers, lattice_table
+from drs_ray.smoothing.noise import STANDARD_NORMAL, Distribution
 
 LawName = Literal["gaussian", "lattice"]
 
@@ -37,7 +37,8 @@ class NoiseLaw(Protocol):
 def make_law(name: LawName, sigma: float, device: torch.device) -> NoiseLaw:
     """The law of that name; sigma in pixel units."""
     if name == "lattice":
-        return LatticeLaw(lattice_table(sigma).to(device), torch.tensor(float(LEVELS), device=device))
+        integers = lattice_integers(lattice_table(sigma).to(device))
+        return LatticeLaw(integers, torch.tensor(float(LEVELS), device=device))
     return GaussianLaw(sigma)
 
 
@@ -65,9 +66,8 @@ class LatticeLaw:
     and the noisy values would then differ from 8-bit pixels as everybody else makes them.
     """
 
-    table: LatticeTable
+    distribution: Distribution
     levels: Tensor
-    distribution: Distribution = UNIFORM_INTEGERS
 
     def prepare(self, values: Tensor, key: NoiseKey) -> Tensor:
         """Pixels as integers 0..255 of the noise's dtype.
@@ -81,11 +81,11 @@ class LatticeLaw:
         if bool(off.any()):
             raise DataError(
                 f"image {key.image_id}: noise.law lattice needs pixels that are multiples of 1/255, but sub-image "
-                f"{key.sub_image} has {values[off][0].item():.9g}; use noise.law: gaussian, or 8-bit images without "
-                "resizing or normalisation"
+                f"{key.sub_image} has {values[off][0].item():.9g}; use noise.law: gaussian (SmoothedClassifier: "
+                'law="gaussian"), or 8-bit images without resizing or normalisation'
             )
-        return pixels.to(self.table.look_up.dtype)
+        return pixels.to(self.distribution.dtype)
 
     def add(self, prepared: Tensor, drawn: Tensor) -> Tensor:
         """(pixel + noise) / 255, rounded once."""
-        return (prepared + lattice_noise(drawn, self.table)).to(torch.float32).div_(self.levels)
+        return torch.div(prepared + drawn, self.levels)

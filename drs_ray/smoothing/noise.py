@@ -1,7 +1,7 @@
 """Keyed random numbers: every block of samples is a pure function of its key, whoever draws it, whenever, how often.
 
 A block is keyed by a hash of (run seed, image id, sub-image, phase, block number), never by `seed + i`: neighbouring
-seeds and images then share nothing. On the CPU the stream is numpy's Philox (counter-based), drawn batch by batch; on
+seeds and images then share nothing. On the CPU streams are numpy's Philox (counter-based), drawn batch by batch; on
 CUDA it is torch's 64-bit seeded Philox, drawn a block at a time, for its values depend on the size of the draw.
 """
 
@@ -16,23 +16,25 @@ from torch import Tensor
 
 from drs_ray.smoothing.keys import NoiseKey
 
-UNIFORM_BITS = 62
-"""Bits of a uniform integer: as many as leave an int64 room for its sign and for the bound 2**62 itself."""
-
-_PIECE = 1 << 16  # raw integers at a time: what fits the cache, and no second batch in memory
+_DRAW = 1 << 24  # values of one draw on CUDA: fixed, and no second block in memory while one is made
 
 
 @dataclass(frozen=True)
 class Distribution:
     """One kind of random number, from numpy's generators and from torch's; the values of the two differ.
 
-    fill: overwrites a contiguous CPU tensor of `dtype` with the stream's next values, however the stream is cut.
-    draw: a new tensor of a shape, on the generator's device.
+    open: from a block's 128-bit digest, a function that overwrites a contiguous CPU tensor of `dtype` with the block's
+    next values, however they are cut. draw: a new tensor of a shape and `dtype`, on the generator's device.
     """
 
     dtype: torch.dtype
-    fill: Callable[[np.random.Generator, Tensor], None]
+    open: Callable[[bytes], Callable[[Tensor], None]]
     draw: Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+def philox(digest: bytes, stream: int = 0) -> np.random.Philox:
+    """Generator of a block's digest; streams of one digest are 2**192 counts apart."""
+    return np.random.Philox(key=np.frombuffer(digest, "<u8"), counter=[0, 0, 0, stream])
 
 
 def keyed_batches(
@@ -86,16 +88,16 @@ def _slices(wanted: tuple[int, int], batch: int) -> Iterator[tuple[int, int, int
 def _numpy_slices(
     distribution: Distribution, digest: bytes, wanted: tuple[int, int], values_shape: tuple[int, int], batch: int
 ) -> Iterator[Tensor]:
-    generator = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, "<u8")))
+    fill = distribution.open(digest)
     buffer = torch.empty((batch, *values_shape), dtype=distribution.dtype)
     drawn = 0
     while drawn < wanted[0]:  # the stream is sequential: what lies before the range is drawn and dropped
         count = min(batch, wanted[0] - drawn)
-        distribution.fill(generator, buffer[:count])
+        fill(buffer[:count])
         drawn += count
     for _, first, end in _slices(wanted, batch):
         part = buffer[: end - first]
-        distribution.fill(generator, part)
+        fill(part)
         yield part
 
 
@@ -110,34 +112,27 @@ def _torch_slices(
 ) -> Iterator[Tensor]:
     generator = torch.Generator(device)
     generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    drawn = distribution.draw((block, *values_shape), generator)
+    drawn = torch.empty((block, *values_shape), dtype=distribution.dtype, device=device)
+    samples = max(1, _DRAW // (values_shape[0] * values_shape[1]))
+    for part in torch.split(drawn, samples):
+        part.copy_(distribution.draw((len(part), *values_shape), generator))
     for _, first, end in _slices(wanted, batch):
         yield drawn[first:end]
 
 
-def _fill_normal(generator: np.random.Generator, out: Tensor) -> None:
-    generator.standard_normal(out=out.numpy(), dtype=np.float32)
+def _open_normal(digest: bytes) -> Callable[[Tensor], None]:
+    generator = np.random.Generator(philox(digest))
+
+    def fill(out: Tensor) -> None:
+        generator.standard_normal(out=out.numpy(), dtype=np.float32)
+
+    return fill
 
 
 def _draw_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device)
+    # In float32 torch's numbers end at 6.8 standard deviations, in float64 at 8.6 (docs/theory.md 8).
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float64).float()
 
 
-def _fill_uniform(generator: np.random.Generator, out: Tensor) -> None:
-    flat = out.view(-1).numpy()
-    for start in range(0, len(flat), _PIECE):
-        piece = flat[start : start + _PIECE]
-        # numpy promises that raw streams stay as they are; one 64-bit draw per value, so any cut is the same stream.
-        piece[:] = generator.bit_generator.random_raw(len(piece)) >> np.uint64(64 - UNIFORM_BITS)
-
-
-def _draw_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    # torch takes 64 random bits modulo 2**62: no value is more likely than another.
-    return torch.randint(0, 1 << UNIFORM_BITS, shape, generator=generator, device=generator.device)
-
-
-STANDARD_NORMAL = Distribution(torch.float32, _fill_normal, _draw_normal)
+STANDARD_NORMAL = Distribution(torch.float32, _open_normal, _draw_normal)
 """float32 standard normal numbers."""
-
-UNIFORM_INTEGERS = Distribution(torch.int64, _fill_uniform, _draw_uniform)
-"""int64, uniform on 0..2**62 - 1."""

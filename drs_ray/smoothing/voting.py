@@ -29,7 +29,7 @@ class Sampler:
     block: int
     batch: int
     device: torch.device
-    law: LawName = "gaussian"
+    law: LawName = "lattice"
 
     @cached_property
     def noise(self) -> NoiseLaw:

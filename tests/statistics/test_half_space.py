@@ -131,7 +131,9 @@ class World:
         """Votes for class 0 by the package's own path: int64 [K]."""
         counts = []
         for k, sigma in enumerate(self.case.sigmas):
-            sampler = Sampler(self.partition, sigma, block=20_000, batch=20_000, device=torch.device("cpu"))
+            sampler = Sampler(
+                self.partition, sigma, block=20_000, batch=20_000, device=torch.device("cpu"), law="gaussian"
+            )
             key = NoiseKey(5, self.image_id, k, phase)
             counts.append(count_votes(self.classifiers[k], image.float(), sampler, key, 0, samples, 2)[0])
         return np.array(counts, np.int64)

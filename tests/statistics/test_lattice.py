@@ -7,6 +7,7 @@ least one that flips the smoothed class is found by trying all sums.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from drs_ray.certificates.certify import Rule, certified_radii
 from drs_ray.smoothing.keys import NoiseKey
-from drs_ray.smoothing.lattice import lattice_noise, lattice_table
-from drs_ray.smoothing.noise import UNIFORM_INTEGERS, keyed_batches
+from drs_ray.smoothing.lattice import lattice_integers, lattice_table
+from drs_ray.smoothing.noise import keyed_batches
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.smoothing.voting import Sampler, count_votes
 
@@ -40,22 +41,32 @@ def exact_law(sigma: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return np.arange(-top, top + 1), np.concatenate([half, half[-2::-1]])
 
 
+def batches(sigma: float, samples: int, width: int) -> Iterator[NDArray[np.signedinteger]]:
+    """Integer noise by the package's own path: [250, width] at a time, to be used before the next."""
+    kind, key = lattice_integers(lattice_table(sigma)), NoiseKey(5, 17, 0, "estimation")
+    drawn = keyed_batches(kind, key, 0, samples, values_shape=(1, width), block=1000, batch=250, device=CPU)
+    return (batch[:, 0].numpy() for batch in drawn)
+
+
 def draw(sigma: float, samples: int, width: int) -> NDArray[np.int64]:
-    """Integer noise by the package's own path: [samples, width]."""
-    shape, table = (1, width), lattice_table(sigma)
-    key = NoiseKey(5, 17, 0, "estimation")
-    batches = keyed_batches(UNIFORM_INTEGERS, key, 0, samples, values_shape=shape, block=1000, batch=250, device=CPU)
-    return np.concatenate([lattice_noise(batch, table).numpy() for batch in batches])[:, 0].astype(np.int64)
+    """All of it: [samples, width]."""
+    return np.concatenate([batch.astype(np.int64) for batch in batches(sigma, samples, width)])
 
 
-def chi_square_pvalue(noise: NDArray[np.int64], sigma: float) -> float:
-    """Of the integers against their exact law; those of fewer than 20 expected draws are one bin on each side."""
+def counted(noise: Iterable[NDArray[np.signedinteger]], sigma: float) -> NDArray[np.int64]:
+    """How often each integer of `exact_law` was drawn."""
+    top = len(exact_law(sigma)[0]) // 2
+    return sum((np.bincount(one.ravel() + np.int32(top), minlength=2 * top + 1) for one in noise), np.int64(0))
+
+
+def chi_square_pvalue(seen: NDArray[np.int64], sigma: float) -> float:
+    """Of counted integers against their exact law; those of fewer than 20 expected draws are one bin on each side."""
     integers, p = exact_law(sigma)
-    low = int(np.flatnonzero(noise.size * p.cumsum() >= 20)[0]) - len(p) // 2  # the law is symmetric
+    low = int(np.flatnonzero(seen.sum() * p.cumsum() >= 20)[0]) - len(p) // 2  # the law is symmetric
     inner = np.clip(integers, low, -low) - low
-    expected = noise.size * np.bincount(inner, weights=p)
-    seen = np.bincount(np.clip(noise, low, -low).ravel() - low, minlength=len(expected))
-    return float(stats.chisquare(seen, expected * (noise.size / expected.sum())).pvalue)
+    expected = seen.sum() * np.bincount(inner, weights=p)
+    binned = np.bincount(inner, weights=seen)
+    return float(stats.chisquare(binned, expected * (seen.sum() / expected.sum())).pvalue)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.25, 0.5, 2.0])
@@ -63,7 +74,7 @@ def test_integers_have_their_exact_probabilities(sigma: float) -> None:
     integers, p = exact_law(sigma)
     assert p.sum() == pytest.approx(1, abs=1e-14)
     noise = draw(sigma, samples=20_000, width=100)
-    assert RARE < chi_square_pvalue(noise, sigma) < 1 - RARE
+    assert RARE < chi_square_pvalue(counted([noise], sigma), sigma) < 1 - RARE
     n, variance, fourth = noise.size, (p * integers**2).sum(), (p * integers.astype(float) ** 4).sum()
     assert variance == pytest.approx((255 * sigma) ** 2 + 1 / 12, rel=1e-9)
     assert abs(noise.mean()) < 4 * np.sqrt(variance / n)
@@ -72,11 +83,32 @@ def test_integers_have_their_exact_probabilities(sigma: float) -> None:
 
 def test_the_test_of_the_probabilities_can_fail() -> None:
     """One percent more noise, or rounding down instead of to nearest, is another law."""
-    noise = draw(0.05, samples=20_000, width=100)
-    assert chi_square_pvalue(noise, 0.05) > RARE
-    assert chi_square_pvalue(noise, 0.0505) < 1e-9
-    rounded_down = np.floor(255 * 0.05 * np.random.default_rng(0).standard_normal(noise.shape)).astype(np.int64)
-    assert chi_square_pvalue(rounded_down, 0.05) < 1e-9
+    seen = counted(batches(0.05, samples=20_000, width=100), 0.05)
+    assert chi_square_pvalue(seen, 0.05) > RARE
+    wider = np.pad(seen, (len(exact_law(0.0505)[0]) - len(seen)) // 2)
+    assert chi_square_pvalue(wider, 0.0505) < 1e-9
+    rounded_down = np.floor(255 * 0.05 * np.random.default_rng(0).standard_normal(2_000_000)).astype(np.int64)
+    assert chi_square_pvalue(counted([rounded_down], 0.05), 0.05) < 1e-9
+
+
+@pytest.mark.parametrize(("sigma", "samples"), [(0.001, 1000), (0.5, 20_000), (8.0, 2000), (100.0, 1000)])
+def test_many_millions_of_integers_have_their_exact_probabilities(sigma: float, samples: int) -> None:
+    """200 million at sigma 0.5; 10 million at the edges of sigma, and at 8 and 100, where further bits decide many."""
+    seen = counted(batches(sigma, samples, width=10_000), sigma)
+    assert seen.sum() == samples * 10_000
+    assert RARE < chi_square_pvalue(seen, sigma) < 1 - RARE
+
+
+def test_so_many_notice_thresholds_that_are_not_resolved() -> None:
+    """Had the 16 bits alone decided, 1.4 % of the draws would be too low about half the time."""
+    sigma = 0.5
+    table = lattice_table(sigma)
+    look_up = table.look_up.numpy().astype(np.int64)
+    coarse = np.where(look_up > table.reach, look_up - (2 * table.reach + 1), look_up)  # the lowest it can be
+    integers, p = exact_law(sigma)
+    shares = np.bincount(coarse - integers[0], minlength=len(p)) / len(coarse)
+    seen = np.random.default_rng(0).multinomial(10**8, shares)
+    assert chi_square_pvalue(seen, sigma) < 1e-9
 
 
 def test_samples_and_pixels_are_uncorrelated() -> None:

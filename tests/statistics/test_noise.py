@@ -124,7 +124,7 @@ def known(request: pytest.FixtureRequest) -> tuple[float, NDArray[np.int64]]:
     p = float(request.param)
     sigma = 0.5
     classifier = Threshold(0.3 + sigma * float(ndtri(p)))
-    sampler = Sampler(make_partition("none", 1, 2, "packed"), sigma, block=100, batch=100, device=CPU)
+    sampler = Sampler(make_partition("none", 1, 2, "packed"), sigma, block=100, batch=100, device=CPU, law="gaussian")
     image = torch.full((1, 1, 2), 0.3)
     votes = [
         count_votes(classifier, image, sampler, NoiseKey(3, i, 0, "estimation"), 0, N, 2)[0] for i in range(IMAGES)

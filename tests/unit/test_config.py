@@ -142,7 +142,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ),
     ({"classifiers": classifiers()[:1]}, "classifiers", "partition checkerboard has 2", "got 1"),
     ({"classifiers": []}, "classifiers", "must have at least 1 entries", "[]"),
-    ({"noise": {"law": "uniform"}}, "noise.law", "must be 'gaussian'", "'uniform'"),
+    ({"noise": {"law": "uniform"}}, "noise.law", "must be 'lattice'", "'uniform'"),
     ({"noise": {"seed": -1}}, "noise.seed", "must be >= 0", "-1"),
     ({"noise": {"seed": 2**63}}, "noise.seed", "must be < 9223372036854775808", str(2**63)),
     ({"noise": {"block": 0}}, "noise.block", "must be >= 1", "0"),

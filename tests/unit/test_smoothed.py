@@ -54,7 +54,7 @@ def modules(partition: Partition, channels: int = 1) -> list[nn.Module]:
 SAME: list[tuple[dict[str, Any], list[float], dict[str, Any]]] = [
     ({"name": "none"}, [0.3], {}),
     ({"name": "checkerboard"}, [0.5, 0.25], {}),
-    ({"name": "checkerboard"}, [0.5, 0.5], {"noise": {"law": "lattice", "seed": 3, "block": 100}}),
+    ({"name": "checkerboard"}, [0.5, 0.5], {"noise": {"law": "gaussian", "seed": 3, "block": 100}}),
     ({"name": "interleave", "interleave": [2, 2]}, [0.25, 0.25, 0.25, 0.25], {"certificate": {"alpha": 0.05}}),
     (
         {"name": "checkerboard"},
@@ -169,7 +169,7 @@ def test_classifiers_vote_in_eval_mode_and_stay_as_they_are() -> None:
 def test_colour_images_gradients_and_read_only_arrays() -> None:
     partition = make_partition("checkerboard", 8, 8, "packed")
     ours = SmoothedClassifier(partition, modules(partition, 3), [0.5, 0.5], num_classes=10, batch=7)
-    x = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+    x = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(1)) / 255.0
     array = x.numpy().copy()
     array.setflags(write=False)
     first, second = ours.certify(array, 40), ours.certify(x.requires_grad_(), 40)
@@ -210,7 +210,7 @@ WRONG_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"block": 0}, "block must be a whole number >= 1, got 0"),
     ({"batch": 0}, "batch must be a whole number >= 1, got 0"),
     ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
-    ({"law": "uniform"}, "law must be gaussian or lattice, got 'uniform'"),
+    ({"law": "uniform"}, "law must be lattice or gaussian, got 'uniform'"),
     ({"device": "tpu0"}, "device must be cpu or cuda, got 'tpu0'"),
     ({"device": "mps"}, "device must be cpu, or cuda where there is a GPU, got 'mps'"),
     ({"weights": [1.0]}, "weights must be 2 positive numbers, one per sub-image, got [1.0]"),
@@ -291,9 +291,12 @@ def test_classifiers_that_cannot_be_get_one_line() -> None:
         SmoothedClassifier(partition, good, [0.5, 0.5], num_classes=7).predict(digits(1), 10)
 
 
-def test_lattice_noise_refuses_other_pixels() -> None:
-    with pytest.raises(DataError, match="needs pixels that are multiples of 1/255"):
-        smoothed(law="lattice").predict(np.full((1, 28, 28), 0.3001, np.float32), 10)
+def test_pixels_that_are_no_multiples_of_1_255_need_gaussian_noise() -> None:
+    x = np.full((1, 28, 28), 0.3001, np.float32)
+    with pytest.raises(DataError, match="needs pixels that are multiples of 1/255") as error:
+        smoothed().predict(x, 10)
+    assert 'SmoothedClassifier: law="gaussian"' in str(error.value)
+    assert smoothed(law="gaussian").certify(x, 10).estimation_votes.sum() == 20
 
 
 def test_it_needs_no_ray() -> None:

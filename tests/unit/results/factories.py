@@ -75,7 +75,7 @@ def make_record(
         "partition": {"name": "none" if sub_images == 1 else "checkerboard"},
         "classifiers": [classifier] * sub_images,
         "budget": {"selection": 100, "estimation": estimation},
-        "engine": {"batch": 100, "device": "cpu", "images_per_unit": 16},
+        "engine": {"batch": 100, "device": "cpu", "precision": "float32", "images_per_unit": 16},
         "certificate": {"radii": list(radii)},
         "output": uri,
     }

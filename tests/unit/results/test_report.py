@@ -178,7 +178,8 @@ def test_page_says_what_was_certified_and_how_far_it_holds() -> None:
     assert "sigma 0.7071" in text
     assert "100 + 1,000 noisy copies" in text
     assert "changes the smoothed classifier's answer" in text
-    assert "float32 Gaussian" in text
+    assert "exact integer Gaussian" in text
+    assert "float32 Gaussian" not in text
     assert "Nothing about other norms" in text
     assert "12 min 34 s" in text
     assert "drs-ray reduce runs/drs --alpha 0.01" in text
@@ -186,6 +187,14 @@ def test_page_says_what_was_certified_and_how_far_it_holds() -> None:
         assert part in text
     for row in run.curve.to_pylist():
         assert f"{row['certified_accuracy']:.3f}" in text  # of 40 images: three decimals are exact
+
+
+def test_float32_noise_is_said_to_be_what_it_is() -> None:
+    run = make_result(10)
+    record = run.record.model_copy(update={"config": run.record.config.updated("noise", law="gaussian")})
+    text = _text(render_report([dataclasses.replace(run, record=record)]))
+    assert "float32 Gaussian" in text
+    assert "exact integer Gaussian" not in text
 
 
 def test_table_of_images_rounds_down_and_names_what_is_left_out() -> None:

@@ -35,7 +35,7 @@ def test_a_run_is_logged_whole(mlflow: Any, tmp_path: Path) -> None:
     assert logged.data.params == {
         "dataset": "mnist5k", "split": "test", "images": "50", "sub_images": "2", "sigmas": "0.5, 0.5",
         "selection": "100", "estimation": "1000", "stages": "1", "alpha": "0.001", "rule": run.rule,
-        "noise_law": "gaussian",
+        "noise_law": "lattice",
     }  # fmt: skip
     metrics = logged.data.metrics
     assert metrics["acr"] == run.average_certified_radius

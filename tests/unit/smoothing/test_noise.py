@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from drs_ray.smoothing import noise as noise_module
 from drs_ray.smoothing.keys import NoiseKey
-from drs_ray.smoothing.noise import STANDARD_NORMAL, UNIFORM_INTEGERS, Distribution, keyed_batches
+from drs_ray.smoothing.lattice import lattice_integers, lattice_table
+from drs_ray.smoothing.noise import STANDARD_NORMAL, Distribution, keyed_batches
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)
 KEY = NoiseKey(seed=1, image_id=2, sub_image=0, phase="estimation")
 CPU = torch.device("cpu")
 SHAPE = (3, 5)
-KINDS = [STANDARD_NORMAL, UNIFORM_INTEGERS]
-any_kind = pytest.mark.parametrize("kind", KINDS, ids=["normal", "uniform"])
+KINDS = [STANDARD_NORMAL, lattice_integers(lattice_table(0.5)), lattice_integers(lattice_table(5.0))]
+any_kind = pytest.mark.parametrize("kind", KINDS, ids=["normal", "lattice", "wide lattice"])
 
 
 def batches(
@@ -105,22 +106,21 @@ def test_the_stream_is_what_it_was() -> None:
     ]
 
 
-def test_uniform_integers_are_the_raw_stream_without_its_two_lowest_bits() -> None:
-    """numpy keeps raw streams as they are (NEP 19); any size of draw, and of piece within it, reads the same stream."""
-    key = np.frombuffer(KEY.block_digest(0), "<u8")
-    raw = np.random.Philox(key=key).random_raw(200_000)
-    wide = next(keyed_batches(UNIFORM_INTEGERS, KEY, 0, 2, values_shape=(1, 100_000), block=2, batch=2, device=CPU))
-    assert wide.flatten().tolist() == [int(value) // 4 for value in raw]
-    first = noise(0, 1, block=1000, batch=1, kind=UNIFORM_INTEGERS)[0, 0, :2]
-    assert first.tolist() == [4274988985194808410, 3384680136286578530]
+@any_kind
+def test_torch_noise_is_a_part_of_its_block(monkeypatch: pytest.MonkeyPatch, kind: Distribution) -> None:
+    """What CUDA does, with torch's generator of the CPU: blocks are drawn whole, in pieces that no range changes."""
+    monkeypatch.setattr(noise_module, "_DRAW", 7 * 15)
 
+    def drawn(low: int, high: int, batch: int) -> Tensor:
+        digest = KEY.block_digest(0)
+        return torch.cat(list(noise_module._torch_slices(kind, digest, (low, high), SHAPE, 100, batch, CPU)))
 
-def test_uniform_integers_fill_their_range() -> None:
-    drawn = noise(0, 4000, block=1000, batch=500, kind=UNIFORM_INTEGERS).flatten()
-    assert drawn.min() >= 0
-    assert drawn.max() < 2**62
-    for bit in range(62):  # 60,000 draws: five standard deviations
-        assert abs(float((drawn >> bit & 1).double().mean()) - 0.5) < 5 * 0.5 / 60_000**0.5, bit
+    whole = drawn(0, 100, 100)
+    assert whole.shape == (100, *SHAPE)
+    assert whole.dtype == kind.dtype
+    assert len(whole.flatten().unique()) > 100
+    assert torch.equal(drawn(0, 100, 7), whole)
+    assert torch.equal(drawn(33, 81, 10), whole[33:81])
 
 
 @pytest.mark.gpu
@@ -133,4 +133,4 @@ def test_cuda_noise_is_the_same_for_any_batch_and_range(kind: Distribution) -> N
         assert torch.equal(torch.cat(batches(0, 250, block=100, batch=batch, kind=kind, device=device)), whole)
         assert torch.equal(torch.cat(batches(130, 120, block=100, batch=batch, kind=kind, device=device)), whole[130:])
     other = NoiseKey(2, 2, 0, "estimation")
-    assert not torch.isin(whole, torch.cat(batches(0, 250, 100, 100, kind=kind, device=device, key=other))).all()
+    assert not torch.equal(whole, torch.cat(batches(0, 250, 100, 100, kind=kind, device=device, key=other)))

@@ -22,7 +22,7 @@ KEY = NoiseKey(seed=1, image_id=42, sub_image=1, phase="estimation")
 
 
 def sampler(batch: int = 32, block: int = 100, device: torch.device = CPU, layout: str = "packed") -> Sampler:
-    return Sampler(make_partition("checkerboard", 6, 8, layout), sigma=0.7, block=block, batch=batch, device=device)
+    return Sampler(make_partition("checkerboard", 6, 8, layout), 0.7, block, batch, device, "gaussian")
 
 
 def image() -> Tensor:
