@@ -43,16 +43,12 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
 
 
 def _levels(found: ImageCertificate) -> str:
-    box = found.boxes[found.deciding]
-    levels = ", ".join(map(_level, box.levels))
+    levels = ", ".join(map(_level, found.levels[:1] if found.pooled else found.levels))
+    halved = "; selection was unanimous: pooled bound and boxes have half of alpha each, and " if found.halved else ""
     if found.pooled:
-        return f"{levels}, all of it for one bound: selection was unanimous"
-    if len(found.boxes) == 1:
-        return f"{levels} ({found.rule.confidence})"
-    return (
-        f"{levels}: box {found.deciding + 1} of {len(found.boxes)} ({found.rule.confidence}) has the least radius "
-        f"{_radius(box.radius)}; the largest is {_radius(max(box.radius for box in found.boxes))}"
-    )
+        return f"{levels}{halved}the pooled bound gives more"
+    of_boxes = f", the one of {found.boxes:,} boxes with the least radius" if found.boxes > 1 else ""
+    return f"{levels} ({found.rule.confidence}{of_boxes}){halved and halved + 'the boxes give more'}"
 
 
 def _pooled_bound(found: ImageCertificate) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import Rule, pooled_images
+from drs_ray.certificates.certify import RULES_VERSION, Rule, pooled_images
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError
@@ -72,7 +72,11 @@ class RunResult(CertifiedImages):
     def as_planned(self) -> bool:
         """Whether rule and alpha are those that were fixed when the run began, before any vote was counted."""
         planned = self.record.stopping
-        return self.alpha == planned.alpha and self.rule == rule_of(self.record.config, planned).name
+        return (
+            self.record.rules == RULES_VERSION
+            and self.alpha == planned.alpha
+            and self.rule == rule_of(self.record.config, planned).name
+        )
 
 
 def reduce_run(store: Store, record: RunRecord, certificate: CertificateConfig) -> RunResult:
@@ -242,5 +246,5 @@ def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, sha
         "p_lower": radii.p_lower,
         "rival_upper": radii.rival_upper,
         "margin": radii.margin,
-        "rule": np.where(pooled, rule.name_of_pooled, rule.name_of_boxes).astype(object),
+        "rule": rule.names(pooled),
     }

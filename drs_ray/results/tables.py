@@ -71,7 +71,7 @@ class CertifiedImages:
 
     @property
     def rule(self) -> str:
-        """Name of the rule, for example `probit rivals staircase or pooled`; each certificate says which one it got."""
+        """Name of the rule, for example `probit pairs staircase with pooled`; each certificate says what it got."""
         return metadata(self.certificates.schema)["rule"]
 
 
