@@ -55,7 +55,7 @@ class AtSamples:
     """
 
     samples: int
-    alpha: float
+    failure_probability: float
     radius: Floats
     correct: NDArray[np.bool_]
     abstained: int
@@ -102,7 +102,7 @@ class ClassRow:
     """The images of one class (label -1: no label). radius: float64 [n]; correct: bool [n]."""
 
     label: int
-    alpha: float
+    failure_probability: float
     radius: Floats
     correct: NDArray[np.bool_]
     abstained: int
@@ -313,7 +313,7 @@ def convergence(result: RunResult, history: CountsHistory) -> tuple[AtSamples, .
         found.append(
             AtSamples(
                 samples,
-                result.alpha,
+                result.failure_probability,
                 np.asarray(table["radius"].to_numpy(), np.float64),
                 np.asarray(table["correct"].to_numpy(), np.bool_),
                 int((table["prediction"].to_numpy() == ABSTAIN).sum()),
@@ -355,11 +355,11 @@ def per_class(result: RunResult) -> tuple[ClassRow, ...]:
     """The run's images by label, in the order of labels."""
     labels = result.certificates["label"].to_numpy()
     abstains = result.certificates["prediction"].to_numpy() == ABSTAIN
-    radius, correct, alpha = result.radius, result.correct, result.alpha
+    radius, correct, failing = result.radius, result.correct, result.failure_probability
     present, which = np.unique(labels, return_inverse=True)
     groups = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
     return tuple(
-        ClassRow(int(label), alpha, radius[group], correct[group], int(abstains[group].sum()))
+        ClassRow(int(label), failing, radius[group], correct[group], int(abstains[group].sum()))
         for label, group in zip(present, groups, strict=True)
     )
 

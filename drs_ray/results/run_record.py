@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from drs_ray.certificates.certify import RULES_VERSION
+from drs_ray.certificates.lattice import drawing_error
 from drs_ray.certificates.stages import Schedule, doubling_schedule
 from drs_ray.config import CertificateConfig, ClassifierConfig, RunConfig, Section
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError
@@ -70,6 +72,13 @@ class RunRecord(Section):
         size = self.config.engine.images_per_unit
         assert size is not None, "engine.sizing chooses it before the run starts"
         return size
+
+    def failure_probability(self, alpha: float) -> float:
+        """What one certificate fails with at most: alpha, and with lattice noise what its drawing adds (theory 7)."""
+        if self.config.noise.law != "lattice":
+            return alpha
+        budget, values = self.config.budget, math.prod(self.dataset.image_shape)
+        return alpha + drawing_error(self.config.sigmas, values, budget.planned or budget.estimation)
 
     @property
     def schedule(self) -> Schedule:
