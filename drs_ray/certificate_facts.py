@@ -36,6 +36,8 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
         )
     facts["levels"] = _levels(found)
     facts |= _pooled_bound(found) if found.pooled else _bounds(found, each)
+    if found.rival_levels is not None:
+        facts["rivals"] = "each bounded as if it were alone: the radius is certified, not all of their bounds at once"
     facts["inequality"] = _inequality(found)
     facts["units"] = "\n".join(found.units)
     facts["recompute"] = f"drs-ray verify {found.uri} --image {found.image_id}"
