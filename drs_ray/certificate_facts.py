@@ -45,7 +45,7 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
 
 
 def _levels(found: ImageCertificate) -> str:
-    levels = ", ".join(map(_level, found.levels[:1] if found.pooled else found.levels))
+    levels = ", ".join(map(_level, found.levels))
     halved = "; selection was unanimous: pooled bound and boxes have half of alpha each, and " if found.halved else ""
     if found.pooled:
         return f"{levels}{halved}the pooled bound gives more"

@@ -45,10 +45,10 @@ class ImageCertificate:
 
     row: of certificates.parquet. unanimous: whether no selection vote went against the class. selection_votes: for the
     class, of selection_samples, per sub-image. halved: whether boxes and the pooled bound have half of alpha each.
-    pooled: whether the pooled bound decides. boxes: how many the rule has. levels: of the box with the least radius, or
-    of the pooled bound, per sub-image. class_levels, rival_levels: what the bounds are at; rival_levels None where
-    rivals are not bounded. rival: the closest one, -1: one without votes. rival_votes: its estimation votes. a_lower,
-    b_upper: bounds as quantiles, per sub-image. units: keys of the counts that hold the image.
+    pooled: whether the pooled bound decides. boxes: how many the rule has. levels: of the box with the least radius,
+    per sub-image, or the one of the pooled bound. class_levels, rival_levels: what the bounds are at; rival_levels None
+    where rivals are not bounded. rival: the closest one, -1: one without votes. rival_votes: its estimation votes.
+    a_lower, b_upper: bounds as quantiles, per sub-image. units: keys of the counts that hold the image.
     """
 
     uri: str
@@ -156,6 +156,7 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
     k, others = record.sub_images, record.dataset.num_classes - 1
     pooled = bool(least.pooled[0])
     bounded = rule.rivals and others > 1 and not pooled
+    level = least.level[0][:1] if pooled else least.level[0]
     selected, rival = int(evidence.selected[0]), int(least.rival[0])
     return ImageCertificate(
         uri=store.uri,
@@ -170,9 +171,9 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
         unanimous=bool(evidence.unanimous[0]),
         stages=stages,
         boxes=level_region(rule.confidence, alpha, k).count(k),
-        levels=_floats(least.level[0] / (PAIR_SHARE if bounded else 1)),
-        class_levels=_floats(least.level[0]),
-        rival_levels=_floats(least.level[0]) if bounded else None,
+        levels=_floats(level / (PAIR_SHARE if bounded else 1)),
+        class_levels=_floats(level),
+        rival_levels=_floats(level) if bounded else None,
         rival=rival,
         rival_votes=_votes(counts.estimation, rival),
         a_lower=_floats(least.a_lower[0]),

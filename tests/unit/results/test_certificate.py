@@ -236,7 +236,7 @@ def test_boxes_and_stages_are_those_that_decide(run: Run) -> None:
             assert powers == pytest.approx(powers.round(), abs=1e-6)
             assert powers.round().sum() == 2 * k + 21
         else:
-            assert levels == pytest.approx([alpha if found.pooled else alpha / k] * k)
+            assert levels == pytest.approx([alpha] if found.pooled else [alpha / k] * k)
         if found.rival_levels is not None:  # docs/theory.md 5.5: half for the class, half for each rival
             assert found.class_levels == found.rival_levels == pytest.approx([level / 2 for level in found.levels])
         else:
