@@ -1,7 +1,7 @@
 """Counts to certificates: a million images of 10 classes, and 50,000 of 1000 classes with sparse votes.
 
 Each case runs in a process of its own, so that its peak memory is its own; synthetic counts are made before the clock
-starts. `python -m benchmarks.reduce IMAGES CLASSES SAMPLES RIVALS` runs one case.
+starts. `python -m benchmarks.reduce IMAGES SUB_IMAGES CLASSES SAMPLES RIVALS` runs one case.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ SAMPLES = 100_000
 SELECTION = 100
 SEEN = 20  # classes that can get a vote of an image
 CHUNK = 50_000
-SIGMAS = (0.36, 0.36)
+SIGMA = 0.36
 ALPHA = 0.001
 CASES = [
-    (1_000_000, 10, False, 60),
-    (1_000_000, 10, True, 180),
-    (50_000, 1000, True, None),
+    (1_000_000, 2, 10, False, 60),
+    (1_000_000, 2, 10, True, 65),
+    (1_000_000, 4, 10, True, 300),
+    (50_000, 2, 1000, True, 20),
 ]
 
 
 def measure() -> Iterator[tuple[str, str, str]]:
-    for images, classes, rivals, aim in CASES:
-        command = [sys.executable, "-m", __name__, *map(str, (images, classes, SAMPLES, int(rivals)))]
+    for images, sub_images, classes, rivals, aim in CASES:
+        command = [sys.executable, "-m", __name__, *map(str, (images, sub_images, classes, SAMPLES, int(rivals)))]
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         seconds, gib = map(float, found[:2])
-        rule = "rivals staircase" if rivals else "p_A staircase"
+        rule = "pairs staircase" if rivals else "p_A staircase"
         yield (
-            f"reduce {images:,} images, K = 2, C = {classes}, n = {SAMPLES:,}, {rule}",
+            f"reduce {images:,} images, K = {sub_images}, C = {classes}, n = {SAMPLES:,}, {rule}",
             f"{seconds:.0f} s, peak {gib:.2f} GiB",
-            "" if aim is None else f"< {aim} s, < 4 GiB",
+            f"< {aim} s, < 4 GiB",
         )
 
 
-def synthetic_counts(images: int, classes: int, samples: int) -> Counts:
-    """Votes such as real classifiers give: most images easy, their halves alike, few classes seen."""
+def synthetic_counts(images: int, sub_images: int, classes: int, samples: int) -> Counts:
+    """Votes such as real classifiers give: most images easy, their sub-images alike, few classes seen."""
     rng = np.random.default_rng(0)
     seen = min(SEEN, classes)
     parts: dict[tuple[str, int], list[csr_array]] = {}
@@ -56,7 +57,7 @@ def synthetic_counts(images: int, classes: int, samples: int) -> Counts:
         columns = np.argsort(rng.random((size, classes), dtype=np.float32), axis=1)[:, :seen]
         logits = 3 * rng.standard_normal((size, seen))
         logits[:, 0] += 6
-        for k in range(2):
+        for k in range(sub_images):
             chances = softmax(logits + rng.standard_normal((size, seen)), axis=1)
             for phase, trials in (("selection", SELECTION), ("estimation", samples)):
                 votes = rng.multinomial(trials, chances)
@@ -64,16 +65,16 @@ def synthetic_counts(images: int, classes: int, samples: int) -> Counts:
                 found = csr_array((votes[row, column], (row, columns[row, column])), shape=(size, classes))
                 parts.setdefault((phase, k), []).append(found)
     selection, estimation = (
-        tuple(csr_array(vstack(parts[phase, k], format="csr")) for k in range(2))
+        tuple(csr_array(vstack(parts[phase, k], format="csr")) for k in range(sub_images))
         for phase in ("selection", "estimation")
     )
     return Counts(np.arange(images), np.zeros(images, np.int64), selection, estimation)
 
 
-def _one_case(images: int, classes: int, samples: int, rivals: int) -> None:
+def _one_case(images: int, sub_images: int, classes: int, samples: int, rivals: int) -> None:
     rule = Rule("probit", "staircase", rivals=bool(rivals))
-    counts = synthetic_counts(images, classes, samples)
-    votes_seen = sum(part.nnz for part in counts.estimation) / 2 / images
+    counts = synthetic_counts(images, sub_images, classes, samples)
+    votes_seen = sum(part.nnz for part in counts.estimation) / sub_images / images
     before = _peak_gib()
     started = time.perf_counter()
     evidence = evidence_of(counts, rule)
@@ -81,7 +82,7 @@ def _one_case(images: int, classes: int, samples: int, rivals: int) -> None:
     radii = certified_radii(
         evidence.class_votes,
         evidence.samples,
-        SIGMAS,
+        (SIGMA,) * sub_images,
         rule,
         ALPHA,
         rivals=evidence.rivals,

@@ -22,6 +22,7 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
         "image": f"{found.image_id}, label {row['label']}",
         "answer": "abstains" if abstains else f"class {row['prediction']} ({'right' if row['correct'] else 'wrong'})",
         "certified radius": "none" if abstains else f"{_radius(row['radius'])} (l2, pixel units)",
+        "votes": f"of classifiers in {found.arithmetic}",
         "alpha": exact_text(row["alpha"]),
         "rule": row["rule"],
         "selection": f"class {row['selected_class']}, "
@@ -36,6 +37,8 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
         )
     facts["levels"] = _levels(found)
     facts |= _pooled_bound(found) if found.pooled else _bounds(found, each)
+    if found.rival_levels is not None:
+        facts["rivals"] = "each bounded as if it were alone: the radius is certified, not all of their bounds at once"
     facts["inequality"] = _inequality(found)
     facts["units"] = "\n".join(found.units)
     facts["recompute"] = f"drs-ray verify {found.uri} --image {found.image_id}"
@@ -43,16 +46,12 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
 
 
 def _levels(found: ImageCertificate) -> str:
-    box = found.boxes[found.deciding]
-    levels = ", ".join(map(_level, box.levels))
+    levels = ", ".join(map(_level, found.levels))
+    halved = "; selection was unanimous: pooled bound and boxes have half of alpha each, and " if found.halved else ""
     if found.pooled:
-        return f"{levels}, all of it for one bound: selection was unanimous"
-    if len(found.boxes) == 1:
-        return f"{levels} ({found.rule.confidence})"
-    return (
-        f"{levels}: box {found.deciding + 1} of {len(found.boxes)} ({found.rule.confidence}) has the least radius "
-        f"{_radius(box.radius)}; the largest is {_radius(max(box.radius for box in found.boxes))}"
-    )
+        return f"{levels}{halved}the pooled bound gives more"
+    of_boxes = f", the one of {found.boxes:,} boxes with the least radius" if found.boxes > 1 else ""
+    return f"{levels} ({found.rule.confidence}{of_boxes}){halved and halved + 'the boxes give more'}"
 
 
 def _pooled_bound(found: ImageCertificate) -> dict[str, str]:

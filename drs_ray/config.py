@@ -404,12 +404,12 @@ class CertificateConfig(Section):
     )
     rivals: bool = Field(True, description="Bound the other classes too, not only the selected one.")
     confidence: Literal["auto", "bonferroni", "staircase"] = Field(
-        "auto", description="How sub-images share alpha; auto: staircase for two sub-images, else bonferroni."
+        "auto", description="How sub-images share alpha; auto: staircase for two or more of them, else bonferroni."
     )
     pooled: bool | None = Field(
         None,
-        description="Pool the samples of all sub-images where selection votes are unanimous; null: where sigmas and "
-        "weights are equal, as it needs.",
+        description="Where selection votes are unanimous, pool the samples of all sub-images too, for half of alpha; "
+        "null: where there are two or more with equal sigmas and weights, as it needs.",
     )
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None, description="Weight of each sub-image in the probit vote; null: all 1."
@@ -549,26 +549,26 @@ class RunConfig(Section):
 
     def _certificate_fits(self) -> None:
         certificate, k = self.certificate, self.partition.sub_images
-        if certificate.confidence == "staircase" and k != 2:
+        if certificate.confidence == "staircase" and k == 1:
             raise ValueError(
-                f"certificate.confidence: staircase is for two sub-images, partition {self.partition.label} has {k}; "
-                "use bonferroni or auto"
+                f"certificate.confidence: staircase is for two or more sub-images, partition {self.partition.label} "
+                "has 1; use bonferroni or auto"
             )
         if certificate.vote == "mean" and k > 2:
             raise ValueError(f"certificate.vote: mean has no radius for {k} > 2 sub-images; use probit")
         if certificate.pooled and not self._can_pool:
             raise ValueError(
-                "certificate.pooled needs equal sigmas and equal weights of all sub-images and alpha <= 0.25; "
+                "certificate.pooled needs two or more sub-images with equal sigmas and equal weights; "
                 "set it to false or null"
             )
 
     @property
     def _can_pool(self) -> bool:
-        return can_pool(self.sigmas, self.certificate.weights, self.certificate.alpha)
+        return can_pool(self.sigmas, self.certificate.weights)
 
     @property
     def pooled(self) -> bool:
-        """Whether images with unanimous selection votes get the pooled rule."""
+        """Whether images with unanimous selection votes get the pooled rule too."""
         return self._can_pool if self.certificate.pooled is None else self.certificate.pooled
 
     @property
@@ -596,12 +596,12 @@ class RunConfig(Section):
 
 def default_confidence(sub_images: int) -> str:
     """The confidence rule that `auto` means for K sub-images."""
-    return "staircase" if sub_images == 2 else "bonferroni"
+    return "bonferroni" if sub_images == 1 else "staircase"
 
 
-def can_pool(sigmas: Sequence[float], weights: Sequence[float] | None, alpha: float) -> bool:
-    """Whether the pooled rule's theorem applies: equal sigmas, equal weights, alpha <= 1/4."""
-    return len(set(sigmas)) == 1 and (weights is None or len(set(weights)) == 1) and alpha <= 0.25
+def can_pool(sigmas: Sequence[float], weights: Sequence[float] | None) -> bool:
+    """Whether the pooled rule's theorem applies: two or more sub-images with equal sigmas and equal weights."""
+    return len(sigmas) > 1 and len(set(sigmas)) == 1 and (weights is None or len(set(weights)) == 1)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:

@@ -102,7 +102,7 @@ class SmoothedClassifier:
             sigmas: K noise standard deviations, pixel units, in [0.001, 100]; rounded to float32, as the noise is.
             num_classes: number of classes C.
             rule: how votes become certificates; None: the config's default for this K (probit vote with rivals,
-                staircase for K = 2, pooled where sigmas and weights are equal).
+                staircase for K > 1, pooled too where K > 1 and sigmas and weights are equal).
             weights: of the default rule's probit vote, fixed before the images are seen; None: all 1.
             law: lattice, for 8-bit images (multiples of 1/255), or gaussian for any.
             seed: root of every noise key.
@@ -154,11 +154,11 @@ class SmoothedClassifier:
         nobody = np.zeros(1, np.int64)
         self._certified(Counts(nobody, nobody, (one_vote,) * k, (one_vote,) * k), 0.001)  # does the rule fit?
 
-    def rule(self, alpha: float = 0.001) -> Rule:
-        """The rule in force at this alpha (above 1/4, the default rule does not pool)."""
+    def rule(self) -> Rule:
+        """How votes become certificates, whatever alpha is."""
         if self._fixed_rule is not None:
             return self._fixed_rule
-        pooled = can_pool(self._sigmas, self._weights, alpha)
+        pooled = can_pool(self._sigmas, self._weights)
         confidence = default_confidence(len(self._partition))
         return Rule(confidence=confidence, weights=self._weights, rivals=True, pooled=pooled)
 
@@ -237,13 +237,13 @@ class SmoothedClassifier:
             p_lower=radii.p_lower,
             rival_upper=radii.rival_upper,
             margin=radii.margin,
-            rules=tuple(rule.name_of_pooled if image else rule.name_of_boxes for image in pooled),
+            rules=tuple(rule.names(pooled)),
             alpha=alpha,
         )
 
     def _certified(self, counts: Counts, alpha: float) -> tuple[Rule, Evidence, CertifiedRadii]:
         try:
-            rule = self.rule(alpha)
+            rule = self.rule()
             evidence = evidence_of(counts, rule)
             radii = certified_radii(
                 evidence.class_votes,

@@ -8,9 +8,8 @@ from scipy.special import betainc, ndtr
 
 from drs_ray.certificates.bounds import lower_quantile
 from drs_ray.certificates.certify import Rule
-from drs_ray.certificates.confidence import level_boxes
+from drs_ray.certificates.confidence import level_region
 from drs_ray.certificates.radius import margins, probit_radius
-from drs_ray.config import default_confidence
 
 _SLACK = 1e-9  # betainc is accurate to 1e-13, sums of ndtr to 1e-15: on the safe side of both
 
@@ -41,7 +40,8 @@ def rival_wins(
     if len(sigmas) == 1:
         tail = betainc(max(int(theirs[0]), 1), int(ours[0]) + 1, 0.5)  # P(Binomial(theirs + ours, 1/2) >= theirs)
         return bool(theirs[0] > ours[0] and tail * (1 + _SLACK) <= level)
-    boxes = level_boxes(default_confidence(len(sigmas)), level, len(sigmas))
+    confidence = "staircase" if len(sigmas) == 2 else "bonferroni"  # the boxes of more sub-images are too many
+    boxes = level_region(confidence, level, len(sigmas)).boxes(len(sigmas))
     if votes.shape[1] == 2:  # p_A = 1 - p_B: one bound is both
         lower = lower_quantile(theirs, samples, boxes)
         upper = -lower

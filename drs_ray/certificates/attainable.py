@@ -1,12 +1,13 @@
 """Which radii vote counts can give at all: a test of published radii whose counts nobody has seen.
 
-Not for our rules alone: for every certificate that is sound for the class that was selected, follows from the
-estimation votes, and does not fall where votes for that class are added. Say it gives R to a class that got all n votes
+Not for our rules alone: for every certificate that is sound for the class that was selected, is a function of the
+estimation votes (a randomised bound, Voracek 2024, is not, and may give more), and does not fall where votes for that
+class are added. Say it gives R to a class that got all n votes
 of each of K sub-images; fewer votes give no more. Take half-spaces whose vote probability is Phi(a) in every sub-image.
 Shifts of sigma_k a bring each of them to 1/2, so that their true radius is at most ||sigma||_2 a under any vote that
 turns where all sub-images turn (docs/theory.md 4.1, 4.2). All votes are for the class with probability Phi(a)^(K n),
 and if R is above ||sigma||_2 a it is false then: this probability is at most alpha. Hence
-R <= ||sigma||_2 Phi^-1(alpha^(1 / (K n))). The pooled rule attains it for equal sigmas.
+R <= ||sigma||_2 Phi^-1(alpha^(1 / (K n))). A pooled bound with all of alpha attains it for equal sigmas.
 
 With a bound of its own for each sub-image, at level alpha / K (Bonferroni), Phi^-1((alpha / K)^(1 / n)) takes the place
 of the quantile, since sum_k w_k sigma_k a_k / ||w||_2 <= ||sigma||_2 max a_k by Cauchy-Schwarz.
@@ -28,7 +29,7 @@ _TOLERANCE = 1e-6  # of quantiles, absolute and relative: far above the errors o
 
 
 def largest_radius(sigmas: Sequence[float], samples: int, alpha: float) -> float:
-    """The largest radius that any sound certificate can have, pixel units, rounded up; see the module.
+    """The largest radius that a sound certificate from votes alone can have, pixel units, rounded up; see the module.
 
     Args:
         sigmas: K noise standard deviations, pixel units.

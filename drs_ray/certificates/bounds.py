@@ -53,27 +53,27 @@ def lower_quantile(successes: ArrayLike, samples: ArrayLike, level: ArrayLike) -
     return quantile - QUANTILE_SLACK
 
 
-class DistinctCounts:
-    """Counts [N, K] with repetitions folded: a quantile is computed once per distinct (count, samples) and level."""
+def quantile_table(
+    successes: NDArray[np.int64], samples: NDArray[np.int64], levels: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """`lower_quantile` of many counts, each at all levels, computed once per distinct (count, samples).
 
-    def __init__(self, successes: NDArray[np.int64], samples: NDArray[np.int64]) -> None:
-        """Fold `successes` of `samples`, both int64 [N, K].
+    Args:
+        successes: int64, any shape, in [0, samples].
+        samples: int64, same shape.
+        levels: float64 [L].
 
-        Raises:
-            ValueError: counts outside [0, samples].
-        """
-        if not np.all((successes >= 0) & (successes <= samples)):
-            raise ValueError("successes must be in [0, samples]")
-        self._columns = []
-        for count, trials in zip(successes.T, samples.T, strict=True):
-            width = int(trials.max(initial=0)) + 1
-            kinds, kind = np.unique(
-                trials, return_inverse=True
-            )  # few: trials * width would overflow beyond 3e9 samples
-            distinct, where = np.unique(kind * width + count, return_inverse=True)
-            self._columns.append((distinct % width, kinds[distinct // width], where))
+    Returns:
+        The table, float64 [D, L], and the row of each count in it, int64 in the shape of `successes`.
 
-    def lower_quantile(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`lower_quantile` of all counts, column k at level levels[k]: float64 [N, K]."""
-        columns = zip(self._columns, levels, strict=True)
-        return np.stack([lower_quantile(count, trials, u)[where] for (count, trials, where), u in columns], axis=1)
+    Raises:
+        ValueError: counts outside [0, samples], or levels out of range.
+    """
+    if not np.all((successes >= 0) & (successes <= samples)):
+        raise ValueError("successes must be in [0, samples]")
+    counts, trials = successes.ravel(), samples.ravel()
+    width = int(trials.max(initial=0)) + 1
+    kinds, kind = np.unique(trials, return_inverse=True)  # few: trials * width would overflow beyond 3e9 samples
+    distinct, row = np.unique(kind * width + counts, return_inverse=True)
+    table = lower_quantile((distinct % width)[:, None], kinds[distinct // width][:, None], levels)
+    return table, row.reshape(successes.shape)

@@ -1,28 +1,36 @@
-"""Counts to certificates: bounds in every box of levels, a radius in every box, and the least of them.
+"""Counts to certificates: bounds at every level of a rule, a radius in every box of levels, and the least of them.
 
-With rivals, a box spends 3/4 of each level on the selected class and the rest on its C - 1 rivals; without, all of it.
-Where no selection vote of an image went against its class, the pooled rule takes the boxes' place: which of the two an
-image gets is fixed before its estimation votes are seen.
+With rivals, the selected class and each rival have half of a level: the radius needs the bounds of the class and of one
+rival, which the votes do not choose (docs/theory.md, Theorem 6a). Where no selection vote of an image went against its
+class, alpha is halved between its boxes and the pooled rule, and the larger radius is certified: which images these are
+is fixed before their estimation votes are seen.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from drs_ray.certificates.bounds import DistinctCounts
-from drs_ray.certificates.confidence import level_boxes
-from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, mean_radius, probit_radius
-from drs_ray.certificates.votes import Integers, Rivals
+from drs_ray.certificates.bounds import quantile_table
+from drs_ray.certificates.boxes import least_box
+from drs_ray.certificates.confidence import CONFIDENCE_RULES, level_region
+from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, probit_radius
+from drs_ray.certificates.votes import Integers, Rivals, first_of_most
 
 VOTES = ("probit", "mean")
-CLASS_SHARE = 0.75
-"""Share of a level that goes to the selected class where rivals are bounded too."""
+_POOLED = " with pooled"
+RULES_VERSION = 2
+"""Raised when the radius changes that a config means: an adaptive run's stages were decided by its own rules."""
+PAIR_SHARE = 0.5
+"""Share of a level that the selected class and each rival have, where rivals are bounded."""
+LARGEST_POOLED_LEVEL = 0.25
+"""The pooled rule is proved for levels up to this one."""
+_CHUNK = 2**18  # numbers in the largest arrays of one step: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Rule:
     """How counts become a radius. Fixed before the estimation votes are seen; its name stands in every certificate.
 
     vote: probit or mean. confidence: a rule of `confidence.CONFIDENCE_RULES`. weights: of the probit vote, None: all
-    1. rivals: bound the rivals too. pooled: use the pooled rule for images whose selection votes are unanimous.
+    1. rivals: bound the rivals too. pooled: use the pooled rule too for images whose selection votes are unanimous.
     """
 
     vote: str = "probit"
@@ -50,8 +58,8 @@ class Rule:
 
     @property
     def name(self) -> str:
-        """For example `probit rivals staircase`, with ` or pooled` where some images may get the pooled rule."""
-        return self.name_of_boxes + (" or pooled" if self.pooled else "")
+        """For example `probit pairs staircase`, and ` with pooled` where some images get the pooled rule too."""
+        return self.name_of_boxes + (_POOLED if self.pooled else "")
 
     @classmethod
     def named(cls, name: str) -> Rule:
@@ -60,24 +68,23 @@ class Rule:
         Raises:
             ValueError: no rule has it.
         """
-        boxes, pooled = name.removesuffix(" or pooled"), name.endswith(" or pooled")
+        boxes, pooled = name.removesuffix(_POOLED), name.endswith(_POOLED)
         vote, bounded, confidence, *rest = [*boxes.split(" "), "", "", ""]
         weights = tuple(map(float, rest[0].removeprefix("w=").split(","))) if rest[0].startswith("w=") else None
-        rule = cls(vote, confidence, weights, bounded == "rivals", pooled)
-        if rule.name != name:
+        rule = cls(vote, confidence, weights, bounded == "pairs", pooled)
+        if rule.name != name or confidence not in CONFIDENCE_RULES:
             raise ValueError(f"no rule is named '{name}'")
         return rule
 
     @property
     def name_of_boxes(self) -> str:
-        """The name that stands in the certificate of an image whose boxes were used."""
+        """The name that stands in the certificate of an image whose boxes have all of alpha."""
         weights = "" if self.weights is None else f" w={','.join(map(repr, self.weights))}"
-        return f"{self.vote} {'rivals' if self.rivals else 'p_A'} {self.confidence}{weights}"
+        return f"{self.vote} {'pairs' if self.rivals else 'p_A'} {self.confidence}{weights}"
 
-    @property
-    def name_of_pooled(self) -> str:
-        """The name that stands in the certificate of an image that got the pooled rule."""
-        return f"{self.vote} p_A pooled"
+    def names(self, pooled: NDArray[np.bool_]) -> NDArray[np.object_]:
+        """The name that stands in each certificate: with the pooled rule or without."""
+        return np.where(pooled, self.name, self.name_of_boxes).astype(object)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +93,18 @@ class CertifiedRadii:
 
     radius: float64 [N], pixel units, 0 where nothing is certified. a_lower: float64 [N, K], quantile of the selected
     class's lower bound. b_upper: float64 [N, K], quantile of the deciding rival's upper bound. margin: float64 [N, K],
-    pixel units, signed. With the pooled rule all sub-images share one bound, on their mean failure probability.
-    rival: int64 [N], class of the deciding rival, -1 where it is one without votes or where rivals are not bounded.
+    pixel units, signed. level: float64 [N, K], what these bounds are at. rival: int64 [N], class of the deciding rival,
+    -1 where it is one without votes or where rivals are not bounded. pooled: bool [N], where the pooled bound decides:
+    all sub-images share it, on their mean failure probability.
     """
 
     radius: Floats
     a_lower: Floats
     b_upper: Floats
     margin: Floats
+    level: Floats
     rival: Integers
+    pooled: NDArray[np.bool_]
 
     @property
     def p_lower(self) -> Floats:
@@ -103,7 +113,10 @@ class CertifiedRadii:
 
     @property
     def rival_upper(self) -> Floats:
-        """Upper bounds of the deciding rival's probability: float64 [N, K]."""
+        """What the deciding rival's probability is bounded by: float64 [N, K].
+
+        Each at its own level, and which rival decides depends on the votes: no statement about all rivals at once.
+        """
         return np.asarray(np.nextafter(ndtr(self.b_upper), 1.0))
 
 
@@ -133,81 +146,74 @@ def certified_radii(
     Raises:
         ValueError: votes outside [0, samples], a rule that does not fit K or the sigmas, alpha outside (0, 1).
     """
-    in_boxes = radii_in_boxes(class_votes, samples, sigmas, rule, alpha, rivals=rivals, share=share)
-    least = functools.reduce(_lesser, (radii for _, radii in in_boxes))
-    if rule.pooled:
-        if unanimous is None:
-            raise ValueError(f"rule '{rule.name}' needs to know where the selection votes are unanimous")
-        chosen = pooled_images(unanimous, samples)
-        least = _where(chosen, _pooled(class_votes, samples, sigmas, alpha * share), least)
-    return replace(least, radius=np.fmax(least.radius, 0.0))
-
-
-def radii_in_boxes(
-    class_votes: Integers,
-    samples: Integers,
-    sigmas: Sequence[float],
-    rule: Rule,
-    alpha: float,
-    *,
-    rivals: Rivals | None = None,
-    share: float = 1.0,
-) -> Iterator[tuple[Floats, CertifiedRadii]]:
-    """Each box of the rule: its levels [K], and the radii where all its bounds hold. They may be negative.
-
-    What `certified_radii` takes the least of; see there.
-    """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
     if rule.rivals and rivals is None:
         raise ValueError(f"rule '{rule.name}' needs the rivals' votes")
-    bounded = rivals if rule.rivals and rivals is not None and rivals.count > 1 else None
-    boxes = level_boxes(rule.confidence, alpha, class_votes.shape[-1]) * share
-    counts = DistinctCounts(class_votes, samples)
-    against = (
-        None if bounded is None else DistinctCounts(samples[bounded.image] - bounded.votes, samples[bounded.image])
-    )
-    for levels in boxes:
-        yield levels, _in_box(counts, against, bounded, sigmas, rule, levels)
+    against = rivals if rule.rivals and rivals is not None and rivals.count > 1 else None
+    if not rule.pooled:
+        return _not_negative(_least(class_votes, samples, against, sigmas, rule, alpha, share))
+    if unanimous is None:
+        raise ValueError(f"rule '{rule.name}' needs to know where the selection votes are unanimous")
+    both = pooled_images(unanimous, samples)
+    pooled = _pooled(class_votes, samples, sigmas, min(alpha / 2, LARGEST_POOLED_LEVEL) * share)
+    least = pooled
+    for here, level in ((~both, alpha), (both, alpha / 2)):
+        rest = None if against is None else against.of(here)
+        boxes = _least(class_votes[here], samples[here], rest, sigmas, rule, level, share)
+        least = _replaced(least, here, boxes)
+    return _not_negative(_replaced(least, both & (pooled.radius > least.radius), pooled))
 
 
 def pooled_images(unanimous: NDArray[np.bool_], samples: Integers) -> NDArray[np.bool_]:
-    """Which images get the pooled rule: unanimous selection votes, and as many samples of every sub-image."""
+    """Which images get the pooled rule too: unanimous selection votes, and as many samples of every sub-image."""
     return np.asarray(unanimous & (samples == samples[:, :1]).all(axis=1), np.bool_)
 
 
-def _in_box(
-    counts: DistinctCounts,
-    against: DistinctCounts | None,
+def _least(
+    class_votes: Integers,
+    samples: Integers,
     rivals: Rivals | None,
     sigmas: Sequence[float],
     rule: Rule,
-    levels: Floats,
+    alpha: float,
+    share: float,
 ) -> CertifiedRadii:
-    """Bounds at one level per sub-image, and the radius where they all hold (it may be negative)."""
-    if rivals is None or against is None:
-        a_lower = counts.lower_quantile(levels)
-        margin = margins(a_lower, -a_lower, sigmas)  # every rival's p^k_B <= 1 - p^k_A
-        radius = mean_radius(a_lower, sigmas) if rule.vote == "mean" else probit_radius(margin, rule.weights)
-        return CertifiedRadii(radius, a_lower, -a_lower, margin, np.full(len(a_lower), -1))
-    a_lower = counts.lower_quantile(CLASS_SHARE * levels)
-    a_there = a_lower[rivals.image]
-    b_upper = np.minimum(-against.lower_quantile((1 - CLASS_SHARE) / rivals.count * levels), -a_there)
-    margin = margins(a_there, b_upper, sigmas)
-    if rule.vote == "mean":
-        radius = cross_pairing_radius(a_there, b_upper, sigmas)
+    """The least radius over the boxes and the rivals, with the bounds there (it may be negative)."""
+    images, sub_images = class_votes.shape
+    region = level_region(rule.confidence, alpha, sub_images)
+    levels = region.levels * share * (1.0 if rivals is None else PAIR_SHARE)
+    if rivals is None:  # every rival's p^k_B <= 1 - p^k_A
+        table, of_class = quantile_table(class_votes, samples, levels)
+        image, classes, of_rival = np.arange(images), np.full(images, -1), None
     else:
-        radius = probit_radius(margin, rule.weights)
-    closest = _closest(radius, rivals.image, len(a_lower))
-    return CertifiedRadii(radius[closest], a_lower, b_upper[closest], margin[closest], rivals.classes[closest])
-
-
-def _closest(radius: Floats, image: Integers, images: int) -> Integers:
-    """Per image, the entry of the rival with the smallest radius."""
-    starts = np.searchsorted(image, np.arange(images))
-    least = np.minimum.reduceat(radius, starts)
-    at_least = np.flatnonzero(radius == least[image])
-    return at_least[np.searchsorted(image[at_least], np.arange(images))]
+        image, classes = rivals.image, rivals.classes
+        trials = np.concatenate([samples, samples[image]])
+        table, rows = quantile_table(np.concatenate([class_votes, trials[images:] - rivals.votes]), trials, levels)
+        of_class, of_rival = rows[:images], rows[images:]
+    a_lower, b_upper, level = (np.empty((len(image), sub_images)) for _ in range(3))
+    step = max(_CHUNK // (sub_images * len(levels)), 1)
+    for start in range(0, len(image), step):
+        here = slice(start, start + step)
+        a = table[of_class[image[here]]]
+        b = -a if of_rival is None else np.minimum(-table[of_rival[here]], -a)
+        index = least_box(a, b, sigmas, rule.vote, rule.weights)
+        a_lower[here], b_upper[here] = (np.take_along_axis(x, index[..., None], axis=2)[..., 0] for x in (a, b))
+        level[here] = levels[index]
+    margin = margins(a_lower, b_upper, sigmas)
+    radius = (
+        cross_pairing_radius(a_lower, b_upper, sigmas) if rule.vote == "mean" else probit_radius(margin, rule.weights)
+    )
+    closest = image if rivals is None else first_of_most(-radius, image, images)
+    return CertifiedRadii(
+        radius[closest],
+        a_lower[closest],
+        b_upper[closest],
+        margin[closest],
+        level[closest],
+        classes[closest],
+        np.zeros(images, np.bool_),
+    )
 
 
 def _pooled(class_votes: Integers, samples: Integers, sigmas: Sequence[float], level: float) -> CertifiedRadii:
@@ -219,33 +225,38 @@ def _pooled(class_votes: Integers, samples: Integers, sigmas: Sequence[float], l
     Where K Q > 1/2 nothing is certified.
 
     Raises:
-        ValueError: unequal sigmas, or a level above 1/4 (the theorem is proved up to there).
+        ValueError: one sub-image, which has nothing to pool, or unequal sigmas.
     """
     sub_images = class_votes.shape[-1]
-    if len(set(sigmas)) > 1:
-        raise ValueError(f"the pooled rule needs equal sigmas, got {list(sigmas)}")
-    if level > 0.25:
-        raise ValueError(f"the pooled rule needs alpha <= 1/4, got {level}")
-    together = DistinctCounts(class_votes.sum(axis=1, keepdims=True), samples.sum(axis=1, keepdims=True))
-    a_mean = together.lower_quantile(np.array([level]))
+    if sub_images == 1 or len(set(sigmas)) > 1:
+        raise ValueError(f"the pooled rule needs two or more sub-images with equal sigmas, got {list(sigmas)}")
+    table, rows = quantile_table(class_votes.sum(axis=1), samples.sum(axis=1), np.array([level]))
+    a_mean = table[rows]
     a_lower = np.where(a_mean >= -ndtri(1 / (2 * sub_images)), a_mean, -np.inf)
-    a_lower = np.broadcast_to(a_lower, class_votes.shape)
+    a_lower = np.repeat(a_lower, sub_images, axis=1)
     margin = margins(a_lower, -a_lower, sigmas)
-    return CertifiedRadii(probit_radius(margin), a_lower, -a_lower, margin, np.full(len(a_lower), -1))
-
-
-def _lesser(first: CertifiedRadii, second: CertifiedRadii) -> CertifiedRadii:
-    """Per image, the box with the smaller radius."""
-    return _where((second.radius < first.radius) | np.isnan(second.radius), second, first)  # a NaN certifies nothing
-
-
-def _where(take: NDArray[np.bool_], first: CertifiedRadii, second: CertifiedRadii) -> CertifiedRadii:
-    """Per image the first where `take`, else the second."""
-    rows = take[:, None]
+    images = len(a_lower)
     return CertifiedRadii(
-        np.where(take, first.radius, second.radius),
-        np.where(rows, first.a_lower, second.a_lower),
-        np.where(rows, first.b_upper, second.b_upper),
-        np.where(rows, first.margin, second.margin),
-        np.where(take, first.rival, second.rival),
+        probit_radius(margin),
+        a_lower,
+        -a_lower,
+        margin,
+        np.full_like(a_lower, level),
+        np.full(images, -1),
+        np.ones(images, np.bool_),
     )
+
+
+def _replaced(radii: CertifiedRadii, where: NDArray[np.bool_], other: CertifiedRadii) -> CertifiedRadii:
+    """`radii`, with `other` where that is so: `other` has all images, or those alone."""
+
+    def merged(name: str) -> Any:
+        values, new = getattr(radii, name).copy(), getattr(other, name)
+        values[where] = new[where] if len(new) == len(where) else new
+        return values
+
+    return CertifiedRadii(*(merged(field.name) for field in fields(CertifiedRadii)))
+
+
+def _not_negative(radii: CertifiedRadii) -> CertifiedRadii:
+    return replace(radii, radius=np.fmax(radii.radius, 0.0))  # a NaN certifies nothing

@@ -50,10 +50,20 @@ def probit_radius(margin: Floats, weights: Sequence[float] | None = None) -> Flo
     Raises:
         ValueError: not K positive weights.
     """
-    sub_images = margin.shape[-1]
-    w = np.ones(sub_images) if weights is None else _one_each("weights", weights, sub_images)
-    w = w / w.max()  # the radius depends on their direction alone; squares of tiny weights would vanish in the norm
+    w = normalised_weights(weights, margin.shape[-1])
     return np.asarray((margin * w).sum(axis=-1) / np.linalg.norm(w), np.float64)
+
+
+def normalised_weights(weights: Sequence[float] | None, sub_images: int) -> Floats:
+    """The weights of the probit vote, the largest 1: float64 [K].
+
+    The radius depends on their direction alone; squares of tiny weights would vanish in the norm.
+
+    Raises:
+        ValueError: not K positive weights.
+    """
+    w = np.ones(sub_images) if weights is None else _one_each("weights", weights, sub_images)
+    return np.asarray(w / w.max(), np.float64)
 
 
 def mean_radius(a_lower: Floats, sigmas: Sequence[float]) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +15,24 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Rivals:
-    """Votes of the classes other than the selected one, one entry per image and rival.
+    """Votes of the classes other than the selected one, one entry per image and rival that may be the closest.
 
-    A rival without a vote is bounded like any other such rival: one entry stands for all of them (class -1).
+    A rival with no more votes than another one in every sub-image has no smaller radius and may be left out.
 
-    image: int64 [P], positions in 0..N-1, increasing, every image at least once. classes: int64 [P].
-    votes: int64 [P, K]. count: C - 1, the number of rivals that share a level.
+    image: int64 [P], positions in 0..N-1, increasing, every image at least once. classes: int64 [P], -1: one without
+    votes. votes: int64 [P, K]. count: C - 1, the number of rivals that there are.
     """
 
     image: Integers
     classes: Integers
     votes: Integers
     count: int
+
+    def of(self, images: NDArray[np.bool_]) -> Rivals:
+        """Those of some of the images, bool [N], which are numbered anew."""
+        here = images[self.image]
+        position = np.cumsum(images) - 1
+        return Rivals(position[self.image[here]], self.classes[here], self.votes[here], self.count)
 
 
 def most_voted(votes: csr_array, excluding: Integers | None = None) -> Integers:
@@ -62,18 +69,33 @@ def votes_of(votes: Sequence[csr_array], rows: Integers, classes: Integers) -> I
 
 
 def rivals_of(votes: Sequence[csr_array], selected: Integers) -> Rivals:
-    """Every rival of the selected classes [N] that has a vote in some sub-image, and one that stands for the others.
+    """The rivals of the selected classes [N], without those that the one with the most votes outdoes everywhere.
 
-    Sparse votes stay sparse: what 1000 classes cost is the classes that are seen.
+    An image whose other classes have no vote gets one entry that stands for them. Sparse votes stay sparse: what 1000
+    classes cost is the classes that are seen.
     """
     images, num_classes = votes[0].shape
     row, column = (np.asarray(part, np.int64) for part in total(votes).tocoo().coords)
     rival = column != selected[row]
     row, column = row[rival], column[rival]
-    seen = np.bincount(row, minlength=images)
-    unseen = np.flatnonzero(seen < num_classes - 1)
+    unseen = np.flatnonzero(np.bincount(row, minlength=images) == 0)
     image = np.r_[row, unseen]
     classes = np.r_[column, np.full(len(unseen), -1)]
-    order = np.argsort(image, kind="stable")
+    order = np.lexsort((classes, image))
     image, classes = image[order], classes[order]
-    return Rivals(image, classes, votes_of(votes, image, classes), num_classes - 1)
+    counts = votes_of(votes, image, classes)
+    most = first_of_most(counts.sum(axis=1), image, images)
+    kept = np.asarray((counts > counts[most[image]]).any(axis=1), np.bool_)
+    kept[most] = True
+    return Rivals(image[kept], classes[kept], counts[kept], num_classes - 1)
+
+
+def first_of_most(values: NDArray[Any], image: Integers, images: int) -> Integers:
+    """Per image the position of its largest value [P], the first on a tie; `image` [P] is increasing and has them all.
+
+    Returns:
+        int64 [N].
+    """
+    starts = np.searchsorted(image, np.arange(images))
+    largest = np.flatnonzero(values == np.maximum.reduceat(values, starts)[image])
+    return largest[np.searchsorted(image[largest], np.arange(images))]

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from drs_ray.certificates.certify import CLASS_SHARE, Rule, pooled_images, radii_in_boxes
+from drs_ray.certificates.certify import PAIR_SHARE, Rule, pooled_images
+from drs_ray.certificates.confidence import level_region
 from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, mean_radius, probit_radius
 from drs_ray.certificates.votes import votes_of
 from drs_ray.errors import CountsError
@@ -30,14 +31,6 @@ BOUND_DIGITS = 10
 
 
 @dataclass(frozen=True)
-class Box:
-    """Levels of one box, per sub-image, and the radius there (pixel units; it may be negative)."""
-
-    levels: tuple[float, ...]
-    radius: float
-
-
-@dataclass(frozen=True)
 class StageRadius:
     """What an image's votes certify at a stage that it reached, with the stage's share of every level."""
 
@@ -51,25 +44,28 @@ class ImageCertificate:
     """An image's certificate, and all that it follows from, at the stage that decides.
 
     row: of certificates.parquet. unanimous: whether no selection vote went against the class. selection_votes: for the
-    class, of selection_samples, per sub-image. boxes: of the rule; pooled certificates have one, with one level for all
-    sub-images. deciding: index of the box with the least radius. class_levels, rival_levels: what the bounds are at;
-    rival_levels None where rivals are not bounded. rival: the closest one, -1: one without votes. rival_votes: its
-    estimation votes. a_lower, b_upper: bounds as quantiles, per sub-image. units: keys of the counts that hold the
-    image.
+    class, of selection_samples, per sub-image. halved: whether boxes and the pooled bound have half of alpha each.
+    pooled: whether the pooled bound decides. boxes: how many the rule has. levels: of the box with the least radius,
+    per sub-image, or the one of the pooled bound. class_levels, rival_levels: what the bounds are at; rival_levels None
+    where rivals are not bounded. rival: the closest one, -1: one without votes. rival_votes: its estimation votes.
+    a_lower, b_upper: bounds as quantiles, per sub-image. units: keys of the counts that hold the image. arithmetic: of
+    the classifiers that voted: it is they that the certificate is about.
     """
 
     uri: str
+    arithmetic: str
     image_id: int
     row: dict[str, Any]
     rule: Rule
+    halved: bool
     pooled: bool
     sigmas: tuple[float, ...]
     selection_votes: tuple[int, ...]
     selection_samples: int
     unanimous: bool
     stages: tuple[StageRadius, ...]
-    boxes: tuple[Box, ...]
-    deciding: int
+    boxes: int
+    levels: tuple[float, ...]
     class_levels: tuple[float, ...]
     rival_levels: tuple[float, ...] | None
     rival: int
@@ -159,47 +155,33 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
             f"{store.uri}: image {image_id} has the stored radius {row['radius']!r}, its votes give "
             f"{stages[deciding].radius!r}; write the certificates again with `drs-ray reduce`"
         )
-    pooled = bool(rule.pooled and pooled_images(evidence.unanimous, evidence.samples)[0])
-    boxes = (
-        [(np.array([alpha * share]), least)]
-        if pooled
-        else list(
-            radii_in_boxes(
-                evidence.class_votes,
-                evidence.samples,
-                record.config.sigmas,
-                rule,
-                alpha,
-                rivals=evidence.rivals,
-                share=share,
-            )
-        )
-    )
-    best = min(range(len(boxes)), key=lambda box: float(boxes[box][1].radius[0]))
-    levels, there = boxes[best]
-    others = record.dataset.num_classes - 1
+    k, others = record.sub_images, record.dataset.num_classes - 1
+    pooled = bool(least.pooled[0])
     bounded = rule.rivals and others > 1 and not pooled
-    selected, rival = int(evidence.selected[0]), int(there.rival[0])
+    level = least.level[0][:1] if pooled else least.level[0]
+    selected, rival = int(evidence.selected[0]), int(least.rival[0])
     return ImageCertificate(
         uri=store.uri,
         image_id=image_id,
         row=row,
         rule=rule,
+        halved=bool(rule.pooled and pooled_images(evidence.unanimous, evidence.samples)[0]),
         pooled=pooled,
         sigmas=record.config.sigmas,
         selection_votes=_votes(counts.selection, selected),
         selection_samples=record.config.budget.selection,
         unanimous=bool(evidence.unanimous[0]),
         stages=stages,
-        boxes=tuple(Box(_floats(box), float(radii.radius[0])) for box, radii in boxes),
-        deciding=best,
-        class_levels=_floats(levels * (CLASS_SHARE if bounded else 1)),
-        rival_levels=_floats(levels * ((1 - CLASS_SHARE) / others)) if bounded else None,
+        boxes=level_region(rule.confidence, alpha, k).count(k),
+        levels=_floats(level / (PAIR_SHARE if bounded else 1)),
+        class_levels=_floats(level),
+        rival_levels=_floats(level) if bounded else None,
         rival=rival,
         rival_votes=_votes(counts.estimation, rival),
-        a_lower=_floats(there.a_lower[0]),
-        b_upper=_floats(there.b_upper[0]),
+        a_lower=_floats(least.a_lower[0]),
+        b_upper=_floats(least.b_upper[0]),
         units=units,
+        arithmetic=record.arithmetic,
     )
 
 

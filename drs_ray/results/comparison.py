@@ -202,7 +202,7 @@ def envelope(results: Sequence[Shown], radii: Sequence[float]) -> tuple[Envelope
     names = run_names(results)
     images = results[0].images
     certified = np.array([_certified(result, radii).sum(axis=1) for _, result in runs])
-    failed = np.array([failed_certificates(images, result.alpha, RHO / len(runs)) for _, result in runs])
+    failed = np.array([failed_certificates(images, result.failure_probability, RHO / len(runs)) for _, result in runs])
     guaranteed = np.maximum(certified - failed[:, None], 0).max(axis=0)
     low, high = share_interval(certified, images, 1 - (1 - CI_LEVEL) / len(runs))
     return tuple(

@@ -48,8 +48,9 @@ def doubts(log: PublishedLog, record: ImportedRecord, grid: Sequence[float]) -> 
     inflated = certified & (low > most)
     if inflated.any():
         yield (
-            f"{_radii_from(log, inflated)} larger than {format_up(most, _DIGITS)}, the most that any counts can "
-            f"certify at {record.stated}: more samples were claimed than drawn, or what is stated is of another log"
+            f"{_radii_from(log, inflated)} larger than {format_up(most, _DIGITS)}, the most that counts alone can "
+            f"certify at {record.stated}: a randomised bound (Voracek 2024), which is sound, or more samples were "
+            "claimed than drawn, or what is stated is of another log"
         )
     rest = np.flatnonzero(certified & ~inflated)
     if record.sub_images == 1:
@@ -57,7 +58,7 @@ def doubts(log: PublishedLog, record: ImportedRecord, grid: Sequence[float]) -> 
         if not attained.all():
             yield (
                 f"{_radii_from(log, rest[~attained])} what no count gives at {record.stated} by the bound of Cohen et "
-                "al. 2019: another rule, or other numbers"
+                "al. 2019: another rule, such as a randomised bound, or other numbers"
             )
     else:
         shared = largest_bonferroni_radius(record.sigmas, record.estimation, record.alpha)
@@ -65,8 +66,9 @@ def doubts(log: PublishedLog, record: ImportedRecord, grid: Sequence[float]) -> 
         if len(beyond):
             yield (
                 f"{_radii_from(log, beyond)} larger than {format_up(shared, _DIGITS)}, the most at {record.stated} if "
-                f"each of the {record.sub_images} bounds has its share of alpha: as if each had all of it, which makes "
-                f"the failure probability up to {record.sub_images} alpha, or a joint bound (docs/theory.md 5.4, 5.6)"
+                f"each of the {record.sub_images} bounds has its share of alpha: a joint bound (docs/theory.md 5.4, "
+                "5.6) or a randomised one (Voracek 2024), which are sound, or each had all of alpha, which makes the "
+                f"failure probability up to {record.sub_images} alpha"
             )
         if record.radius_rule != "linear":
             yield _RULE_DOUBTS[record.radius_rule]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import CertifiedRadii, Rule, certified_radii
+from drs_ray.certificates.certify import RULES_VERSION, CertifiedRadii, Rule, certified_radii
 from drs_ray.certificates.stages import is_open
 from drs_ray.certificates.votes import Integers, Rivals, most_voted, rivals_of, total, votes_of
 from drs_ray.config import CertificateConfig, RunConfig
@@ -71,8 +71,11 @@ def open_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
     """Which images need the next stage, by the run's stopping rule: the one rule of the driver and the reducer.
 
     Only images that have not reached the last stage can be open; `record.stopping` decides, whatever the certificates
-    are reduced with.
+    are reduced with. Where rules of another version decided, which cannot be asked again, nothing is: such a run is not
+    continued, and its certificates hold whenever it stopped.
     """
+    if record.rules != RULES_VERSION:
+        return np.zeros(len(history.image_ids), np.bool_)
     schedule, stopping = record.schedule, record.stopping
     rule = rule_of(record.config, stopping)
     best = np.zeros(len(history.image_ids))

@@ -154,7 +154,8 @@ def step_curve(certified: Certified, stop: float, levels: int = _LEVELS, planned
     level = reach * levels // len(certified.radius)
     last_of_level = np.r_[level[1:] != level[:-1], True][: len(level)]
     grid: Floats = np.unique(np.r_[0.0, steps[last_of_level], stop])
-    return certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha, planned=planned)
+    failing = certified.failure_probability
+    return certified_accuracy_curve(grid, certified.radius, certified.correct, failing, planned=planned)
 
 
 def right_end(shown: Iterable[Certified]) -> float:

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import CLASS_SHARE, Rule
-from drs_ray.certificates.confidence import CONFIDENCE_RULES, STAIRCASE_BOXES
+from drs_ray.certificates.certify import Rule
+from drs_ray.certificates.confidence import level_region
 from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import CountsError
@@ -55,7 +55,7 @@ class AtSamples:
     """
 
     samples: int
-    alpha: float
+    failure_probability: float
     radius: Floats
     correct: NDArray[np.bool_]
     abstained: int
@@ -102,7 +102,7 @@ class ClassRow:
     """The images of one class (label -1: no label). radius: float64 [n]; correct: bool [n]."""
 
     label: int
-    alpha: float
+    failure_probability: float
     radius: Floats
     correct: NDArray[np.bool_]
     abstained: int
@@ -247,16 +247,10 @@ def rule_named(name: str) -> Rule:
     Raises:
         CountsError: no rule has that name.
     """
-    boxes = name.removesuffix(" or pooled")
     try:
-        vote, bounded, confidence, *weights = boxes.split(" ")
-        listed = tuple(float(weight) for weight in weights[0].removeprefix("w=").split(",")) if weights else None
-        rule = Rule(vote, confidence, listed, rivals=bounded == "rivals", pooled=boxes != name)
-    except ValueError:
-        rule = None
-    if rule is None or rule.name != name or rule.confidence not in CONFIDENCE_RULES:
-        raise CountsError(f"certificates: no rule is called '{name}'; write them again with `drs-ray reduce`")
-    return rule
+        return Rule.named(name)
+    except ValueError as error:
+        raise CountsError(f"certificates: {error}; write them again with `drs-ray reduce`") from error
 
 
 def baseline_of(rule: Rule) -> Rule:
@@ -280,23 +274,26 @@ def rule_in_words(rule: Rule, sub_images: int) -> tuple[str, ...]:
         sentences.append("The smoothed classifier takes the mean of the sub-images' class probabilities (mean vote).")
     if rule.rivals:
         sentences.append(
-            f"Rivals: the selected class's probability is bounded from below with {CLASS_SHARE:g} of the allowed "
-            "error and every other class's from above with the rest; the closest rival decides."
+            "Pairs: the selected class's probability is bounded from below with half of the allowed error and every "
+            "other class's from above with the other half, all of it for each; the closest rival decides. Only the "
+            "rival that would be first to win must be bounded rightly, and it is fixed before the votes: the radius "
+            "is certified, not all rivals' bounds at once."
         )
     else:
         sentences.append("p_A: the selected class's probability is bounded from below; all the rest may be one rival.")
     if sub_images > 1 and rule.confidence == "staircase":
+        ways = level_region(rule.confidence, 0.5, sub_images).count(sub_images)  # as many at every alpha
         sentences.append(
-            f"Staircase: alpha is spent on {STAIRCASE_BOXES} ways of sharing it between the two sub-images, one of "
+            f"Staircase: alpha is spent on {ways:,} ways of sharing it between the {sub_images} sub-images, one of "
             "which holds with probability at least 1 - alpha; the least radius over them is certified."
         )
     elif sub_images > 1:
         sentences.append("Bonferroni: the sub-images get equal shares of alpha.")
     if rule.pooled:
-        samples = "all sub-images' samples are pooled and one bound" if sub_images > 1 else "one bound"
         sentences.append(
-            f"Pooled: where no selection vote went against the class, {samples} on it alone gets the whole of alpha "
-            "instead. Selection votes decide which of the two an image gets, before its estimation votes are seen."
+            "Pooled: where no selection vote went against the class, half of alpha goes to one bound on it from all "
+            "sub-images' samples, half to the above, and the larger radius is certified. Selection votes decide which "
+            "images these are, before their estimation votes are seen."
         )
     return tuple(sentences)
 
@@ -316,7 +313,7 @@ def convergence(result: RunResult, history: CountsHistory) -> tuple[AtSamples, .
         found.append(
             AtSamples(
                 samples,
-                result.alpha,
+                result.failure_probability,
                 np.asarray(table["radius"].to_numpy(), np.float64),
                 np.asarray(table["correct"].to_numpy(), np.bool_),
                 int((table["prediction"].to_numpy() == ABSTAIN).sum()),
@@ -358,11 +355,11 @@ def per_class(result: RunResult) -> tuple[ClassRow, ...]:
     """The run's images by label, in the order of labels."""
     labels = result.certificates["label"].to_numpy()
     abstains = result.certificates["prediction"].to_numpy() == ABSTAIN
-    radius, correct, alpha = result.radius, result.correct, result.alpha
+    radius, correct, failing = result.radius, result.correct, result.failure_probability
     present, which = np.unique(labels, return_inverse=True)
     groups = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
     return tuple(
-        ClassRow(int(label), alpha, radius[group], correct[group], int(abstains[group].sum()))
+        ClassRow(int(label), failing, radius[group], correct[group], int(abstains[group].sum()))
         for label, group in zip(present, groups, strict=True)
     )
 

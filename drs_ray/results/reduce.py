@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import Rule, pooled_images
+from drs_ray.certificates.certify import RULES_VERSION, Rule, pooled_images
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError
@@ -69,10 +69,19 @@ class RunResult(CertifiedImages):
         return self.images if self.progress is None else self.progress.planned
 
     @property
+    def failure_probability(self) -> float:
+        """Failure probability of one certificate: alpha, and with lattice noise what its drawing adds."""
+        return self.record.failure_probability(self.alpha)
+
+    @property
     def as_planned(self) -> bool:
         """Whether rule and alpha are those that were fixed when the run began, before any vote was counted."""
         planned = self.record.stopping
-        return self.alpha == planned.alpha and self.rule == rule_of(self.record.config, planned).name
+        return (
+            self.record.rules == RULES_VERSION
+            and self.alpha == planned.alpha
+            and self.rule == rule_of(self.record.config, planned).name
+        )
 
 
 def reduce_run(store: Store, record: RunRecord, certificate: CertificateConfig) -> RunResult:
@@ -93,7 +102,7 @@ def reduce_history(
     """`reduce_run` of counts that were read already."""
     rule = rule_of(record.config, certificate)
     certificates = certify_history(history, record, rule, certificate.alpha)
-    curve = curve_table(certificates, record.run_id, certificate.radii, certificate.alpha, rule.name)
+    curve = _curve(certificates, record, certificate.radii, certificate.alpha, rule)
     store.put(CERTIFICATES_KEY, parquet_bytes(certificates))
     store.put(CURVE_KEY, parquet_bytes(curve))
     return RunResult(store.uri, record, certificates, curve, total_seconds(store))
@@ -116,9 +125,7 @@ def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, Count
     rule = rule_of(record.config, certificate)
     history = read_reached_counts(store, record)
     certificates = certify_reached(history, record, rule, certificate.alpha)
-    curve = curve_table(
-        certificates, record.run_id, certificate.radii, certificate.alpha, rule.name, planned=len(record.image_ids)
-    )
+    curve = _curve(certificates, record, certificate.radii, certificate.alpha, rule, planned=len(record.image_ids))
     progress = Progress(len(record.image_ids), len(certificates), int(open_images(history, record).sum()))
     finished = progress.certified == progress.planned and not progress.waiting
     result = RunResult(store.uri, record, certificates, curve, total_seconds(store))
@@ -132,7 +139,7 @@ def compare_rule(history: CountsHistory, result: RunResult, rule: Rule, variant:
     """
     radii = tuple(float(radius) for radius in result.curve["radius"].to_numpy())
     certificates = certify_reached(history, result.record, rule, result.alpha)
-    curve = curve_table(certificates, result.record.run_id, radii, result.alpha, rule.name)
+    curve = _curve(certificates, result.record, radii, result.alpha, rule)
     return replace(result, certificates=certificates, curve=curve, variant=variant)
 
 
@@ -197,6 +204,20 @@ def certify_reached(history: CountsHistory, record: RunRecord, rule: Rule, alpha
     return _certificates(stages, history.drawn, record, rule, alpha)
 
 
+def _curve(
+    certificates: pa.Table,
+    record: RunRecord,
+    radii: Sequence[float],
+    alpha: float,
+    rule: Rule,
+    planned: int | None = None,
+) -> pa.Table:
+    failing = record.failure_probability(alpha)
+    return curve_table(
+        certificates, record.run_id, radii, alpha, rule.name, failure_probability=failing, planned=planned
+    )
+
+
 def _certificates(
     stages: Sequence[tuple[Counts, NDArray[np.int64], float]],
     drawn: NDArray[np.int64],
@@ -242,5 +263,5 @@ def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, sha
         "p_lower": radii.p_lower,
         "rival_upper": radii.rival_upper,
         "margin": radii.margin,
-        "rule": np.where(pooled, rule.name_of_pooled, rule.name_of_boxes).astype(object),
+        "rule": rule.names(pooled),
     }

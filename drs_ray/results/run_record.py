@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
 
+from drs_ray.certificates.certify import RULES_VERSION
+from drs_ray.certificates.lattice import drawing_error
 from drs_ray.certificates.stages import Schedule, doubling_schedule
 from drs_ray.config import CertificateConfig, ClassifierConfig, Precision, RunConfig, Section
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError
 from drs_ray.results.schema import EXTENSION_KEY, IMPORTED, RUN_KEY, SCHEMA_VERSION, check_version
 from drs_ray.results.store import Store
+
+_FIRST_RULES = 1  # of runs whose record does not name any
 
 
 class DatasetRecord(Section):
@@ -35,7 +40,7 @@ class RunRecord(Section):
 
     `config` has device and batch filled in. `image_ids` are in the order in which units cut them. `stopping` is the
     certificate section of the first start: adaptive stages are decided by it for ever, whatever a later start or
-    reduction asks for.
+    reduction asks for. `rules` is the version of the rules that it was read by.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -47,6 +52,7 @@ class RunRecord(Section):
     classifier_digests: tuple[str, ...]
     classifier_probes: tuple[tuple[float, ...], ...] = ()
     stopping: CertificateConfig
+    rules: int = RULES_VERSION
     software: dict[str, str]
     hardware: str
 
@@ -88,6 +94,13 @@ class RunRecord(Section):
         size = self.config.engine.images_per_unit
         assert size is not None, "engine.sizing chooses it before the run starts"
         return size
+
+    def failure_probability(self, alpha: float) -> float:
+        """What one certificate fails with at most: alpha, and with lattice noise what its drawing adds (theory 7)."""
+        if self.config.noise.law != "lattice":
+            return alpha
+        budget, values = self.config.budget, math.prod(self.dataset.image_shape)
+        return alpha + drawing_error(self.config.sigmas, values, budget.planned or budget.estimation)
 
     @property
     def schedule(self) -> Schedule:
@@ -167,13 +180,19 @@ def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
         ones, for they name the parts; paths, workers and the certificate section are the caller's.
 
     Raises:
-        ConfigError: the place holds another run, or the same with another budget; the differing keys are named.
+        ConfigError: the place holds another run, or the same with another budget; the differing keys are named. An
+            adaptive run whose stages other rules decided.
     """
     data = record.model_dump_json(indent=1).encode()
     stored = store.create(RUN_KEY, data)
     there = _extended(parse_record(stored, store.uri), store)
     if there == record:
         return record, False
+    if there.rules != record.rules and len(there.schedule.samples) > 1:
+        raise ConfigError(
+            f"output.uri: the stages of run {there.run_id} in {store.uri} were decided by the certificate rules of "
+            "another version of drs-ray: it can be reduced as it is, not continued; choose another output"
+        )
     differences = list(_differences(_comparable(there), _comparable(record)))
     if [difference.split(":")[0] for difference in differences] == ["budget.estimation"]:
         _extend(store, there, record.config.budget.estimation)
@@ -237,7 +256,7 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
                 f"{uri}: was imported from {content['source']}: there are no counts behind its radii, so it can be "
                 "reported and exported, and nothing else; name a run of drs-ray's own"
             )
-        record = RunRecord.model_validate(content)
+        record = RunRecord.model_validate({"rules": _FIRST_RULES} | content)
         same = identity(record.config, record.dataset, record.image_ids, record.classifier_digests)
         if record.config.engine.images_per_unit is None:
             raise ValueError("a run that has started has units")

@@ -62,7 +62,11 @@ CERTIFICATES = pa.schema(
         _field("class_votes", _list(pa.int64()), "estimation votes for selected_class, per sub-image"),
         _field("runner_up_votes", _list(pa.int64()), "estimation votes for runner_up, per sub-image"),
         _field("p_lower", _list(pa.float64()), "lower bound of the selected class's probability, per sub-image"),
-        _field("rival_upper", _list(pa.float64()), "upper bound used for every rival's probability, per sub-image"),
+        _field(
+            "rival_upper",
+            _list(pa.float64()),
+            "bound of the deciding rival, not of all at once, per sub-image",
+        ),
         _field("margin", _list(pa.float64()), "l2, pixel units, signed, per sub-image"),
         _field("rule", pa.string(), "vote, bounds and confidence rule"),
         _field("alpha", pa.float64(), "failure probability of the image's certificate"),

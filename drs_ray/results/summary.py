@@ -36,7 +36,7 @@ class Certified(Protocol):
         """Whether the prediction equals the label; False where abstaining."""
 
     @property
-    def alpha(self) -> float:
+    def failure_probability(self) -> float:
         """Failure probability of one certificate."""
 
 
@@ -100,6 +100,7 @@ class RunSummary:
     estimation: int
     stages: tuple[int, ...]
     alpha: float
+    failure_probability: float
     rule: str
     as_planned: bool
     image_rules: tuple[tuple[str, int], ...]
@@ -182,7 +183,7 @@ class RunSummary:
     @property
     def failures_allowed(self) -> int:
         """m*: certificates that `AtRadius.guaranteed` allows to have failed."""
-        return failed_certificates(self.planned, self.alpha)
+        return failed_certificates(self.planned, self.failure_probability)
 
     @property
     def planned(self) -> int:
@@ -217,6 +218,7 @@ def summarise(result: Shown, name: str, *, radii: Sequence[float] | None = None)
         images=result.images,
         sub_images=result.record.sub_images,
         alpha=result.alpha,
+        failure_probability=result.failure_probability,
         rule=result.rule,
         correct=int(result.correct.sum()),
         abstained=int((result.certificates["prediction"].to_numpy() == ABSTAIN).sum()),
@@ -358,7 +360,8 @@ def duration_text(seconds: float) -> str:
 def at_radii(certified: Certified, radii: Sequence[float], planned: int | None = None) -> tuple[AtRadius, ...]:
     """Certified accuracy at radius 0 and at increasing radii, pixel units. planned: see `certified_accuracy_curve`."""
     grid = radii if radii and radii[0] == 0 else [0.0, *radii]
-    curve = certified_accuracy_curve(grid, certified.radius, certified.correct, certified.alpha, planned=planned)
+    failing = certified.failure_probability
+    curve = certified_accuracy_curve(grid, certified.radius, certified.correct, failing, planned=planned)
     images = len(certified.radius)
     return tuple(
         AtRadius(float(radius), images, round(accuracy * images), round(guaranteed * images), float(low), float(high))

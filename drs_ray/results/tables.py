@@ -66,22 +66,38 @@ class CertifiedImages:
 
     @property
     def alpha(self) -> float:
-        """Failure probability of one certificate."""
+        """Failure probability of one certificate, as it was shared among its bounds."""
         return float(self.certificates["alpha"][0].as_py())
 
     @property
+    def failure_probability(self) -> float:
+        """Failure probability of one certificate with all that adds to alpha, which nothing does here."""
+        return self.alpha
+
+    @property
     def rule(self) -> str:
-        """Name of the rule, for example `probit rivals staircase or pooled`; each certificate says which one it got."""
+        """Name of the rule, for example `probit pairs staircase with pooled`; each certificate says what it got."""
         return metadata(self.certificates.schema)["rule"]
 
 
 def curve_table(
-    certificates: pa.Table, run_id: str, radii: Sequence[float], alpha: float, rule: str, *, planned: int | None = None
+    certificates: pa.Table,
+    run_id: str,
+    radii: Sequence[float],
+    alpha: float,
+    rule: str,
+    *,
+    failure_probability: float | None = None,
+    planned: int | None = None,
 ) -> pa.Table:
-    """The curve (see `schema.CURVE`) over a grid of radii, pixel units. planned: see `certified_accuracy_curve`."""
+    """The curve (see `schema.CURVE`) over a grid of radii, pixel units.
+
+    failure_probability: of one certificate, None: alpha. planned: see `certified_accuracy_curve`.
+    """
+    failing = alpha if failure_probability is None else failure_probability
     radius = certificates["radius"].to_numpy()
     correct = certificates["correct"].to_numpy(zero_copy_only=False)
-    curve = certified_accuracy_curve(radii, radius, correct, alpha, planned=planned)
+    curve = certified_accuracy_curve(radii, radius, correct, failing, planned=planned)
     columns = {
         "radius": curve.radii,
         "certified_accuracy": curve.certified_accuracy,

@@ -39,7 +39,7 @@ def test_four_sub_images_end_to_end(quarters):
         assert row["estimation_samples"] == [400] * 4
         assert row["samples"] == 4 * 450
         if not row["rule"].endswith("pooled"):
-            assert row["rule"] == "probit rivals bonferroni"
+            assert row["rule"] == "probit pairs staircase"
             assert row["radius"] == pytest.approx(max(0, sum(row["margin"]) / 2), rel=1e-12)
     assert (quarters.radius > 0).any()
     again = reduce(quarters.uri, alpha=0.01)

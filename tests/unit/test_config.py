@@ -63,7 +63,7 @@ def test_interleaved_partitions(interleave: tuple[int, int], k: int) -> None:
     config = parse_config(drs(partition=partition, classifiers=[classifiers()[0]] * k))
     assert config.partition.sub_images == k
     assert config.partition.label == f"interleave-{interleave[0]}x{interleave[1]}"
-    assert config.confidence == ("staircase" if k == 2 else "bonferroni")
+    assert config.confidence == "staircase"
     assert config.updated("noise", seed=1).partition == config.partition
     jsonschema.validate(config.model_dump(mode="json"), json.loads(json_schema()))
 

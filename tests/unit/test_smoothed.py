@@ -179,13 +179,12 @@ def test_colour_images_gradients_and_read_only_arrays() -> None:
 
 
 def test_the_default_rule_is_the_configs() -> None:
-    assert smoothed("none").rule() == Rule("probit", "bonferroni", None, True, True)
+    assert smoothed("none").rule() == Rule("probit", "bonferroni", None, True, False)
     assert smoothed().rule() == Rule("probit", "staircase", None, True, True)
-    assert smoothed().rule(0.6).pooled is False
     assert len(smoothed().certify(digits(1), 20, 0.6)) == 1
     assert smoothed(sigmas=[0.5, 0.25]).rule().pooled is False
     assert smoothed(weights=[1, 2]).rule() == Rule("probit", "staircase", (1.0, 2.0), True, False)
-    assert smoothed("interleave", (2, 2)).rule().confidence == "bonferroni"
+    assert smoothed("interleave", (2, 2)).rule() == Rule("probit", "staircase", None, True, True)
     assert smoothed(rule=Rule("mean")).rule() == Rule("mean")
 
 
@@ -216,9 +215,9 @@ WRONG_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"weights": [1.0]}, "weights must be 2 positive numbers, one per sub-image, got [1.0]"),
     ({"weights": [1.0, -1.0]}, "weights must be 2 positive numbers"),
     ({"weights": [1.0, 2.0], "rule": Rule()}, "give rule=Rule(weights=...) or weights, not both"),
-    ({"name": "none", "rule": Rule(confidence="staircase")}, "the staircase is for K = 2 sub-images, got K = 1"),
+    ({"name": "none", "rule": Rule(pooled=True)}, "the pooled rule needs two or more sub-images with equal sigmas"),
     ({"rule": Rule(confidence="maybe")}, "confidence must be one of bonferroni, staircase, got 'maybe'"),
-    ({"sigmas": [0.5, 0.25], "rule": Rule(pooled=True)}, "the pooled rule needs equal sigmas, got [0.5, 0.25]"),
+    ({"sigmas": [0.5, 0.25], "rule": Rule(pooled=True)}, "two or more sub-images with equal sigmas, got [0.5, 0.25]"),
     ({"name": "interleave", "interleave": (2, 2), "rule": Rule("mean")}, "the mean vote has no radius for K = 4 > 2"),
 ]
 

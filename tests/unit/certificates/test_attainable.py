@@ -50,10 +50,10 @@ def test_no_counts_under_any_rule_give_more(
     weights = tuple(data.draw(st.lists(st.floats(0.1, 3), min_size=k, max_size=k))) if weighted else None
     lost = Rivals(np.array([0, 0]), np.array([1, -1]), np.array([failures, [0] * k]), count=9)
     rules = [Rule("probit", "bonferroni", weights, rivals) for rivals in (False, True)]
+    rules += [Rule("probit", "staircase", weights, rivals) for rivals in (False, True)]
     if k == 2:
-        rules += [Rule("probit", "staircase", weights, rivals) for rivals in (False, True)]
         rules += [Rule("mean", "bonferroni", rivals=rivals) for rivals in (False, True)]
-    if len(set(sigmas)) == 1 and weights is None:
+    if k > 1 and len(set(sigmas)) == 1 and weights is None:
         rules.append(Rule(pooled=True))
     for rule in rules:
         radius = certified_radii(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import binom
 
-from drs_ray.certificates.bounds import QUANTILE_SLACK, DistinctCounts, lower_quantile
+from drs_ray.certificates.bounds import QUANTILE_SLACK, lower_quantile, quantile_table
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)
 
@@ -143,8 +143,18 @@ def test_counts_beyond_the_square_root_of_int64_are_not_confused(failures: list[
     """64 sub-images of 1e9 samples each: count and samples together do not fit into one product."""
     n = 64 * 10**9
     samples = np.full((len(failures), 1), n)
-    folded = DistinctCounts(samples - np.array(failures)[:, None], samples).lower_quantile(np.array([0.001]))
-    assert folded[:, 0].tolist() == [float(lower_quantile(n - s, n, 0.001)) for s in failures]
+    table, rows = quantile_table(samples - np.array(failures)[:, None], samples, np.array([0.001, 0.01]))
+    assert table[rows[:, 0], 0].tolist() == [float(lower_quantile(n - s, n, 0.001)) for s in failures]
+
+
+def test_a_table_holds_each_count_once_at_every_level() -> None:
+    counts, samples = np.array([[5, 9], [9, 5], [10, 9]]), np.array([[10, 10], [10, 10], [10, 20]])
+    levels = np.array([0.1, 0.01, 0.001])
+    table, rows = quantile_table(counts, samples, levels)
+    assert table.shape == (4, 3)  # 9 of 10 is not 9 of 20
+    assert table[rows].tolist() == lower_quantile(counts[..., None], samples[..., None], levels).tolist()
+    with pytest.raises(ValueError, match="successes"):
+        quantile_table(np.array([11]), np.array([10]), levels)
 
 
 @pytest.mark.parametrize("failures", [0, 1, 10])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import CertifiedRadii, Rule, _lesser, certified_radii
+from drs_ray.certificates.certify import CertifiedRadii, Rule, certified_radii
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)
 PROBIT, MEAN = Rule("probit"), Rule("mean")
@@ -160,15 +160,3 @@ def test_fewer_votes_or_less_risk_never_enlarge_the_radius(
 def test_an_image_is_certified_by_its_own_votes(votes: list[tuple[int, int]]) -> None:
     together = certify([list(row) for row in votes], 100, [0.5, 1.0]).radius
     assert together.tolist() == [certify([list(row)], 100, [0.5, 1.0]).radius[0] for row in votes]
-
-
-def test_a_box_without_a_number_certifies_nothing() -> None:
-    def radii(*values: float) -> CertifiedRadii:
-        bounds = np.zeros((len(values), 1))
-        return CertifiedRadii(np.array(values), bounds, bounds, bounds, np.full(len(values), -1))
-
-    numbers, gaps = radii(1.0, 2.0, 3.0), radii(2.0, 1.0, np.nan)
-    for first, second in ((numbers, gaps), (gaps, numbers)):
-        least = _lesser(first, second).radius
-        assert least[:2].tolist() == [1.0, 1.0]
-        assert np.isnan(least[2])  # and fmax makes 0 of it

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drs_ray.certificates.confidence import CONFIDENCE_RULES, level_boxes
+from drs_ray.certificates.confidence import CONFIDENCE_RULES, level_region
 
 
 @settings(derandomize=True, deadline=None, database=None, max_examples=100)
 @given(alpha=st.floats(1e-12, 0.999), sub_images=st.integers(1, 16))
 def test_bonferroni_spends_alpha_once(alpha: float, sub_images: int) -> None:
-    boxes = level_boxes("bonferroni", alpha, sub_images)
+    boxes = level_region("bonferroni", alpha, sub_images).boxes(sub_images)
     assert boxes.shape == (1, sub_images)
     assert np.all(boxes == boxes[0, 0])
     assert np.all(boxes > 0)
@@ -21,7 +21,7 @@ def test_bonferroni_spends_alpha_once(alpha: float, sub_images: int) -> None:
 
 
 def test_one_sub_image_has_all_of_alpha() -> None:
-    assert level_boxes("bonferroni", 0.001, 1).tolist() == [[0.001]]
+    assert level_region("bonferroni", 0.001, 1).boxes(1).tolist() == [[0.001]]
 
 
 @pytest.mark.parametrize("confidence", sorted(CONFIDENCE_RULES))
@@ -29,11 +29,7 @@ def test_one_sub_image_has_all_of_alpha() -> None:
 def test_the_boxes_of_every_rule_miss_at_most_alpha(confidence: str, sub_images: int) -> None:
     """Independent uniforms fall outside of all boxes {U_k >= level_jk} with probability at most alpha: by area."""
     alpha = 0.01
-    if confidence == "staircase" and sub_images != 2:
-        with pytest.raises(ValueError, match="the staircase is for K = 2"):
-            level_boxes(confidence, alpha, sub_images)
-        return
-    boxes = level_boxes(confidence, alpha, sub_images)
+    boxes = level_region(confidence, alpha, sub_images).boxes(sub_images)
     if sub_images == 1:
         covered = 1 - boxes.min()
     else:  # the union of upper-right quadrants, as strips between the sorted levels of the first sub-image
@@ -46,9 +42,9 @@ def test_the_boxes_of_every_rule_miss_at_most_alpha(confidence: str, sub_images:
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_alpha_outside_its_range_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\), got"):
-        level_boxes("bonferroni", alpha, 2)
+        level_region("bonferroni", alpha, 2)
 
 
 def test_an_unknown_rule_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"confidence must be one of bonferroni.*got 'sidak'"):
-        level_boxes("sidak", 0.001, 2)
+        level_region("sidak", 0.001, 2)

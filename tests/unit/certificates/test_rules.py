@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from drs_ray.certificates.bounds import lower_quantile
 from drs_ray.certificates.certify import Rule, certified_radii
 from drs_ray.certificates.votes import Rivals, rivals_of
 
@@ -120,10 +121,48 @@ def test_check_values_of_the_pooled_rule(sub_images: int, n: int, failures: int,
     votes = np.full((1, sub_images), n)
     votes[0, 0] -= failures
     found = certified_radii(
-        votes, np.full_like(votes, n), [1.0] * sub_images, Rule(pooled=True), 0.001, unanimous=np.array([True])
-    )
+        votes, np.full_like(votes, n), [1.0] * sub_images, Rule(pooled=True), 0.002, unanimous=np.array([True])
+    )  # of which the pooled bound has half
+    assert found.pooled.tolist() == [True]
+    assert found.level.tolist() == [[0.001] * sub_images]
     assert found.radius[0] / np.sqrt(sub_images) == pytest.approx(quantile, abs=1e-6)
     assert found.radius[0] / np.sqrt(sub_images) <= quantile + 5e-7  # as printed
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_radii_are_nested_in_alpha(rule: Rule) -> None:
+    """docs/theory.md 5.8: from the same votes, a smaller alpha never gives a larger radius, wherever alpha lies."""
+    votes = np.array([[[1000, 0, 0], [1000, 0, 0]], [[990, 10, 0], [960, 0, 40]], [[700, 200, 100], [980, 10, 10]]])
+    alphas = [1e-30, 1e-6, 1e-3, 0.1, 0.2, 0.25, 0.2501, 0.3, 0.499, 0.5, 0.501, 0.6, 0.9, 0.99]
+    found = np.array([radii(votes, rule, alpha) for alpha in alphas])
+    assert np.all(np.diff(found, axis=0) >= 0)
+    assert np.all(found[3] > found[2])
+
+
+@pytest.mark.parametrize("votes", [[1000, 1000], [1000, 900]], ids=str)
+def test_pooled_and_boxes_share_alpha_and_the_larger_is_certified(votes: list[int]) -> None:
+    counts, alpha = np.array([votes]), 0.001
+    rule, drawn = Rule("probit", "staircase", pooled=True), np.full((1, 2), 1000)
+    found = certified_radii(counts, drawn, SIGMAS, rule, alpha, unanimous=YES)
+    boxes = certified_radii(counts, drawn, SIGMAS, Rule("probit", "staircase"), alpha / 2)
+    pooled = 0.5 * np.sqrt(2) * lower_quantile(sum(votes), 2000, alpha / 2)
+    assert found.radius[0] == pytest.approx(max(pooled, boxes.radius[0]), rel=1e-14)
+    assert found.pooled[0] == (pooled > boxes.radius[0]) == (votes[1] == 1000)
+    assert rule.names(np.array([True, False])).tolist() == [
+        "probit p_A staircase with pooled",
+        "probit p_A staircase",
+    ]
+
+
+def test_rivals_do_not_share_a_level() -> None:
+    """Theorem 6a: only the class's bound and one rival's need to hold, however many rivals there are."""
+    votes = np.array([[[850, 60, 50, 40, *[0] * 96], [700, 150, 100, 50, *[0] * 96]]])
+    few, many = (
+        radii(votes[:, :, :4], Rule("probit", "bonferroni", rivals=True), 0.001),
+        radii(votes, Rule("probit", "bonferroni", rivals=True), 0.001),
+    )
+    assert few.tolist() == many.tolist()
+    assert few[0] / 0.5 == pytest.approx(1.220597564, abs=3e-8)  # docs/theory.md 5.5
 
 
 def test_which_images_are_pooled() -> None:
@@ -153,17 +192,13 @@ THREE = np.array([[9, 9, 9]])
         (lambda: certified_radii(ONE, OF, SIGMAS, Rule(rivals=True), 0.01), "needs the rivals' votes"),
         (
             lambda: certified_radii(ONE, OF, (0.5, 0.25), Rule(pooled=True), 0.01, unanimous=YES),
-            "the pooled rule needs equal sigmas",
+            "the pooled rule needs two or more sub-images with equal sigmas",
         ),
         (
-            lambda: certified_radii(ONE, OF, SIGMAS, Rule(pooled=True), 0.3, unanimous=YES),
-            "the pooled rule needs alpha <= 1/4",
+            lambda: certified_radii(ONE[:, :1], OF[:, :1], (0.5,), Rule(pooled=True), 0.01, unanimous=YES),
+            "the pooled rule needs two or more sub-images",
         ),
         (lambda: Rule(pooled=True, weights=(1.0, 2.0)), "the pooled rule needs equal weights"),
-        (
-            lambda: certified_radii(THREE, THREE + 1, [0.5] * 3, Rule("probit", "staircase"), 0.01),
-            "the staircase is for K = 2 sub-images, got K = 3; use bonferroni",
-        ),
         (
             lambda: certified_radii(THREE, THREE + 1, [0.5] * 3, Rule("mean"), 0.01),
             "use the probit vote",
@@ -193,7 +228,15 @@ def test_a_rule_is_known_by_its_name(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "probit", "probit rivals", "plurality p_A bonferroni", "probit p_A bonferroni w=1"]
+    "name",
+    [
+        "",
+        "probit",
+        "probit rivals bonferroni",
+        "probit pairs staircase or pooled",
+        "plurality p_A bonferroni",
+        "probit p_A bonferroni w=1",
+    ],
 )
 def test_what_is_no_rule_has_no_name(name: str) -> None:
     with pytest.raises(ValueError, match=r"vote must be one of|no rule is named"):

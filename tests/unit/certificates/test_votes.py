@@ -28,14 +28,17 @@ def listed(rivals: Rivals) -> set[tuple[int, int, tuple[int, ...]]]:
 
 
 def slow_rivals(dense: Dense, selected: Dense) -> set[tuple[int, int, tuple[int, ...]]]:
+    """All rivals, but those that have no more votes anywhere than the one with the most (the first of these)."""
     images, sub_images, classes = dense.shape
-    rows = set()
+    kept = set()
     for image in range(images):
-        for c in range(classes):
-            if c != selected[image]:
-                votes = tuple(dense[image, :, c].tolist())
-                rows.add((image, c, votes) if any(votes) else (image, -1, (0,) * sub_images))
-    return rows
+        rows = [(c, tuple(dense[image, :, c].tolist())) for c in range(classes) if c != selected[image]]
+        rows = [row for row in rows if any(row[1])] or [(-1, (0,) * sub_images)]
+        most = max(rows, key=lambda row: (sum(row[1]), -row[0]))
+        for c, votes in rows:
+            if c == most[0] or any(one > other for one, other in zip(votes, most[1], strict=True)):
+                kept.add((image, c, votes))
+    return kept
 
 
 def slow_most_voted(row: Dense, excluded: int | None = None) -> int:
@@ -87,8 +90,18 @@ def test_an_image_without_a_rival_seen_has_one_that_stands_for_all() -> None:
     dense[:, :, 2] = 10
     dense[1, 0] = [1, 2, 3, 4, 0]
     rivals = rivals_of(sparse(dense), np.array([2, 2, 2]))
-    assert rivals.image.tolist() == [0, 1, 1, 1, 1, 2]
-    assert rivals.classes.tolist() == [-1, 0, 1, 3, -1, -1]
+    assert rivals.image.tolist() == [0, 1, 2]
+    assert rivals.classes.tolist() == [-1, 3, -1]
+
+
+def test_rivals_of_some_images() -> None:
+    dense = np.array([[[9, 3, 1], [9, 0, 2]], [[9, 0, 0], [9, 0, 0]], [[9, 1, 2], [9, 2, 1]]])
+    rivals = rivals_of(sparse(dense), np.zeros(3, np.int64))
+    assert rivals.image.tolist() == [0, 0, 1, 2, 2]
+    some = rivals.of(np.array([True, False, True]))
+    assert listed(some) == {(0, 1, (3, 0)), (0, 2, (1, 2)), (1, 1, (1, 2)), (1, 2, (2, 1))}
+    assert some.count == 2
+    assert rivals.of(np.zeros(3, np.bool_)).image.tolist() == []
 
 
 def test_a_tie_goes_to_the_smallest_class() -> None:

@@ -51,9 +51,9 @@ class Case:
 
 
 CASES = {
-    "K = 1, rivals or pooled": Case(1),
-    "K = 1, p_A": Case(1, certificate=CertificateConfig(rivals=False, pooled=False)),
-    "K = 2, staircase, rivals or pooled": Case(),
+    "K = 1, rivals": Case(1),
+    "K = 1, p_A": Case(1, certificate=CertificateConfig(rivals=False)),
+    "K = 2, staircase, rivals, pooled": Case(),
     "K = 2, staircase, p_A": Case(certificate=CertificateConfig(rivals=False, pooled=False)),
     "K = 2, Bonferroni": Case(sigmas=(0.36, 0.25), certificate=CertificateConfig(confidence="bonferroni")),
     "K = 2, weights": Case(sigmas=(0.36, 0.25), certificate=CertificateConfig(weights=(1.0, 0.3))),
@@ -224,16 +224,23 @@ def test_the_printed_inequality_is_the_written_one(run: Run) -> None:
 
 def test_boxes_and_stages_are_those_that_decide(run: Run) -> None:
     for found in run.certificates:
-        radii = [box.radius for box in found.boxes]
-        assert found.boxes[found.deciding].radius == min(radii)
-        assert found.row["radius"] == max(min(radii), 0.0)
-        assert found.row["radius"] == max(stage.radius for stage in found.stages)
-        assert len(found.boxes) == (24 if found.rule.confidence == "staircase" and not found.pooled else 1)
-        assert found.stages[found.row["stage"]].samples == found.row["estimation_samples"][0]
-        levels = found.boxes[found.deciding].levels
-        if found.rival_levels is not None:  # docs/theory.md 5.5: 3/4 for the class, the rest for nine rivals
-            assert found.class_levels == pytest.approx([0.75 * level for level in levels])
-            assert found.rival_levels == pytest.approx([0.25 / 9 * level for level in levels])
+        k, stage = len(found.sigmas), found.stages[found.row["stage"]]
+        assert found.row["radius"] == stage.radius == max(stage.radius for stage in found.stages)
+        assert stage.samples == found.row["estimation_samples"][0]
+        assert found.boxes == ({1: 1, 2: 24, 4: 3276}[k] if found.rule.confidence == "staircase" else 1)
+        assert found.halved == (found.rule.pooled and found.unanimous)
+        assert found.halved or not found.pooled
+        alpha, levels = found.row["alpha"] / (2 if found.halved else 1), np.array(found.levels) / stage.share
+        if found.rule.confidence == "staircase" and not found.pooled:  # docs/theory.md 5.4
+            powers = np.log(levels) / np.log(beta.ppf(alpha, k + 22, k))
+            assert powers == pytest.approx(powers.round(), abs=1e-6)
+            assert powers.round().sum() == 2 * k + 21
+        else:
+            assert levels == pytest.approx([alpha] if found.pooled else [alpha / k] * k)
+        if found.rival_levels is not None:  # docs/theory.md 5.5: half for the class, half for each rival
+            assert found.class_levels == found.rival_levels == pytest.approx([level / 2 for level in found.levels])
+        else:
+            assert found.class_levels == found.levels
         facts = certificate_facts(found)
         assert ("stages" in facts) == (len(found.stages) > 1)
         assert facts["recompute"] == f"drs-ray verify runs/demo --image {found.image_id}"
@@ -267,40 +274,45 @@ def test_compacting_changes_nothing(run: Run) -> None:
 
 
 def test_what_is_printed() -> None:
-    store, _ = finished(CASES["K = 2, staircase, rivals or pooled"])
+    store, _ = finished(CASES["K = 2, staircase, rivals, pooled"])
     assert certificate_facts(read_certificate(store, 6)) == {
         "run": "runs/demo",
         "image": "6, label 6",
         "answer": "class 0 (wrong)",
-        "certified radius": "0.689695061 (l2, pixel units)",
+        "certified radius": "0.702498050 (l2, pixel units)",
+        "votes": "of classifiers in float32",
         "alpha": "0.001",
-        "rule": "probit rivals staircase",
+        "rule": "probit pairs staircase",
         "selection": "class 0, 48 of 50 votes, sub-image 0, 48 of 50 votes, sub-image 1",
-        "levels": "0.00024894721533, 0.322522548355: box 3 of 24 (staircase) has the least radius 0.689695061; the "
-        "largest is 0.747679943",
-        "class 0, sub-image 0": "1,975 of 2,000 votes; at level 0.000186710411497: probability >= 0.9760807430, a_0 = "
-        "Phi^-1 >= 1.9788001290",
-        "closest rival, sub-image 0": "class 1, 18 of 2,000 votes; at level 6.91520042582e-06: probability <= "
-        "0.0219419196, b_0 = Phi^-1 <= -2.0151986483",
-        "class 0, sub-image 1": "895 of 2,000 votes; at level 0.241891911267: probability >= 0.4394837277, a_1 = "
-        "Phi^-1 >= -0.1522782796",
-        "closest rival, sub-image 1": "class 1, 899 of 2,000 votes; at level 0.00895895967654: probability <= "
-        "0.4761638570, b_1 = Phi^-1 <= -0.0597839436",
+        "levels": "0.00024894721503, 0.322522548303 (staircase, the one of 24 boxes with the least radius)",
+        "class 0, sub-image 0": "1,975 of 2,000 votes; at level 0.000124473607515: probability >= 0.9756854911, a_0 = "
+        "Phi^-1 >= 1.9718299883",
+        "closest rival, sub-image 0": "class 1, 18 of 2,000 votes; at level 0.000124473607515: probability <= "
+        "0.0195074478, b_0 = Phi^-1 <= -2.0640297527",
+        "class 0, sub-image 1": "895 of 2,000 votes; at level 0.161261274151: probability >= 0.4362798442, a_1 = "
+        "Phi^-1 >= -0.1604079995",
+        "closest rival, sub-image 1": "class 1, 899 of 2,000 votes; at level 0.161261274151: probability <= "
+        "0.4607766325, b_1 = Phi^-1 <= -0.0984773394",
+        "rivals": "each bounded as if it were alone: the radius is certified, not all of their bounds at once",
         "inequality": "R = sum_k m_k / ||w||, m_k = sigma_k (a_k - b_k) / 2\n"
-        "R >= (0.5 * (1.9788001290 - (-2.0151986483)) / 2 + 0.5 * (-0.1522782796 - (-0.0597839436)) / 2) / sqrt(2)\n"
-        "  >= 0.689695061",
+        "R >= (0.5 * (1.9718299883 - (-2.0640297527)) / 2 + 0.5 * (-0.1604079995 - (-0.0984773394)) / 2) / sqrt(2)\n"
+        "  >= 0.702498050",
         "units": "counts/k0/s0/i00000004-00000007-n0000000000.parquet\n"
         "counts/k1/s0/i00000004-00000007-n0000000000.parquet",
         "recompute": "drs-ray verify runs/demo --image 6",
     }
     pooled = certificate_facts(read_certificate(store, 1))
-    assert pooled["rule"] == "probit p_A pooled"
-    assert pooled["levels"] == "0.001, all of it for one bound: selection was unanimous"
-    assert pooled["class 0"] == (
-        "3,995 of 4,000 votes of all sub-images; at level 0.001: mean probability >= 0.9958921998, a = Phi^-1 >= "
-        "2.6430784267"
+    assert pooled["rule"] == "probit pairs staircase with pooled"
+    assert pooled["levels"] == (
+        "0.0005; selection was unanimous: pooled bound and boxes have half of alpha each, and the pooled bound gives "
+        "more"
     )
-    assert pooled["inequality"] == "R = sigma sqrt(K) a\nR >= 0.5 * sqrt(2) * 2.6430784267\n  >= 1.868938678"
+    assert pooled["class 0"] == (
+        "3,995 of 4,000 votes of all sub-images; at level 0.0005: mean probability >= 0.9956540879, a = Phi^-1 >= "
+        "2.6239433499"
+    )
+    assert pooled["inequality"] == "R = sigma sqrt(K) a\nR >= 0.5 * sqrt(2) * 2.6239433499\n  >= 1.855408136"
+    assert "rivals" not in pooled
 
 
 @pytest.fixture(scope="module")

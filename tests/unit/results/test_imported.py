@@ -297,8 +297,9 @@ def test_counts_that_were_multiplied_are_doubted() -> None:
     assert [f"{radius:.3}" for radius in claimed] == ["0.331", "0.812", "1.26", "1.91"]
     (inflated, other) = imported(claimed, estimation=200, radii=[0.0]).record.warnings
     assert inflated == (
-        "2 radii (first 1.26, image 2) are larger than 0.913, the most that any counts can certify at n = 200, alpha = "
-        "0.001, sigma = 0.5: more samples were claimed than drawn, or what is stated is of another log"
+        "2 radii (first 1.26, image 2) are larger than 0.913, the most that counts alone can certify at n = 200, alpha "
+        "= 0.001, sigma = 0.5: a randomised bound (Voracek 2024), which is sound, or more samples were claimed than "
+        "drawn, or what is stated is of another log"
     )
     assert other.startswith("1 radius (0.812, image 1) is what no count gives at n = 200, alpha = 0.001, sigma = 0.5 ")
     assert not imported(claimed, estimation=100_000, radii=[0.0]).record.warnings
@@ -334,8 +335,8 @@ def test_alpha_that_was_spent_in_full_on_each_sub_image_is_doubted() -> None:
                        ).record.warnings  # fmt: skip
     assert said == (
         "1 radius (5.39, image 0) is larger than 5.357, the most at n = 100,000, alpha = 0.001, sigma = 1, 1 if each "
-        "of the 2 bounds has its share of alpha: as if each had all of it, which makes the failure probability up to 2 "
-        "alpha, or a joint bound (docs/theory.md 5.4, 5.6)"
+        "of the 2 bounds has its share of alpha: a joint bound (docs/theory.md 5.4, 5.6) or a randomised one (Voracek "
+        "2024), which are sound, or each had all of alpha, which makes the failure probability up to 2 alpha"
     )
     sound = 2 * 3.78775886594 / np.sqrt(2)
     for rule, doubted in (("linear", 0), ("square-root", 1), ("clipped", 1), ("unknown", 1)):

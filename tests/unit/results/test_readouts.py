@@ -73,6 +73,20 @@ def adaptive(images: int = 60, samples: int = 800, stages: int = 4) -> tuple[Run
     return record, make_history(record, ends, drawn.tolist())
 
 
+def test_a_run_whose_stages_other_rules_decided_is_reduced_as_it_is() -> None:
+    record, history = adaptive()
+    started = make_history(record, record.schedule.samples, [record.schedule.samples[0]] * len(record.image_ids))
+    assert open_images(started, record).any()
+    with pytest.raises(CountsError, match="images need a further stage"):
+        reduced(record, started)
+    old = record.model_copy(update={"rules": 1})
+    assert not open_images(started, old).any()
+    run = reduced(old, started)
+    assert run.radius.max() > 0
+    assert not run.as_planned
+    assert reduced(record, history).as_planned
+
+
 @pytest.mark.parametrize("sub_images", [1, 2])
 def test_convergence_certifies_the_votes_so_far_as_if_that_had_been_the_plan(sub_images: int) -> None:
     record = make_record(40, sub_images, estimation=800)
@@ -315,10 +329,11 @@ def test_rules_are_told_in_words() -> None:
     best, plain = " ".join(rule_in_words(BEST, 2)), " ".join(rule_in_words(Rule(), 2))
     assert "probit vote" in best
     assert "probit vote" in plain
-    for word in ("Rivals", "Staircase", "24 ways", "Pooled"):
+    for word in ("Pairs", "Staircase", "24 ways", "Pooled", "half of alpha"):
         assert word in best
         assert word not in plain
     assert "Bonferroni" in plain
     assert "Bonferroni" not in best
-    assert "sub-image" not in " ".join(rule_in_words(Rule(rivals=True, pooled=True), 1))
+    assert "sub-image" not in " ".join(rule_in_words(Rule(rivals=True), 1))
+    assert "3,276 ways of sharing it between the 4 sub-images" in " ".join(rule_in_words(BEST, 4))
     assert "mean vote" in " ".join(rule_in_words(Rule("mean"), 2))

@@ -213,7 +213,7 @@ def test_the_rule_is_applied_and_named() -> None:
     weighted = reduce_run(store, record, CertificateConfig(weights=(1.0, 3.0)))
     margin = np.array(weighted.certificates["margin"].to_pylist())
     assert weighted.radius == pytest.approx(np.maximum(margin @ [1, 3] / np.sqrt(10), 0), rel=1e-12)
-    assert weighted.rule == "probit rivals staircase w=1.0,3.0"
+    assert weighted.rule == "probit pairs staircase w=1.0,3.0"
     paper = {"rivals": False, "confidence": "bonferroni", "pooled": False}
     mean = reduce_run(store, record, CertificateConfig(vote="mean", **paper))
     plain = reduce_run(store, record, CertificateConfig(**paper))

@@ -10,6 +10,7 @@ import pytest
 from drs_ray.config import RunConfig, float32, parse_config
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.run_record import RunRecord, create_or_join, identity, parse_record, read_record, run_id
+from drs_ray.results.schema import RUN_KEY
 from tests.unit.results.factories import MemoryStore, make_record
 
 
@@ -133,6 +134,38 @@ def test_classifiers_of_old_keep_their_identity_and_paths_do_not_count() -> None
         data["classifiers"][0] |= {"denoiser": {"architecture": "dncnn", "checkpoint": f"{place}.pt"}}
         ids.add(record_of(parse_config(data), record).run_id)
     assert len(ids) == 1
+
+
+def of_old(record: RunRecord) -> bytes:
+    """run.json as it was before it named its rules."""
+    return json.dumps(
+        {key: value for key, value in json.loads(record.model_dump_json()).items() if key != "rules"}
+    ).encode()
+
+
+def test_adaptive_stages_that_other_rules_decided_are_not_continued() -> None:
+    store, record = MemoryStore("runs/old"), make_record(5, 2)
+    adaptive = record_of(record.config.updated("budget", stages=3), record)
+    store.put(RUN_KEY, of_old(adaptive))
+    assert read_record(store).rules == 1 != adaptive.rules
+    with pytest.raises(ConfigError, match="it can be reduced as it is, not continued; choose another output"):
+        create_or_join(store, adaptive)
+    store.put(RUN_KEY, of_old(record))  # a fixed number of samples: no rule decided anything
+    assert create_or_join(store, record)[0].rules == 1
+
+
+def test_with_lattice_noise_a_certificate_may_fail_for_how_integers_are_drawn() -> None:
+    """docs/theory.md 7: alpha + n d TV, n of the last planned stage."""
+    gaussian = make_record(5, 2, sigma=0.5)
+    assert gaussian.failure_probability(0.001) == 0.001
+    config = gaussian.config.updated("noise", law="lattice").updated(
+        "budget", estimation=50_000, planned=100_000, stages=2
+    )
+    image = gaussian.dataset.model_copy(update={"image_shape": (3, 32, 32)})
+    lattice = gaussian.model_copy(update={"config": config, "dataset": image})
+    added = lattice.failure_probability(0.001) - 0.001
+    assert 7.6e-8 <= added <= 7.75e-8  # the page's 7.7e-8, and no less than (H + 1) 2^-62 n d with H = 1148
+    assert added == pytest.approx(100_000 * 3072 * 1149 * 2.0**-62, rel=5e-3)
 
 
 def test_no_run_there() -> None:

@@ -66,9 +66,9 @@ def test_rules_that_images_got_are_counted() -> None:
     result = result_of(record, certify_counts(make_counts(record), record, rule, 0.001))
     rules = result.certificates["rule"].to_pylist()
     run = summarise(result, "drs")
-    assert run.rule == "probit rivals staircase or pooled"
+    assert run.rule == "probit pairs staircase with pooled"
     assert dict(run.image_rules) == {
-        name: rules.count(name) for name in ("probit rivals staircase", "probit p_A pooled")
+        name: rules.count(name) for name in ("probit pairs staircase", "probit pairs staircase with pooled")
     }
     assert min(dict(run.image_rules).values()) > 0
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from drs_ray.certificates.lattice import drawing_error
 from drs_ray.errors import DataError
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.lattice import LatticeTable, lattice_integers, lattice_noise, lattice_table
@@ -114,6 +115,8 @@ def test_total_variation_is_what_the_docs_say(sigma: float) -> None:
     """Half the sum of |P - exact P| over all integers is at most (reach + 1) 2^-62 a coordinate: 40-digit sums."""
     table = lattice_table(sigma)
     reach, ours = table.reach, [0, *thresholds(table)]
+    allowed = drawing_error([sigma / 2, sigma], values=1, samples=1)
+    assert (reach + 1) * 2.0**-62 <= allowed <= (reach + 1) * 2.0**-62 * (1.001 + 3 / reach)
     with mp.workdps(50):
         # every i below 0, and by symmetry above; for the wide ones every 16th, for mpmath takes its time
         step = 1 if sigma < 0.5 else 16
