@@ -11,6 +11,7 @@ from benchmarks import (
     cluster,
     data,
     driver,
+    epochs,
     export,
     loop,
     memory,
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "parts": parts,
     "export": export,
     "report": report,
+    "epochs": epochs,
     "training": training,
 }
 
