@@ -109,7 +109,7 @@ def _config(folder: Path, partition: str, training: dict[str, Any]) -> RunConfig
             ],
             "budget": {"estimation": ESTIMATION},
             "engine": {"address": "inline", "device": "cpu"},
-            "training": training,
+            "training": {"mixed_precision": False, **training},  # the same on every CPU
             "output": str(folder / "run"),
         }
     )
