@@ -15,6 +15,7 @@ from benchmarks import (
     curve,
     data,
     driver,
+    epochs,
     export,
     forward,
     loop,
@@ -45,6 +46,7 @@ BENCHMARKS = {
     "parts": parts,
     "export": export,
     "report": report,
+    "epochs": epochs,
     "training": training,
 }
 

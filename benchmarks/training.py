@@ -21,7 +21,7 @@ from drs_ray.config import RunConfig, parse_config
 from drs_ray.data.arrays import ArrayDataset, load_mnist5k
 from drs_ray.results.reduce import RunResult
 from drs_ray.training.job import TrainingJob
-from drs_ray.training.loop import EpochDone, Place
+from drs_ray.training.loop import EpochDone, Place, Report
 from drs_ray.training.state import TrainingState, weights_of
 
 TOTAL_SIGMA = 1.0
@@ -109,7 +109,7 @@ def _config(folder: Path, partition: str, training: dict[str, Any]) -> RunConfig
             ],
             "budget": {"estimation": ESTIMATION},
             "engine": {"address": "inline", "device": "cpu"},
-            "training": training,
+            "training": {"mixed_precision": False, **training},  # the same on every CPU
             "output": str(folder / "run"),
         }
     )
@@ -125,8 +125,9 @@ def _trained(job: TrainingJob, fit: ArrayDataset) -> torch.nn.Module:
     module = job.build(fit)
     states: list[TrainingState] = []
 
-    def keep(done: EpochDone) -> None:
-        states[:] = [done.state] if done.state is not None else states
+    def keep(report: Report) -> None:
+        if isinstance(report, EpochDone) and report.state is not None:
+            states[:] = [report.state]
 
     job.train(fit, Place(), TrainingState(0, weights_of(module)), keep)
     module.load_state_dict(states[0].weights)

@@ -380,9 +380,9 @@ def attack(
     """Search perturbations that change a run's certified predictions: none may be shorter than the certified radius."""
     from drs_ray.attacks.report import check_output
     from drs_ray.attacks.run import attack_run
-    from drs_ray.console import images_progress
     from drs_ray.facts import attack_facts, render_attack, render_facts
     from drs_ray.interrupts import interruptible
+    from drs_ray.progress import images_progress
 
     with interruptible("nothing was written"), images_progress(_stderr(), "attack", quiet) as told:
         if output is not None:
@@ -477,8 +477,8 @@ def pack(
 ) -> None:
     """Write all images of the config's data set as Parquet, for the data set `parquet`. Needs no other section."""
     from drs_ray.config import load_dataset_config
-    from drs_ray.console import pack_with_progress
     from drs_ray.interrupts import interruptible
+    from drs_ray.progress import pack_with_progress
 
     store = _open(out, endpoint_url)
     with interruptible("nothing can be read there yet; run the same command to start over"):
@@ -494,8 +494,8 @@ def pack(
 @app.command(epilog="Example: `drs-ray train config.yaml --set training.epochs=30`")
 def train(config: ConfigArgument, set_: SetOption = None, quiet: QuietOption = False) -> None:
     """Train the config's sub-image classifiers under noise, or go on where that was interrupted; write checkpoints."""
-    from drs_ray.console import train_with_progress
     from drs_ray.interrupts import interruptible
+    from drs_ray.progress import train_with_progress
 
     with interruptible("what was trained is kept; run the same command to go on"):
         for path in train_with_progress(_load(config, set_, None), _stderr(), quiet):

@@ -491,7 +491,11 @@ class TrainingConfig(Section):
     shift: int = Field(0, ge=0, description="Augmentation: random shifts of up to so many pixels.")
     flip: bool = Field(False, description="Augmentation: random horizontal flips.")
     seed: int = Field(0, ge=0, lt=2**63)
-    mixed_precision: bool = Field(False, description="Forward and backward in bfloat16 where that is safe; cuda only.")
+    mixed_precision: Literal["auto"] | bool = Field(
+        "auto",
+        description="Forward and backward in bfloat16 where that is safe; auto: on devices with units for bfloat16, as "
+        "a training begins. It goes on as it began.",
+    )
     workers: int = Field(
         1,
         ge=1,
@@ -500,6 +504,13 @@ class TrainingConfig(Section):
     )
     loaders: int = Field(0, ge=0, description="Processes of each worker that read images ahead; 0: read in the loop.")
     checkpoint_every: int = Field(1, ge=1, description="Epochs between two saved states, from which training resumes.")
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _one_rule_for_both_kinds(cls, value: object) -> object:
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError("must be auto, true or false")
+        return value
 
 
 class RunConfig(Section):

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
-from drs_ray.config import DatasetConfig, RunConfig
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.pace import Meter
 from drs_ray.engine.plan import Unit
+from drs_ray.progress import Lines
 from drs_ray.results.run_record import RunRecord
-from drs_ray.results.store import Store
 from drs_ray.results.summary import duration_text
 
-if TYPE_CHECKING:
-    from drs_ray.data.packed import PackedIndex
-
-SECONDS_BETWEEN_LINES = 300.0
-"""Where there is no terminal: a line at each tenth of the work, and after so long at the latest."""
 _MEASURED_EVERY = 1.0
 
 
@@ -62,8 +52,9 @@ class ConsoleObserver(Observer):
     def __init__(self, console: Console, label: str, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._label = label
-        self._quiet = quiet
         self._clock = clock
+        self._lines = Lines(console, label, quiet, self._state, clock)
+        self._phase = "starting"
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -83,19 +74,22 @@ class ConsoleObserver(Observer):
         self._workers: dict[int, int] = {}
         self._meter = Meter(clock())
         self._rate: float | None = None
-        self._measured = self._last_line = clock()
+        self._measured = clock()
 
     def __enter__(self) -> ConsoleObserver:
         self._progress.start()
+        self._lines.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._lines.__exit__()
         self._progress.stop()
 
     def step(self, message: str) -> None:
         """Name the phase in the bar's label, or on a line where there is no bar."""
         self._progress.update(self._task, description=f"{self._label}: {message}")
-        self._plain(message)
+        self._phase = message
+        self._lines.show(message)
 
     def began(self, record: RunRecord) -> None:
         """With stages the time left is that of the known units only."""
@@ -106,7 +100,8 @@ class ConsoleObserver(Observer):
         self._units, self._stored, self._done = stored + len(todo), stored, stored
         self._samples_left = sum(unit.samples for unit in todo)
         self._meter = Meter(self._clock())
-        self._measured = self._last_line = self._clock()
+        self._measured = self._clock()
+        self._phase = ""
         self._progress.reset(
             self._task,
             total=self._samples_left,
@@ -116,7 +111,7 @@ class ConsoleObserver(Observer):
             ends=None,
             at_least=self._at_least,
         )
-        self._plain(f"{len(todo)} of {self._units} units to do, {self._samples_left:,} noise samples")
+        self._lines.show(f"{len(todo)} of {self._units} units to do, {self._samples_left:,} noise samples")
 
     def added(self, units: Sequence[Unit]) -> None:
         """Make the bar longer."""
@@ -129,6 +124,7 @@ class ConsoleObserver(Observer):
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """Advance the bar, and measure the speed once a second."""
         now = self._clock()
+        self._phase = ""
         self._done += 1
         self._done_since_line += 1
         self._samples_left -= unit.samples
@@ -140,35 +136,31 @@ class ConsoleObserver(Observer):
             self._progress.update(self._task, rate=self._rate, ends=ends)
         self._progress.update(self._task, advance=unit.samples, units=self._fraction(), description=self._label)
         if 10 * self._done_since_line >= self._units - self._stored or self._done == self._units:
-            self._line(now)
+            self._lines.show(self._state())
         else:
-            self._line_if_late(now)
+            self._lines.show_if_late()
 
     def workers(self, sub_image: int, working: int, starting: int) -> None:
         """Keep their number for the next line, which may be due although no unit is done."""
         self._workers[sub_image] = working
-        self._line_if_late(self._clock())
+        if working:
+            self._phase = ""
+        self._lines.show_if_late()
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         """Show the message, quiet or not."""
         self._console.print(f"{self._label}: {message}", markup=False, highlight=False, soft_wrap=True)
 
-    def _line_if_late(self, now: float) -> None:
-        if now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._line(now)
-
-    def _line(self, now: float) -> None:
-        self._done_since_line, self._last_line = 0, now
+    def _state(self) -> str:
+        if self._phase:
+            return f"still {self._phase}"
+        self._done_since_line = 0
         parts = [f"{self._fraction()} units done", rate_text(self._rate)]
         if self._rate and self._samples_left:
             parts.append(f"{self._at_least}{duration_text(self._samples_left / self._rate)} left")
         if self._workers:
             parts.append(f"{sum(self._workers.values())} workers")
-        self._plain(", ".join(parts))
-
-    def _plain(self, message: str) -> None:
-        if not self._quiet and not self._console.is_terminal:
-            self.event(message)
+        return ", ".join(parts)
 
     def _fraction(self) -> str:
         return f"{self._done}/{self._units}"
@@ -177,74 +169,3 @@ class ConsoleObserver(Observer):
 def rate_text(rate: float | None) -> str:
     """Noise samples per second, in words; None: not known."""
     return "- samples/s" if rate is None else f"{rate:,.0f} samples/s"
-
-
-@contextmanager
-def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over images, moved by calling it with (done, all); a line at each tenth where there is no terminal."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-        transient=True,
-    ) as progress:
-        task = progress.add_task(label, total=None)
-        tenths = 0
-
-        def told(done: int, images: int) -> None:
-            nonlocal tenths
-            progress.update(task, completed=done, total=images)
-            if not quiet and not console.is_terminal and 10 * done // images > tenths:
-                console.print(f"{label}: {done:,} of {images:,} images", highlight=False)
-            tenths = 10 * done // images
-
-        yield told
-
-
-def pack_with_progress(config: DatasetConfig, store: Store, console: Console, quiet: bool) -> tuple[PackedIndex, bool]:
-    """Pack a data set with a bar over images (a line at each tenth where there is no terminal); see `pack_dataset`."""
-    from drs_ray.data.datasets import load_dataset
-    from drs_ray.data.packing import pack_dataset
-
-    dataset = load_dataset(
-        config.name, config.root, config.split, config.download, config.image_size, config.endpoint_url
-    )
-    with images_progress(console, "pack", quiet) as told:
-        return pack_dataset(dataset, config.image_size, store, lambda done: told(done, len(dataset)))
-
-
-def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> list[str]:
-    """Train the config's classifiers with a bar over epochs (a line per classifier where there is no terminal)."""
-    from drs_ray.training.run import train_run
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-        transient=True,
-    ) as progress:
-        tasks = [
-            progress.add_task(f"train {classifier.architecture} {index}", total=config.training.epochs, note="")
-            for index, classifier in enumerate(config.classifiers)
-        ]
-
-        def on_epoch(sub_image: int, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
-            note = f"loss {loss:.3f}, accuracy under noise {accuracy:.3f}"
-            progress.update(tasks[sub_image], completed=epoch, note=note)
-            if epoch == epochs and not quiet:
-                console.print(f"train: sub-image {sub_image}, {epochs} epochs: {note}", highlight=False)
-
-        def on_note(note: str) -> None:
-            console.print(f"train: {note}", markup=False, highlight=False, soft_wrap=True)
-
-        return train_run(config, on_progress=on_epoch, on_note=on_note)

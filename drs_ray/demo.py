@@ -14,9 +14,10 @@ import yaml
 from rich.console import Console
 
 from drs_ray.config import parse_config
-from drs_ray.console import ConsoleObserver, train_with_progress
+from drs_ray.console import ConsoleObserver
 from drs_ray.engine.certify import complete_run, open_session
 from drs_ray.errors import ConfigError
+from drs_ray.progress import train_with_progress
 from drs_ray.results.counts import read_counts
 from drs_ray.results.readouts import Columns, columns_of
 from drs_ray.results.reduce import reduce_history

@@ -37,9 +37,6 @@ Tell = Callable[[Any, Any], None]
 class GroupJob(Protocol):
     """What a group is to do; it is pickled, and so are its states and messages."""
 
-    def check_device(self, device: str) -> None:
-        """Refuse, with a `ConfigError`, settings that do not fit `device`, cpu or cuda."""
-
     def work(self, device: str, rank: int, workers: int, start: Any, tell: Tell) -> None:
         """One worker's part, beginning at `start`; torch.distributed is initialized."""
 
@@ -103,7 +100,7 @@ def run_group(
         noted: told in a line what is not as usual.
 
     Raises:
-        ConfigError: this machine can never hold the workers, or settings do not fit the device.
+        ConfigError: this machine can never hold the workers.
         DrsError: what the job raised.
         EngineError: workers cannot be had, or fail again and again.
     """
@@ -112,7 +109,6 @@ def run_group(
         device = engine.device
         if device == "auto":
             device = "cuda" if cluster_gpus(engine) else "cpu"
-        job.check_device(device)
         gpus = engine.gpus_per_worker if device == "cuda" else 0.0
         placement = Placement.of(engine.model_copy(update={"device": device, "gpus_per_worker": gpus}))
         _check_room(engine, placement, workers, noted)

@@ -1,18 +1,95 @@
-"""Whole images on their way to a classifier in training: read in batches, augmented."""
+"""Whole images on their way to a classifier in training: read once or in batches, augmented."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import Dataset
+from drs_ray.data.pixels import unit_range
+from drs_ray.data.split import Split
 from drs_ray.errors import DataError
 
+MOST_BYTES_HELD = 2**31
+"""A split with no more bytes of pixels is decoded once and held: CIFAR-10 has 150 MB, Tiny ImageNet 1.2 GB."""
+_READ_AT_ONCE = 256
+
 _Batch = tuple[Tensor, Tensor]
+
+
+class HeldDataset(Split):
+    """A data set whose images are decoded at the first use, in order of id, and then held as 8-bit pixels.
+
+    Order matters: a packed data set holds one row group at a time, and would read one for almost every image of a
+    random batch.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Nothing is read yet. The pixels of an `ArrayDataset` are shared."""
+        self.name, self.split, self.num_classes, self.digest = (
+            dataset.name,
+            dataset.split,
+            dataset.num_classes,
+            dataset.digest,
+        )
+        self._dataset = dataset
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self._dataset.image_shape
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._dataset)
+
+    def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
+        """One image, uint8 [C, H, W]. Errors: see `images`."""
+        pixels: NDArray[np.uint8] = self._held[0][self.known(image_id)]
+        return pixels
+
+    def label(self, image_id: int) -> int:
+        """Class index of one image. Errors: see `images`."""
+        return int(self._held[1][self.known(image_id)])
+
+    def images(self, image_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Several images, float32 [n, C, H, W] in [0, 1], the same as the data set's own to the bit.
+
+        Raises:
+            DataError: at the first use, any image of the split that cannot be read.
+        """
+        return unit_range(self._held[0][list(image_ids)])
+
+    def labels(self, image_ids: Sequence[int]) -> NDArray[np.int64]:
+        """Class indices of several images, int64 [n]. Errors: see `images`."""
+        return self._held[1][list(image_ids)]
+
+    @cached_property
+    def _held(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        if isinstance(self._dataset, ArrayDataset):
+            return self._dataset.pixels, self._dataset.targets
+        pixels = np.empty((len(self), *self.image_shape), dtype=np.uint8)
+        labels = np.empty(len(self), dtype=np.int64)
+        for first in range(0, len(self), _READ_AT_ONCE):
+            ids = range(first, min(first + _READ_AT_ONCE, len(self)))
+            pixels[first : ids.stop] = np.rint(self._dataset.images(ids) * 255)
+            labels[first : ids.stop] = self._dataset.labels(ids)
+        return pixels, labels
+
+
+def held_if_small(dataset: Dataset) -> Dataset:
+    """The data set in memory, or as it is where its pixels have more than `MOST_BYTES_HELD`."""
+    small = len(dataset) * math.prod(dataset.image_shape) <= MOST_BYTES_HELD
+    return HeldDataset(dataset) if small else dataset
 
 
 class _Batches(torch.utils.data.Dataset[_Batch | DataError]):
@@ -33,7 +110,7 @@ class _Batches(torch.utils.data.Dataset[_Batch | DataError]):
 
 
 def read_batches(dataset: Dataset, batches: Sequence[Sequence[int]], loaders: int) -> Iterator[_Batch]:
-    """The batches in order, read when they are needed or, by so many processes, ahead.
+    """The batches in order, read when they are needed or, by so many processes, ahead (not what is in memory anyway).
 
     The split is never in memory as floats: a data set keeps its pixels as it likes, and gives one batch at a time.
 
@@ -44,7 +121,10 @@ def read_batches(dataset: Dataset, batches: Sequence[Sequence[int]], loaders: in
         DataError: an image that cannot be read.
     """
     loader: DataLoader[_Batch | DataError] = DataLoader(
-        _Batches(dataset), batch_size=None, sampler=batches, num_workers=loaders
+        _Batches(dataset),
+        batch_size=None,
+        sampler=batches,
+        num_workers=0 if isinstance(dataset, HeldDataset) else loaders,
     )
     for batch in loader:
         if isinstance(batch, DataError):

@@ -10,13 +10,14 @@ from torch import nn
 
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import Dataset, load_dataset
-from drs_ray.errors import ConfigError, DataError
+from drs_ray.errors import DataError
 from drs_ray.models.building import build_module
 from drs_ray.smoothing.partition import Partition, make_partition
-from drs_ray.training.loop import EpochDone, Place, derived_seed, train_classifier
+from drs_ray.training.images import held_if_small
+from drs_ray.training.loop import EpochDone, Place, Report, derived_seed, train_classifier
 from drs_ray.training.state import TrainingState
 
-Tell = Callable[[EpochDone, TrainingState | None], None]
+Tell = Callable[[Report, TrainingState | None], None]
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,6 @@ class TrainingJob:
         """Each sub-image has streams of its own: what one learns does not depend on which others are trained."""
         return derived_seed(self.config.training.seed, self.sub_image)
 
-    def check_device(self, device: str) -> None:
-        """Refuse settings that would be without effect on `device`, cpu or cuda.
-
-        Raises:
-            ConfigError: mixed precision on the CPU.
-        """
-        if self.config.training.mixed_precision and device == "cpu":
-            raise ConfigError("training.mixed_precision: bfloat16 is for cuda, the device is cpu; set it to false")
-
     def build(self, dataset: Dataset) -> nn.Module:
         """The untrained module; the same for equal configs."""
         classifier = self.config.classifiers[self.sub_image]
@@ -52,9 +44,7 @@ class TrainingJob:
                 classifier.architecture, classifier.arguments, shape, dataset.num_classes, classifier.pixels
             )
 
-    def train(
-        self, dataset: Dataset, place: Place, start: TrainingState, on_epoch: Callable[[EpochDone], None]
-    ) -> None:
+    def train(self, dataset: Dataset, place: Place, start: TrainingState, tell: Callable[[Report], None]) -> None:
         """Train from `start` to the last epoch, whose state is told as every other.
 
         Raises:
@@ -70,7 +60,7 @@ class TrainingJob:
             seed=self.seed,
             place=place,
             start=start,
-            on_epoch=on_epoch,
+            tell=tell,
         )
 
     def work(self, device: str, rank: int, workers: int, start: TrainingState, tell: Tell) -> None:
@@ -85,7 +75,12 @@ class TrainingJob:
                 f"data set {dataset.name}: what this worker reads has digest {dataset.digest[:12]}, the driver's has "
                 f"{self.digest[:12]}; give every node the same data"
             )
-        self.train(dataset, Place(device, rank, workers), start, lambda done: tell(done, done.state))
+        self.train(
+            held_if_small(dataset),
+            Place(device, rank, workers),
+            start,
+            lambda report: tell(report, report.state if isinstance(report, EpochDone) else None),
+        )
 
 
 def training_split(config: RunConfig) -> Dataset:

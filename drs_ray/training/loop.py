@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from drs_ray.config import TrainingConfig
 from drs_ray.data.datasets import Dataset
 from drs_ray.errors import ClassifierError
+from drs_ray.models.precision import has_bfloat16
 from drs_ray.smoothing.partition import Partition
 from drs_ray.training.images import augment, read_batches
 from drs_ray.training.methods import loss_of
@@ -36,6 +38,15 @@ class Place:
 
 
 @dataclass(frozen=True)
+class ImagesDone:
+    """What is told as an epoch (from 1) begins, and about once a second in it: so many of its images are done."""
+
+    epoch: int
+    images: int
+    of: int
+
+
+@dataclass(frozen=True)
 class EpochDone:
     """What is told after an epoch (from 1): mean loss, accuracy on noisy, augmented images; the state, where it is due.
 
@@ -46,6 +57,13 @@ class EpochDone:
     loss: float
     accuracy: float
     state: TrainingState | None
+
+
+Report = ImagesDone | EpochDone | str
+"""What the first worker tells; a string is a warning."""
+
+SECONDS_BETWEEN_REPORTS = 1.0
+"""Of the images done in an epoch."""
 
 
 def train_classifier(
@@ -59,14 +77,15 @@ def train_classifier(
     seed: int = 0,
     place: Place = Place(),
     start: TrainingState | None = None,
-    on_epoch: Callable[[EpochDone], None] | None = None,
+    tell: Callable[[Report], None] | None = None,
 ) -> None:
     """Train `module` in place on one sub-image of noisy images; it is left on the place's device in eval mode.
 
     Images are augmented whole, then the sub-image is taken and noise is added to its own pixels alone: empty cells of
     its layout stay exactly 0, as they are when votes are counted. Every image gets new noise in every epoch. Equal
     arguments give equal weights on the same CPU, library versions, threads and number of workers, also when the
-    training was interrupted and went on from a state; on a GPU, up to the order in which its kernels add.
+    training was interrupted and went on from a state; on a GPU, up to the order in which its kernels add. Mixed
+    precision that is `auto` is decided as the training begins, and is part of its states.
 
     Args:
         module: float32 [n, C, h, w], the layout of the sub-image -> logits [n, classes].
@@ -79,25 +98,37 @@ def train_classifier(
             weights, which it has already).
         place: the device, and the worker's part in a group.
         start: the state to go on from, instead of the module's own weights.
-        on_epoch: told after every epoch, in the first worker.
+        tell: told how far it is, in the first worker.
 
     Raises:
         ClassifierError: if the loss stops being finite. DataError: if an image cannot be read.
     """
     generator = torch.Generator(device=place.device).manual_seed(seed)
-    module.to(place.device).train()
+    channels = dataset.image_shape[0]
+    layout = _memory_format(module.to(place.device), partition.layout_shape(sub_image, channels), place.device)
+    module.to(memory_format=layout).train()
     optimizer = make_optimizer(module, training)
+    bfloat16 = None
     if start is not None:
         module.load_state_dict(start.weights)
+        bfloat16 = start.bfloat16
         if start.optimizer:
             restore_optimizer(optimizer, start.optimizer)
         if start.generator is not None:
             generator.set_state(start.generator)
+    if bfloat16 is None:
+        bfloat16 = _in_bfloat16(training, place)
+    tell = tell if tell is not None and place.rank == 0 else lambda report: None
+    if bfloat16 and not has_bfloat16(place.device):
+        tell(
+            f"sub-image {sub_image}: computes in bfloat16, for which {place.device} has no units: slower than float32; "
+            "training.mixed_precision: auto, from the start, takes what is fast"
+        )
     network = module
     if place.workers > 1:
         on_gpu = place.device.startswith("cuda")
         network = DistributedDataParallel(module, device_ids=[torch.device(place.device)] if on_gpu else None)
-    trainee, loss_function = Trainee(module, partition, sub_image, network), loss_of(training)
+    trainee, loss_function = Trainee(module, partition, sub_image, network, layout), loss_of(training)
 
     def noise(values: Tensor) -> Tensor:
         return sigma * torch.randn(values.shape, generator=generator, device=values.device)
@@ -105,7 +136,9 @@ def train_classifier(
     steps = training.epochs * math.ceil(len(dataset) / training.batch)
     step = (start.epoch if start is not None else 0) * (steps // training.epochs)
     for epoch in range(1 if start is None else start.epoch + 1, training.epochs + 1):
-        total, correct, seen = (torch.zeros((), device=place.device) for _ in range(3))
+        total, correct = torch.zeros((), device=place.device), torch.zeros((), device=place.device)
+        seen, told = 0, time.monotonic()
+        tell(ImagesDone(epoch, 0, len(dataset)))
         with _seeded(derived_seed(seed, epoch, place.rank), place.device):
             batches = _batches(len(dataset), training.batch, generator, seed, epoch, place)
             for images, labels in read_batches(dataset, batches, training.loaders):
@@ -113,7 +146,7 @@ def train_classifier(
                 for group in optimizer.param_groups:
                     group["lr"] = training.learning_rate * rate(training, step / steps)
                 whole = augment(images.to(place.device), training.shift, training.flip, generator)
-                with torch.autocast("cuda", torch.bfloat16, enabled=training.mixed_precision):
+                with torch.autocast(place.device.partition(":")[0], torch.bfloat16, enabled=bfloat16):
                     loss, logits = loss_function(trainee, partition.extract(whole, sub_image), labels, noise, epoch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -122,17 +155,22 @@ def train_classifier(
                 correct += (logits.detach().argmax(1) == labels).sum()
                 seen += len(labels)
                 step += 1
+                if time.monotonic() - told >= SECONDS_BETWEEN_REPORTS:
+                    told = time.monotonic()
+                    tell(ImagesDone(epoch, min(seen * place.workers, len(dataset)), len(dataset)))
         mean_loss, accuracy = _means(total, correct, seen, place)
         if not math.isfinite(mean_loss):
             raise ClassifierError(
                 f"sub-image {sub_image}: training diverged in epoch {epoch} (loss {mean_loss}); "
                 f"lower training.learning_rate, which is {training.learning_rate}"
             )
-        if on_epoch is not None and place.rank == 0:
-            due = epoch % training.checkpoint_every == 0 or epoch == training.epochs
-            on_epoch(
-                EpochDone(epoch, mean_loss, accuracy, _state(epoch, module, optimizer, generator) if due else None)
-            )
+        due = place.rank == 0 and (epoch % training.checkpoint_every == 0 or epoch == training.epochs)
+        state = (
+            TrainingState(epoch, weights_of(module), optimizer_tensors(optimizer), generator.get_state(), bfloat16)
+            if due
+            else None
+        )
+        tell(EpochDone(epoch, mean_loss, accuracy, state))
     module.eval()
 
 
@@ -159,15 +197,32 @@ def _batches(
     return [order[first : first + batch][place.rank :: place.workers] for first in range(0, len(order), batch)]
 
 
-def _state(
-    epoch: int, module: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> TrainingState:
-    return TrainingState(epoch, weights_of(module), optimizer_tensors(optimizer), generator.get_state())
+def _in_bfloat16(training: TrainingConfig, place: Place) -> bool:
+    """What a training that begins computes in: the setting; auto: bfloat16 where all of its workers have units."""
+    if training.mixed_precision != "auto":
+        return training.mixed_precision
+    has_units = torch.tensor(float(has_bfloat16(place.device)), device=place.device)
+    if place.workers > 1:
+        distributed.all_reduce(has_units, distributed.ReduceOp.MIN)
+    return bool(has_units)
 
 
-def _means(total: Tensor, correct: Tensor, seen: Tensor, place: Place) -> tuple[float, float]:
+def _memory_format(module: nn.Module, shape: tuple[int, int, int], device: str) -> torch.memory_format:
+    """Channels last for colour images (measured), unless the module cannot have it: a `view` of maps, for example."""
+    if shape[0] == 1:
+        return torch.contiguous_format
+    inputs = torch.zeros(1, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad(), _seeded(0, device):
+            module.eval()(inputs)
+    except Exception:  # user code; what is wrong with it in any format is said where it is trained
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _means(total: Tensor, correct: Tensor, seen: int, place: Place) -> tuple[float, float]:
     """Loss and accuracy per image, over all workers."""
-    sums = torch.stack([total, correct, seen])
+    sums = torch.stack([total, correct, torch.full_like(total, seen)])
     if place.workers > 1:
         distributed.all_reduce(sums)
     return float(sums[0]) / float(sums[2]), float(sums[1]) / float(sums[2])

@@ -50,9 +50,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer back what `optimizer_tensors` took."""
+    """Give an optimizer back what `optimizer_tensors` took.
+
+    Each tensor gets the strides of its parameter: fused kernels go through both in order of memory.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     remembered: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition("/")
-        remembered.setdefault(int(index), {})[name] = value.clone()
+        like = parameters[int(index)]
+        own = torch.empty_like(like, dtype=value.dtype) if value.shape == like.shape else torch.empty_like(value)
+        remembered.setdefault(int(index), {})[name] = own.copy_(value)
     optimizer.load_state_dict({"state": remembered, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -17,12 +17,16 @@ from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, pars
 from drs_ray.models.factory import check_classifier
 from drs_ray.models.files import check_writable, delete_file, read_if_there
 from drs_ray.models.tensors import load_tensors
+from drs_ray.training.images import held_if_small
 from drs_ray.training.job import TrainingJob, partition_of, training_split
-from drs_ray.training.loop import EpochDone, Place
+from drs_ray.training.loop import ImagesDone, Place, Report
 from drs_ray.training.state import TrainingState, load_state, save_state, weights_of
 
 TrainingReport = Callable[[int, int, int, float, float], None]
 """Called after every epoch with: sub-image, epoch (from 1), epochs, mean loss, accuracy under noise."""
+
+ImagesReport = Callable[[int, int, int, int], None]
+"""Called as an epoch begins and about once a second in it with: sub-image, epoch, its images done, its images."""
 
 _NOT_LEARNED = {"checkpoint_every", "loaders"}
 """Keys of the training section that change no weight: training goes on from a state under other values of them."""
@@ -33,6 +37,7 @@ def train_run(
     *,
     sub_images: Sequence[int] | None = None,
     on_progress: TrainingReport | None = None,
+    on_images: ImagesReport | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Train classifiers of a config on `dataset` with split `training.split`, and write `classifiers[k].checkpoint`.
@@ -45,7 +50,8 @@ def train_run(
             addresses inline and local is this process.
         sub_images: which ones to train; None: all. What one learns does not depend on which others are trained.
         on_progress: told after every epoch.
-        on_note: told in a line what is not as usual: that a training goes on, or was done before.
+        on_images: told in every epoch.
+        on_note: told in a line what is not as usual: that a training goes on, was done before, or is slow.
 
     Returns:
         The checkpoints written or kept, in order of `sub_images`: local paths or s3:// URIs, as the config has them.
@@ -63,9 +69,11 @@ def train_run(
     _check_workers(config)
     place = Place(_device(config)) if in_process else None
     dataset = training_split(config)
+    if in_process:
+        dataset = held_if_small(dataset)
     for sub_image, file in zip(chosen, files, strict=True):
         job = TrainingJob(config, sub_image, dataset.digest)
-        _train_one(job, dataset, file, place, on_progress, on_note or (lambda note: None))
+        _train_one(job, dataset, file, place, on_progress, on_images, on_note or (lambda note: None))
     return files
 
 
@@ -80,14 +88,16 @@ def _train_one(
     file: str,
     place: Place | None,
     on_progress: TrainingReport | None,
+    on_images: ImagesReport | None,
     on_note: Callable[[str], None],
 ) -> None:
     """Train one classifier, in this process (`place`) or on Ray, unless its checkpoint is there."""
     who, training = f"sub-image {job.sub_image}", job.config.training
     module = job.build(dataset)
-    metadata = _metadata(job, dataset)
-    settings = _settings(metadata)
-    if _is_there(file, metadata):
+    precisions = (True, False) if training.mixed_precision == "auto" else (training.mixed_precision,)
+    outcomes = {bfloat16: _metadata(job, dataset, bfloat16) for bfloat16 in precisions}
+    settings = {bfloat16: _settings(metadata) for bfloat16, metadata in outcomes.items()}
+    if _metadata_of(file) in outcomes.values():
         on_note(f"{who}: {file} was trained with these settings, and is kept; delete it to train again")
         return
     kept = state_file(file)
@@ -96,40 +106,48 @@ def _train_one(
         on_note(f"{who}: going on after epoch {state.epoch} of {training.epochs} ({kept})")
     else:
         if training.start_from is not None:
-            _start_from(training.start_from, module, metadata)
+            _start_from(training.start_from, module, outcomes[precisions[0]])
         state = TrainingState(0, weights_of(module))
     last, epoch = state, state.epoch
 
-    def on_epoch(done: EpochDone) -> None:
+    def hear(report: Report) -> None:
         nonlocal last, epoch
-        if done.epoch <= epoch:  # told before, by a group that lost a worker and began again
+        if isinstance(report, str):
+            on_note(report)
             return
-        epoch = done.epoch
-        if done.state is not None:
-            last = done.state
-            save_state(kept, last, settings)
+        if report.epoch <= epoch:  # told before, by a group that lost a worker and began again
+            return
+        if isinstance(report, ImagesDone):
+            if on_images is not None:
+                on_images(job.sub_image, report.epoch, report.images, report.of)
+            return
+        epoch = report.epoch
+        if report.state is not None:
+            last = report.state
+            save_state(kept, last, settings[bool(last.bfloat16)])
         if on_progress is not None:
-            on_progress(job.sub_image, done.epoch, training.epochs, done.loss, done.accuracy)
+            on_progress(job.sub_image, epoch, training.epochs, report.loss, report.accuracy)
 
     if place is not None:
-        job.check_device(place.device)
-        job.train(dataset, place, state, on_epoch)
+        job.train(dataset, place, state, hear)
     else:
         from drs_ray.engine.group import run_group  # Ray: only for those who use it
 
-        run_group(job, job.config.engine, training.workers, state, on_epoch, on_note)
+        run_group(job, job.config.engine, training.workers, state, hear, on_note)
     module.load_state_dict(last.weights)
     module.eval()
+    metadata = outcomes[bool(last.bfloat16)]
     check_classifier(module, metadata.image_shape, dataset.num_classes, job.sub_image)
     save_checkpoint(file, module, metadata)
     delete_file(kept)
 
 
-def _learned(job: TrainingJob) -> dict[str, JsonValue]:
-    """Of the training section and the data, all that the weights depend on."""
+def _learned(job: TrainingJob, bfloat16: bool) -> dict[str, JsonValue]:
+    """Of the training section and the data, all that the weights depend on; the precision as it was decided."""
     training = job.config.training
     unused = {"consistency", "smoothadv"} - {training.method}
-    return {"data": job.digest, **training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)}
+    settings = training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)
+    return {"data": job.digest, **settings, "mixed_precision": bfloat16}
 
 
 def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
@@ -139,7 +157,7 @@ def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
     return dict(json.loads(json.dumps(rest))) | learned
 
 
-def _metadata(job: TrainingJob, dataset: Dataset) -> CheckpointMetadata:
+def _metadata(job: TrainingJob, dataset: Dataset, bfloat16: bool) -> CheckpointMetadata:
     """What the checkpoint will say of itself."""
     config = job.config
     classifier = config.classifiers[job.sub_image]
@@ -154,19 +172,19 @@ def _metadata(job: TrainingJob, dataset: Dataset) -> CheckpointMetadata:
         num_classes=dataset.num_classes,
         image_shape=partition_of(config, dataset).layout_shape(job.sub_image, dataset.image_shape[0]),
         dataset=dataset.name,
-        training=json.dumps(_learned(job), separators=(",", ":")),
+        training=json.dumps(_learned(job, bfloat16), separators=(",", ":")),
     )
 
 
-def _is_there(file: str, metadata: CheckpointMetadata) -> bool:
-    """Whether the checkpoint is what this training would write. One that makes no sense is not: it is replaced."""
+def _metadata_of(file: str) -> CheckpointMetadata | None:
+    """What the checkpoint that is there says of itself. One that makes no sense says nothing: it is replaced."""
     data = read_if_there(file)
     if data is None:
-        return False
+        return None
     try:
-        return parse_checkpoint(file, data)[1] == metadata
+        return parse_checkpoint(file, data)[1]
     except ClassifierError:
-        return False
+        return None
 
 
 def _start_from(source: str, module: nn.Module, metadata: CheckpointMetadata) -> None:

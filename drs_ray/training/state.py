@@ -24,13 +24,15 @@ class TrainingState:
     """All that the next epoch depends on, on the CPU.
 
     epoch: epochs done. weights: the module's state_dict. optimizer: see `optimizer_tensors`. generator: the state of
-    the generator of order, augmentation and noise, uint8; None before the first epoch.
+    the generator of order, augmentation and noise, uint8; None before the first epoch. bfloat16: whether it is computed
+    in bfloat16 where that is safe; None: not decided, before the first epoch.
     """
 
     epoch: int
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     generator: Tensor | None = None
+    bfloat16: bool | None = None
 
 
 def save_state(location: str, state: TrainingState, settings: Mapping[str, JsonValue]) -> None:
@@ -47,8 +49,8 @@ def save_state(location: str, state: TrainingState, settings: Mapping[str, JsonV
     write_file(location, safetensors.torch.save(tensors, {_KEY: text}))
 
 
-def load_state(location: str, settings: Mapping[str, JsonValue]) -> TrainingState | None:
-    """The state at a location, or None if there is no file.
+def load_state(location: str, settings: Mapping[bool, Mapping[str, JsonValue]]) -> TrainingState | None:
+    """The state at a location, or None if there is no file. `settings`: those it may belong to, by `bfloat16`.
 
     Raises:
         ClassifierError: a file that cannot be read. ConfigError: one that belongs to other settings.
@@ -68,13 +70,19 @@ def load_state(location: str, settings: Mapping[str, JsonValue]) -> TrainingStat
         raise ClassifierError(
             f"training state {location}: cannot be read ({type(error).__name__}: {error}); delete it to train anew"
         ) from error
-    differing = sorted(key for key in {**kept, **settings} if kept.get(key) != settings.get(key))
+    bfloat16, differing = min(
+        (
+            (allowed, sorted(key for key in {**kept, **these} if kept.get(key) != these.get(key)))
+            for allowed, these in settings.items()
+        ),
+        key=lambda found: len(found[1]),
+    )
     if differing:
         raise ConfigError(
             f"training state {location}: belongs to other settings ({', '.join(differing)}); restore them to go on, or "
             "delete it to train anew"
         )
-    return TrainingState(epoch, parts["weights"], parts["optimizer"], parts["generator"].get(""))
+    return TrainingState(epoch, parts["weights"], parts["optimizer"], parts["generator"].get(""), bfloat16)
 
 
 def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from drs_ray.smoothing.partition import Partition
@@ -24,12 +25,23 @@ class Trainee:
     cells: it never has them.
     """
 
-    def __init__(self, module: nn.Module, partition: Partition, sub_image: int, network: nn.Module | None = None):
-        """`network` is what training calls: the module, or its wrapper that joins the gradients of several workers."""
+    def __init__(
+        self,
+        module: nn.Module,
+        partition: Partition,
+        sub_image: int,
+        network: nn.Module | None = None,
+        layout: torch.memory_format = torch.contiguous_format,
+    ):
+        """`network` is what training calls: the module, or its wrapper that joins the gradients of several workers.
+
+        layout: in memory, of what it is given.
+        """
         self._module = module
         self._network = module if network is None else network
         self._partition = partition
         self._sub_image = sub_image
+        self._layout = layout
 
     def __call__(self, values: Tensor) -> Tensor:
         """Logits float32 [n, classes], to be trained on."""
@@ -50,5 +62,6 @@ class Trainee:
             self._module.train()
 
     def _answer(self, network: nn.Module, values: Tensor) -> Tensor:
-        logits: Tensor = network(self._partition.arrange(values, self._sub_image))
+        inputs = self._partition.arrange(values, self._sub_image)
+        logits: Tensor = network(inputs.contiguous(memory_format=self._layout))
         return logits.float()  # bfloat16 under mixed precision: losses are computed in float32

@@ -18,7 +18,7 @@ from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models.checkpoints import load_checkpoint
 from drs_ray.results.store import LocalStore
 from drs_ray.training.job import TrainingJob, training_split
-from drs_ray.training.loop import EpochDone, Place
+from drs_ray.training.loop import EpochDone, Place, Report
 from drs_ray.training.run import state_file, train_run
 from drs_ray.training.state import TrainingState, weights_of
 from tests.support.runs import FACTORY, Driver, drs_ray, write_config
@@ -103,11 +103,12 @@ def _without_ray(rank: int, config: RunConfig, meeting: Path, kept: Path) -> Non
     job = TrainingJob(config, 0, dataset.digest)
     states: list[TrainingState] = []
 
-    def on_epoch(done: EpochDone) -> None:
-        assert done.state is not None
-        states.append(done.state)
+    def hear(report: Report) -> None:
+        if isinstance(report, EpochDone):
+            assert report.state is not None
+            states.append(report.state)
 
-    job.train(dataset, Place("cpu", rank, 2), TrainingState(0, weights_of(job.build(dataset))), on_epoch)
+    job.train(dataset, Place("cpu", rank, 2), TrainingState(0, weights_of(job.build(dataset))), hear)
     if rank == 0:
         torch.save(states[-1].weights, kept)
     distributed.destroy_process_group()

@@ -9,9 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from drs_ray.data.arrays import ArrayDataset
+from drs_ray.data.datasets import load_dataset
 from drs_ray.data.folders import load_folder
+from drs_ray.data.packing import pack_dataset
+from drs_ray.data.pixels import unit_range
 from drs_ray.errors import DataError
-from drs_ray.training.images import augment, read_batches
+from drs_ray.results.store import LocalStore
+from drs_ray.training import images as images_module
+from drs_ray.training.images import HeldDataset, augment, held_if_small, read_batches
 
 
 def _folder(root: Path, count: int = 6) -> Path:
@@ -50,6 +56,62 @@ def test_a_broken_image_is_one_line(tmp_path: Path, loaders: int) -> None:
     with pytest.raises(DataError, match=r"2.png: cannot be read") as caught:
         list(read_batches(dataset, [[0, 1, 2]], loaders))
     assert "\n" not in str(caught.value)
+
+
+def test_a_held_data_set_reads_once_in_order_and_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = load_folder("folder", _folder(tmp_path), "train", None)
+    pack_dataset(source, None, LocalStore(tmp_path / "packed"), lambda done: None)
+    asked: list[int] = []
+    for dataset in (source, load_dataset("parquet", tmp_path / "packed", "train")):
+        held = held_if_small(dataset)
+        read = type(dataset).pixels_of
+        monkeypatch.setattr(
+            type(dataset), "pixels_of", lambda self, image_id, read=read: asked.append(image_id) or read(self, image_id)
+        )
+        asked.clear()
+        ids = [5, 0, 0, 3]
+        assert np.array_equal(held.images(ids), dataset.images(ids))
+        assert asked == [0, 1, 2, 3, 4, 5, *ids]
+        assert held.labels(ids).tolist() == dataset.labels(ids).tolist() == [1, 0, 0, 1]
+        asked.clear()
+        assert held.image(4).tolist() == held.images([4])[0].tolist()
+        assert held.label(4) == 1
+        assert asked == []
+        assert (held.digest, len(held), held.image_shape, held.num_classes) == (
+            dataset.digest,
+            6,
+            (3, 4, 4),
+            2,
+        )
+        with pytest.raises(DataError, match=r"image -1: folder train has the images 0..5"):
+            held.label(-1)
+
+
+def test_every_value_of_8_bits_is_held_exactly(tmp_path: Path) -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    source = ArrayDataset("all", "train", 2, pixels, np.zeros(1, np.int64))
+    pack_dataset(source, None, LocalStore(tmp_path), lambda done: None)
+    for dataset in (source, load_dataset("parquet", tmp_path, "train")):
+        held = HeldDataset(dataset)
+        assert np.array_equal(held.images([0]), unit_range(pixels))
+        assert np.array_equal(held.pixels_of(0), pixels[0])
+
+
+def test_a_large_data_set_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_folder("folder", _folder(tmp_path), "train", None)
+    monkeypatch.setattr(images_module, "MOST_BYTES_HELD", 6 * 3 * 4 * 4 - 1)
+    assert held_if_small(dataset) is dataset
+    monkeypatch.setattr(images_module, "MOST_BYTES_HELD", 6 * 3 * 4 * 4)
+    assert held_if_small(dataset) is not dataset
+
+
+def test_a_broken_image_of_a_held_data_set_is_one_line(tmp_path: Path) -> None:
+    dataset = load_folder("folder", _folder(tmp_path), "train", None)
+    (tmp_path / "train" / "0" / "2.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"2.png: cannot be read"):
+        list(read_batches(held_if_small(dataset), [[0]], 2))
 
 
 def test_shifts_move_whole_images_and_fill_with_zero() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.tensors import module_digest
 from drs_ray.smoothing.partition import make_partition
-from drs_ray.training.loop import EpochDone, Place, _batches, derived_seed, train_classifier
-from drs_ray.training.state import TrainingState, weights_of
+from drs_ray.training import loop
+from drs_ray.training.loop import EpochDone, ImagesDone, Place, Report, _batches, derived_seed, train_classifier
+from drs_ray.training.state import TrainingState, load_state, save_state, weights_of
 
 METHODS = [
     {"method": "gaussian"},
@@ -26,19 +28,19 @@ METHODS = [
 ]
 
 
-def _dataset(count: int = 120) -> ArrayDataset:
+def _dataset(count: int = 120, channels: int = 1) -> ArrayDataset:
     """Bright left half or bright right half, 8x8: easy, and each checkerboard half shows it."""
     labels = np.arange(count) % 2
-    pixels = np.zeros((count, 1, 8, 8), np.uint8)
+    pixels = np.zeros((count, channels, 8, 8), np.uint8)
     pixels[labels == 0, :, :, :4] = 255
     pixels[labels == 1, :, :, 4:] = 255
     return ArrayDataset("halves", "train", 2, pixels, labels)
 
 
-def _module(partition: Any, sub_image: int, dropout: float = 0.0) -> nn.Module:
+def _module(partition: Any, sub_image: int, dropout: float = 0.0, channels: int = 1) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = build_architecture("digits-cnn", partition.layout_shape(sub_image, 1), 2, {"width": 4})
+        network = build_architecture("digits-cnn", partition.layout_shape(sub_image, channels), 2, {"width": 4})
     return nn.Sequential(nn.Dropout(dropout), network) if dropout else network
 
 
@@ -49,23 +51,32 @@ def _train(
     sub_image: int = 1,
     start: TrainingState | None = None,
     dropout: float = 0.0,
+    channels: int = 1,
+    warnings: list[str] | None = None,
     **changed: Any,
 ) -> tuple[nn.Module, list[EpochDone]]:
     partition = make_partition(partition_name, 8, 8, layout)
-    module = _module(partition, sub_image, dropout)
+    module = _module(partition, sub_image, dropout, channels)
     epochs: list[EpochDone] = []
+
+    def hear(report: Report) -> None:
+        if isinstance(report, EpochDone):
+            epochs.append(report)
+        elif isinstance(report, str) and warnings is not None:
+            warnings.append(report)
+
     settings = {"epochs": 10, "batch": 16, "learning_rate": 0.01, "shift": 1, "label_smoothing": 0.0, **changed}
     sigma = settings.pop("sigma", 0.5)
     train_classifier(
         module,
-        _dataset(),
+        _dataset(channels=channels),
         partition,
         sub_image,
         sigma,
         TrainingConfig(**settings),
         seed=seed,
         start=start,
-        on_epoch=epochs.append,
+        tell=hear,
     )
     return module, epochs
 
@@ -143,6 +154,84 @@ def test_training_goes_on_from_any_state_to_the_same_weights(change: dict[str, A
         ]
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["method"])
+def test_in_bfloat16_it_learns_repeats_itself_and_goes_on(method: dict[str, Any], tmp_path: Path) -> None:
+    """On a CPU without units for it, too. Colour: weights lie in memory channels last, and in a file do not."""
+    module, epochs = _train(7, mixed_precision=True, channels=3, **method)
+    assert epochs[-1].loss < 0.5 * epochs[0].loss
+    assert epochs[-1].accuracy > 0.9
+    again, _ = _train(7, mixed_precision=True, channels=3, **method)
+    assert module_digest(again) == module_digest(module)
+    other, _ = _train(7, mixed_precision=False, channels=3, **method)
+    assert module_digest(other) != module_digest(module)
+    file = str(tmp_path / "state.safetensors")
+    assert epochs[3].state is not None
+    save_state(file, epochs[3].state, {})
+    gone_on, _ = _train(7, mixed_precision=True, channels=3, start=load_state(file, {True: {}}), **method)
+    assert module_digest(gone_on) == module_digest(module)
+
+
+def test_auto_is_what_is_fast_here_and_a_training_goes_on_as_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = {precision: module_digest(_train(7, epochs=2, mixed_precision=precision)[0]) for precision in (True, False)}
+    for has_units in (True, False):
+        monkeypatch.setattr(loop, "has_bfloat16", lambda device, has=has_units: has)
+        module, epochs = _train(7, epochs=2, mixed_precision="auto")
+        assert module_digest(module) == fixed[has_units]
+        assert epochs[0].state is not None
+        assert epochs[0].state.bfloat16 is has_units
+        monkeypatch.setattr(loop, "has_bfloat16", lambda device, has=has_units: not has)  # another machine
+        elsewhere, _ = _train(7, epochs=2, mixed_precision="auto", start=epochs[0].state)
+        assert module_digest(elsewhere) == fixed[has_units]
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_bfloat16_without_units_is_slow_and_warned_of(monkeypatch: pytest.MonkeyPatch, has_units: bool) -> None:
+    monkeypatch.setattr(loop, "has_bfloat16", lambda device: has_units)
+    warnings: list[str] = []
+    _train(7, epochs=1, mixed_precision=True, warnings=warnings)
+    _train(7, epochs=1, mixed_precision="auto", warnings=warnings)
+    _train(7, epochs=1, mixed_precision=False, warnings=warnings)
+    assert len(warnings) == (0 if has_units else 1)
+    for warning in warnings:
+        assert warning.startswith("sub-image 1: computes in bfloat16, for which cpu has no units: slower than float32")
+
+
+class _Views(nn.Module):
+    """A user's network as many are written: `view` needs maps that lie one after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * 8 * 8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        self.channels_last = maps.is_contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.fc(maps.view(len(x), -1) if self.views else maps.flatten(1))
+        return logits
+
+    views = True
+
+
+@pytest.mark.parametrize("views", [True, False])
+def test_colour_images_lie_channels_last_where_the_network_takes_them(views: bool) -> None:
+    partition = make_partition("none", 8, 8, "packed")
+    module = _Views()
+    module.views = views
+    train_classifier(module, _dataset(channels=3), partition, 0, 0.5, TrainingConfig(epochs=1))
+    assert module.channels_last is not views
+
+
+def test_an_epoch_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_REPORTS", 0.0)
+    partition = make_partition("none", 8, 8, "packed")
+    heard: list[Report] = []
+    training = TrainingConfig(epochs=2, batch=50)
+    train_classifier(_module(partition, 0), _dataset(), partition, 0, 0.5, training, tell=heard.append)
+    told = [(report.epoch, report.images) if isinstance(report, ImagesDone) else "done" for report in heard]
+    assert told == [(1, 0), (1, 50), (1, 100), (1, 120), "done", (2, 0), (2, 50), (2, 100), (2, 120), "done"]
+
+
 def test_states_are_told_when_they_are_due_and_after_the_last_epoch() -> None:
     _, epochs = _train(5, epochs=5, checkpoint_every=2)
     assert [done.epoch for done in epochs if done.state is not None] == [2, 4, 5]
@@ -200,10 +289,10 @@ def test_divergence_is_reported_at_once() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)[:, :2] * (self.w + math.nan)
 
-    calls: list[EpochDone] = []
+    calls: list[object] = []
     partition = make_partition("none", 8, 8, "packed")
     with pytest.raises(
         ClassifierError, match=r"sub-image 0: training diverged in epoch 1 .*lower training.learning_rate"
     ):
-        train_classifier(Explode(), _dataset(), partition, 0, 1.0, TrainingConfig(epochs=3), on_epoch=calls.append)
-    assert calls == []
+        train_classifier(Explode(), _dataset(), partition, 0, 1.0, TrainingConfig(epochs=3), tell=calls.append)
+    assert calls == [ImagesDone(1, 0, 120)]

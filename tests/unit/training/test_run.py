@@ -17,6 +17,7 @@ from drs_ray.errors import ClassifierError, ConfigError, DataError
 from drs_ray.models.checkpoints import load_checkpoint
 from drs_ray.models.factory import load_classifier
 from drs_ray.results.store import open_store
+from drs_ray.training import loop
 from drs_ray.training.run import TrainingReport, state_file, train_run
 from tests.servers import BUCKET
 
@@ -202,6 +203,42 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     assert not Path(state_file(str(file))).exists()
 
 
+def _precision(monkeypatch: pytest.MonkeyPatch, has_units: bool) -> None:
+    monkeypatch.setattr(loop, "has_bfloat16", lambda device: has_units)
+
+
+def _as_learned(file: Path) -> object:
+    metadata = load_checkpoint(file)[1]
+    assert metadata is not None
+    return json.loads(metadata.training)["mixed_precision"]
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_a_training_goes_on_in_its_own_precision_on_any_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_units: bool
+) -> None:
+    _precision(monkeypatch, has_units)
+    (undisturbed,) = _train(_config(tmp_path / "undisturbed", partition="none", epochs=3))
+    assert _as_learned(undisturbed) is has_units
+    config = _config(tmp_path / "killed", partition="none", epochs=3)
+    with pytest.raises(_Killed):
+        train_run(config, on_progress=_killed_after(0, 2))
+    _precision(monkeypatch, not has_units)
+    with pytest.raises(ConfigError, match=r"belongs to other settings \(training.mixed_precision\); restore"):
+        train_run(_config(tmp_path / "killed", partition="none", epochs=3, mixed_precision=not has_units))
+    notes: list[str] = []
+    (file,) = _train(config, on_note=notes.append)
+    assert file.read_bytes() == undisturbed.read_bytes()
+    assert [note.partition(": ")[2][:20] for note in notes] == [
+        "going on after epoch",
+        *(["computes in bfloat16"] if has_units else []),
+    ]
+    train_run(config, on_note=notes.append)  # finished: auto does not train it again for this machine
+    assert "was trained with these settings, and is kept" in notes[-1]
+    train_run(_config(tmp_path / "killed", partition="none", epochs=3, mixed_precision=not has_units))
+    assert _as_learned(file) is not has_units
+
+
 def test_a_checkpoint_of_other_settings_is_replaced_and_a_broken_one_too(tmp_path: Path) -> None:
     (file,) = _train(_config(tmp_path, partition="none"))
     first = file.read_bytes()
@@ -269,7 +306,6 @@ def test_in_the_masked_layout_any_architecture_starts_from_a_full_images(tmp_pat
             r"training.workers: the address inline is one process, got 2 workers;",
         ),
         ({"workers": 3}, {}, r"training.batch must be a multiple of training.workers \(3\).* got 32"),
-        ({"mixed_precision": True}, {}, r"training.mixed_precision: bfloat16 is for cuda, the device is cpu; set it"),
         pytest.param(
             {},
             {"device": "cuda"},
@@ -296,6 +332,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(
         ({"consistency": {"lambda": 1}}, r"training.consistency.lambda: unknown key; allowed here: copies, entropy_w"),
         ({"smoothadv": {"epsilon": 0}}, r"training.smoothadv.epsilon: must be > 0"),
         ({"smoothadv": {"warm_up": 0}}, r"training.smoothadv.warm_up: must be >= 1, got 0"),
+        ({"mixed_precision": "half"}, r"^config: training.mixed_precision: must be auto, true or false, got 'half'$"),
         ({"momentum": 1.0}, r"training.momentum: must be < 1"),
         ({"workers": 0}, r"training.workers: must be >= 1, got 0"),
         ({"start_from": ""}, r"training.start_from: "),

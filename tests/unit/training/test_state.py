@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_round_trip_is_exact(file: Path) -> None:
-    state = load_state(str(file), SETTINGS)
+    state = load_state(str(file), {False: SETTINGS})
     assert state is not None
     assert state.epoch == 3
     for kept, saved in ((state.weights, STATE.weights), (state.optimizer, STATE.optimizer)):
@@ -40,19 +40,19 @@ def test_a_round_trip_is_exact(file: Path) -> None:
     generator.set_state(state.generator)
     assert torch.equal(torch.rand(4, generator=generator), torch.rand(4, generator=torch.Generator().manual_seed(5)))
     save_state(str(file), TrainingState(0, STATE.weights), SETTINGS)
-    first = load_state(str(file), SETTINGS)
+    first = load_state(str(file), {False: SETTINGS})
     assert first is not None
     assert (first.epoch, first.optimizer, first.generator) == (0, {}, None)
 
 
 def test_no_file_is_no_state(tmp_path: Path) -> None:
-    assert load_state(str(tmp_path / "none.safetensors"), SETTINGS) is None
+    assert load_state(str(tmp_path / "none.safetensors"), {False: SETTINGS}) is None
 
 
 def test_other_settings_are_refused_and_named(file: Path) -> None:
     other = {**SETTINGS, "training.epochs": 6, "sigma": 0.2, "seed": 1}
     with pytest.raises(ConfigError, match=r"other settings \(seed, sigma, training.epochs\); restore them.* delete it"):
-        load_state(str(file), other)
+        load_state(str(file), {False: other})
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 10, None])
@@ -61,7 +61,7 @@ def test_a_broken_file_is_one_line(file: Path, content: bytes | None) -> None:
     with pytest.raises(
         ClassifierError, match=r"a.training.safetensors: cannot be read .*delete it to train anew"
     ) as caught:
-        load_state(str(file), SETTINGS)
+        load_state(str(file), {False: SETTINGS})
     assert "\n" not in str(caught.value)
 
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_not_a_state(tmp_path: Path) -> None:
     metadata = checkpoints.CheckpointMetadata("a", "none", "packed", 0, 1.0, 2, (1, 2, 2), "mnist5k")
     checkpoints.save_checkpoint(file, module, metadata)
     with pytest.raises(ClassifierError, match="cannot be read"):
-        load_state(str(file), SETTINGS)
+        load_state(str(file), {False: SETTINGS})
 
 
 def test_a_failed_write_keeps_the_old_state(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
