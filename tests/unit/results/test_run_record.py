@@ -156,7 +156,8 @@ def test_adaptive_stages_that_other_rules_decided_are_not_continued() -> None:
 
 def test_with_lattice_noise_a_certificate_may_fail_for_how_integers_are_drawn() -> None:
     """docs/theory.md 7: alpha + n d TV, n of the last planned stage."""
-    gaussian = make_record(5, 2, sigma=0.5)
+    made = make_record(5, 2, sigma=0.5)
+    gaussian = made.model_copy(update={"config": made.config.updated("noise", law="gaussian")})
     assert gaussian.failure_probability(0.001) == 0.001
     config = gaussian.config.updated("noise", law="lattice").updated(
         "budget", estimation=50_000, planned=100_000, stages=2
