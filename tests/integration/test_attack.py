@@ -101,11 +101,11 @@ def test_a_radius_that_is_too_large_fails_loudly(finished: Path, honest: AttackR
 def test_a_class_that_does_not_win_contradicts_its_certificate(finished: Path, tmp_path: Path) -> None:
     rows = pq.read_table(finished / CERTIFICATES_KEY).to_pylist()
     wrong = [(row["selected_class"] + 5) % 10 for row in rows]
-    uri = edited(finished, tmp_path / "run", prediction=wrong, radius=[0.6] * 6)
+    uri = edited(finished, tmp_path / "run", prediction=wrong, radius=[1.0] * 6)
     report = drs_ray.attack(uri, 6, **QUICK)
     assert report.smallest_slack is not None
     assert report.smallest_slack < 0
-    assert (report.norm < 0.6).all()  # a few hundred samples do not confirm the slightest lead
+    assert (report.norm < 1.0).all()  # a few hundred samples do not confirm the slightest lead
     with pytest.raises(SoundnessError, match="6 of 6 attacked images"):
         report.check()
 
@@ -208,6 +208,7 @@ def test_a_trained_network_is_broken_above_its_radii(tmp_path: Path) -> None:
         {"architecture": "digits-cnn", "checkpoint": str(tmp_path / f"{k}.safetensors"), "sigma": 0.5} for k in (0, 1)
     ]
     data["training"] = {"epochs": 2}
+    data["noise"]["law"] = "gaussian"  # nothing is clipped then, so there is always a way out
     config = parse_config(data)
     train_run(config)
     drs_ray.certify(config)

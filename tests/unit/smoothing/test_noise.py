@@ -123,6 +123,12 @@ def test_torch_noise_is_a_part_of_its_block(monkeypatch: pytest.MonkeyPatch, kin
     assert torch.equal(drawn(33, 81, 10), whole[33:81])
 
 
+def test_torch_normals_are_drawn_in_float64_for_their_tails() -> None:
+    generator = torch.Generator()
+    ours = STANDARD_NORMAL.draw((50, 3, 5), generator.manual_seed(3))
+    assert ours.equal(torch.randn((50, 3, 5), generator=generator.manual_seed(3), dtype=torch.float64).float())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @any_kind
