@@ -24,7 +24,7 @@ from drs_ray.config import can_pool, default_confidence, float32
 from drs_ray.engine.certify import DEFAULT_BATCH
 from drs_ray.engine.worker import make_cuda_reproducible
 from drs_ray.errors import ClassifierError, ConfigError, DataError
-from drs_ray.models.factory import check_classifier
+from drs_ray.models.check import check_classifier
 from drs_ray.results.counts import Counts
 from drs_ray.results.evidence import Evidence, evidence_of
 from drs_ray.results.tables import ABSTAIN

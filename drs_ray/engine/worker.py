@@ -18,7 +18,8 @@ from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.plan import Draw, Unit
 from drs_ray.engine.storing import PartWriter
 from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
-from drs_ray.models.factory import BaseClassifier, check_classifier, load_classifier, same_probe
+from drs_ray.models.check import check_classifier, same_probe
+from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.store import Store, open_store
