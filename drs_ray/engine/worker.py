@@ -19,7 +19,8 @@ from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.plan import Draw, Unit
 from drs_ray.engine.storing import PartWriter
 from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
-from drs_ray.models.factory import BaseClassifier, load_classifier, same_probe
+from drs_ray.models.check import FirstBatch, same_probe, tolerance_of
+from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.models.inference import VotingClassifier, voting_classifier
 from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, read_record
@@ -86,6 +87,7 @@ class UnitRunner:
             num_classes=self._classes,
             sub_image=sub_image,
         )
+        self._watched: FirstBatch | None = FirstBatch(self._classifier.module, self._classifier.plain)
         self._sampler = Sampler(
             partition,
             config.sigmas[sub_image],
@@ -123,9 +125,12 @@ class UnitRunner:
             label = self._dataset.label(image_id)
             for draw in unit.draws:
                 key = NoiseKey(seed, image_id, unit.sub_image, draw.phase, self._record.dataset.digest)
-                votes = count_votes(
-                    self._classifier.module, image, self._sampler, key, draw.first_sample, draw.samples, self._classes
-                )
+                module = self._watched or self._classifier.module
+                votes = count_votes(module, image, self._sampler, key, draw.first_sample, draw.samples, self._classes)
+                if self._watched is not None:
+                    tolerance = tolerance_of(self._record.precision, self._device.type)
+                    self._watched.check(self._classes, unit.sub_image, tolerance)
+                    self._watched = None
                 yield CountsRow(
                     image_id, label, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes
                 )

@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import nn
 
 from drs_ray.config import DenoiserConfig, PixelsConfig
 from drs_ray.errors import ClassifierError
-from drs_ray.models.building import PROGRAM, build_module, is_factory, told
+from drs_ray.models.building import PROGRAM, build_module, is_factory
+from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint
 from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.pixels import with_pixels
 from drs_ray.models.programs import load_program
-from drs_ray.models.tensors import few, load_tensors, module_digest
-
-_PROBES = 8
-_TOLERANCE = 1e-3  # of the largest logit: kernels differ far less, other samples in the batch far more
+from drs_ray.models.tensors import load_tensors, module_digest
 
 
 @dataclass(frozen=True)
@@ -129,78 +126,6 @@ def _warnings(
         )
     if dataset is not None and metadata.dataset != dataset:
         yield f"sub-image {sub_image}: {source} was trained on {metadata.dataset}, the run uses {dataset}"
-
-
-def check_classifier(
-    module: nn.Module,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    sub_image: int,
-    device: str | torch.device = "cpu",
-) -> tuple[float, ...]:
-    """Try a classifier on a few noisy inputs: it must be a fixed function of each sample alone.
-
-    It must turn [N, C, h, w] into finite float logits [N, num_classes], be in eval mode, give the same answer twice,
-    and answer each sample as it would alone. Layers that draw at random or mix the samples of a batch (dropout or batch
-    norm in train mode) would make votes that no certificate covers.
-
-    Returns:
-        The largest logit of each input: what another copy of the classifier must give too (`same_probe`).
-
-    Raises:
-        ClassifierError: naming the sub-image, what was got and what is expected.
-    """
-    who = f"sub-image {sub_image}: the classifier"
-    in_training = [name or type(part).__name__ for name, part in module.named_modules() if part.training]
-    if in_training:
-        raise ClassifierError(f"{who} is in train mode ({few(in_training)}); call eval() on every part of it")
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand((_PROBES, *image_shape), generator=generator)
-    inputs = (pixels + 0.5 * torch.randn(pixels.shape, generator=generator)).to(device)
-    logits = _answer(module, inputs, num_classes, who)
-    alone = torch.cat([_answer(module, one, num_classes, who) for one in inputs.unsqueeze(1)])
-    for answer, fault in (
-        (_answer(module, inputs, num_classes, who), "gives another answer to the same inputs the second time"),
-        (alone, "answers a sample differently alone and in a batch"),
-    ):
-        if not _alike(answer, logits):
-            raise ClassifierError(
-                f"{who} {fault}; it must be a fixed function of each sample: no dropout, no statistics over the batch"
-            )
-    return tuple(logits.amax(dim=1).tolist())
-
-
-def same_probe(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether two copies of a classifier gave the same answers, up to the last bits in which kernels differ."""
-    return len(first) == len(second) and _alike(torch.tensor(first), torch.tensor(second))
-
-
-def _alike(first: Tensor, second: Tensor) -> bool:
-    scale = float(torch.maximum(first.abs().max(), second.abs().max()))
-    return bool(((first - second).abs() <= _TOLERANCE * scale + 1e-6).all())
-
-
-def _answer(module: nn.Module, inputs: Tensor, num_classes: int, who: str) -> Tensor:
-    expected = [len(inputs), num_classes]
-    try:
-        with torch.inference_mode():
-            logits: object = module(inputs)
-    except Exception as error:  # the user's module may raise anything
-        raise ClassifierError(
-            f"{who} failed on an input of shape {list(inputs.shape)} ({told(error)}); "
-            "it must accept float32 [N, C, h, w] of the sub-image as laid out"
-        ) from error
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ClassifierError(f"{who} must return float logits of shape {expected}, got {got}")
-    if list(logits.shape) != expected:
-        raise ClassifierError(
-            f"{who} must return logits of shape {expected} for inputs {list(inputs.shape)} "
-            f"({num_classes} classes), got {list(logits.shape)}"
-        )
-    if not bool(torch.isfinite(logits).all()):
-        raise ClassifierError(f"{who} returns NaN or infinite logits; check its checkpoint (diverged training?)")
-    return logits
 
 
 def _check_metadata(source: str, metadata: CheckpointMetadata, expected: Mapping[str, object]) -> None:

@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from drs_ray.config import Precision
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import told
-from drs_ray.models.factory import check_classifier
+from drs_ray.models.check import check_classifier
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -118,7 +118,7 @@ def inference_module(
             if type(part) in _MULTIPLY:  # as autocast would convert its weights in every pass
                 part.to(torch.bfloat16)
     result = _Inference(module, precision, device.type).eval()
-    check_classifier(result, image_shape, num_classes, sub_image, device)
+    check_classifier(result, image_shape, num_classes, sub_image, device, precision)
     return result
 
 

@@ -63,13 +63,25 @@ def module_digest(module: nn.Module) -> str:
 
     Buffers that are not in the state_dict count too: normalisation changes votes as weights do.
     """
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     result = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+    for name, tensor in _tensors(module):
         result.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        result.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        result.update(_bytes(tensor))
     return result.hexdigest()
+
+
+def tensor_digests(module: nn.Module) -> dict[str, bytes]:
+    """SHA-256 of each parameter and buffer by its name: which of them a call has changed."""
+    return {name: hashlib.sha256(_bytes(tensor)).digest() for name, tensor in _tensors(module)}
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return sorted({**dict(module.named_parameters()), **dict(module.named_buffers())}.items())
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def few(names: list[str]) -> str:

@@ -65,7 +65,7 @@ def count_votes(
         int64 [num_classes], summing to `samples`.
 
     Raises:
-        ClassifierError: logits of another shape, NaN or infinite: that is a fault, never a vote.
+        ClassifierError: logits of another shape, NaN, +inf, or all of a sample's -inf: a fault, never a vote.
         DataError: an image that the noise law cannot do.
     """
     values = sampler.noise.prepare(sampler.partition.extract(image, key.sub_image), key).to(sampler.device)
@@ -95,7 +95,7 @@ def count_votes(
                 f"sub-image {key.sub_image}: logits must be [{len(noisy)}, {num_classes}] (batch, classes), "
                 f"got {list(logits.shape)}; check the classifier's number of classes"
             )
-        finite &= torch.isfinite(logits).all()
+        finite &= torch.isfinite(logits.amax(dim=1)).all()  # -inf may mask classes: beside a finite one it never wins
         winners = logits.argmax(dim=1)
         votes.scatter_add_(0, winners, one.expand_as(winners))
     if not bool(finite):  # one synchronisation per image, not per batch

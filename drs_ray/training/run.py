@@ -13,8 +13,8 @@ from torch import nn
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import Dataset
 from drs_ray.errors import ClassifierError, ConfigError
+from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, parse_checkpoint, save_checkpoint
-from drs_ray.models.factory import check_classifier
 from drs_ray.models.files import check_writable, delete_file, read_if_there
 from drs_ray.models.tensors import load_tensors
 from drs_ray.training.images import held_if_small
