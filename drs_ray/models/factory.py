@@ -12,6 +12,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
+from drs_ray.class_names import first_difference
 from drs_ray.config import DenoiserConfig, PixelsConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import PROGRAM, build_module, is_factory, told
@@ -51,6 +52,7 @@ def load_classifier(
     image_shape: tuple[int, int, int],
     num_classes: int,
     dataset: str | None = None,
+    classes: Sequence[str] | None = None,
     pixels: PixelsConfig | None = None,
     denoiser: DenoiserConfig | None = None,
 ) -> BaseClassifier:
@@ -70,6 +72,7 @@ def load_classifier(
         image_shape: (C, h, w) of the sub-image as laid out.
         num_classes: number of classes of the data set.
         dataset: name of the data set, to warn of a classifier that was trained on another.
+        classes: names of its classes in order of class number, if they are known; a checkpoint of others is refused.
         pixels: how the architecture wants its pixels.
         denoiser: what stands before all that, and sees this sub-image alone.
 
@@ -98,6 +101,7 @@ def load_classifier(
                     "num_classes": num_classes,
                     "image_shape": image_shape,
                 }
+                _check_classes(source, metadata, classes)
                 _check_metadata(source, metadata, expected)
                 warnings = tuple(_warnings(source, metadata, sub_image, sigma, dataset))
             load_tensors(module, tensors, source)
@@ -201,6 +205,15 @@ def _answer(module: nn.Module, inputs: Tensor, num_classes: int, who: str) -> Te
     if not bool(torch.isfinite(logits).all()):
         raise ClassifierError(f"{who} returns NaN or infinite logits; check its checkpoint (diverged training?)")
     return logits
+
+
+def _check_classes(source: str, metadata: CheckpointMetadata, classes: Sequence[str] | None) -> None:
+    difference = first_difference(metadata.classes, classes)
+    if difference is not None:
+        raise ClassifierError(
+            f"checkpoint {source}: trained for other classes than the run's: {difference}; name the checkpoint's in "
+            "their order in dataset.classes (class directories have these names), or another checkpoint"
+        )
 
 
 def _check_metadata(source: str, metadata: CheckpointMetadata, expected: Mapping[str, object]) -> None:

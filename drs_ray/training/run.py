@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from pydantic import JsonValue
@@ -26,6 +26,8 @@ TrainingReport = Callable[[int, int, int, float, float], None]
 
 _NOT_LEARNED = {"checkpoint_every", "loaders"}
 """Keys of the training section that change no weight: training goes on from a state under other values of them."""
+_NOT_SETTINGS = {"training", "classes"}
+"""Metadata that are no settings of their own: the former is taken apart, the latter follow from the data."""
 
 
 def train_run(
@@ -63,9 +65,12 @@ def train_run(
     _check_workers(config)
     place = Place(_device(config)) if in_process else None
     dataset = training_split(config)
+    on_note = on_note or (lambda note: None)
+    for warning in dataset.warnings:
+        on_note(f"warning: {warning}")
     for sub_image, file in zip(chosen, files, strict=True):
         job = TrainingJob(config, sub_image, dataset.digest)
-        _train_one(job, dataset, file, place, on_progress, on_note or (lambda note: None))
+        _train_one(job, dataset, file, place, on_progress, on_note)
     return files
 
 
@@ -135,7 +140,7 @@ def _learned(job: TrainingJob) -> dict[str, JsonValue]:
 def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
     """The same as what the checkpoint will say, key by key: a state is told from that of another training by them."""
     learned = {f"training.{key}": value for key, value in json.loads(metadata.training).items()}
-    rest = {key: value for key, value in asdict(metadata).items() if key != "training"}
+    rest = {key: value for key, value in asdict(metadata).items() if key not in _NOT_SETTINGS}
     return dict(json.loads(json.dumps(rest))) | learned
 
 
@@ -154,6 +159,7 @@ def _metadata(job: TrainingJob, dataset: Dataset) -> CheckpointMetadata:
         num_classes=dataset.num_classes,
         image_shape=partition_of(config, dataset).layout_shape(job.sub_image, dataset.image_shape[0]),
         dataset=dataset.name,
+        classes=dataset.classes or (),
         training=json.dumps(_learned(job), separators=(",", ":")),
     )
 
@@ -164,9 +170,10 @@ def _is_there(file: str, metadata: CheckpointMetadata) -> bool:
     if data is None:
         return False
     try:
-        return parse_checkpoint(file, data)[1] == metadata
+        there = parse_checkpoint(file, data)[1]
     except ClassifierError:
         return False
+    return there in (metadata, replace(metadata, classes=()))  # files of old have no names of classes
 
 
 def _start_from(source: str, module: nn.Module, metadata: CheckpointMetadata) -> None:

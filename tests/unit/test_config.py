@@ -108,9 +108,9 @@ def test_a_config_cannot_be_changed() -> None:
 
 # section values -> path of the key, words of the rule and the remedy, the value as shown
 BAD: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"dataset": {"name": "stl10"}}, "dataset.name", "must be 'mnist5k', 'mnist', 'cifar10'", "'stl10'"),
+    ({"dataset": {"name": "cifar"}}, "dataset.name", "must be 'mnist5k', 'mnist', 'cifar10'", "'cifar'"),
     ({"dataset": {"name": "cifar10"}}, "dataset", "cifar10 needs root: the directory that holds the data set", ""),
-    ({"dataset": {"image_size": 32}}, "dataset", "image_size applies to imagenet and folder, not to mnist5k", ""),
+    ({"dataset": {"image_size": 32}}, "dataset", "image_size applies to folder, imagenet, tiny-imagenet, not to mnist5k", ""),
     ({"dataset": {"images": {"skip": 0}}}, "dataset.images.skip", "must be >= 1", "0"),
     ({"dataset": {"images": {"start": -1}}}, "dataset.images.start", "must be >= 0", "-1"),
     ({"dataset": {"images": {"start": 5, "stop": 5}}}, "dataset.images", "stop must be > start", "start=5 stop=5"),
