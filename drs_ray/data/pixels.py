@@ -85,7 +85,7 @@ def _check_kind(image: Image.Image, head: bytes) -> None:
     """By the file's own words: Pillow reads 16 bits of some kinds of file as 8."""
     if image.format not in _FORMATS:
         raise UnfitImageError(
-            f"is a {image.format} file, whose bits per channel are not known; convert it to an 8-bit PNG"
+            f"has the format {image.format}, whose bits per channel are not known; convert it to an 8-bit PNG"
         )
     bits = _bits(image, head)
     if bits > 8:
