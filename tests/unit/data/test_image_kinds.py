@@ -122,7 +122,10 @@ REFUSED = {
     "signed TIFF": (tiff(8, 1, 1, sample_format=2), "has signed or floating-point numbers"),
     "LAB TIFF": (tiff(8, 8, 3), "has the colour mode LAB, which is not grey or RGB"),
     "12-bit JPEG": (twelve_bit_jpeg(), "has 12 bits per channel"),
-    "JPEG 2000": (saved(PICTURE.convert("RGB"), "jpeg2000"), "has the format JPEG2000, whose bits per channel are not known"),
+    "JPEG 2000": (
+        saved(PICTURE.convert("RGB"), "jpeg2000"),
+        "has the format JPEG2000, whose bits per channel are not known",
+    ),
     "AVIF": (saved(PICTURE.convert("RGB"), "avif"), "has the format AVIF, whose bits per channel are not known"),
 }
 
