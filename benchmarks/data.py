@@ -76,9 +76,9 @@ def measure() -> Iterator[tuple[str, str, str]]:
 
 def _images(place: Path, count: int) -> Path:
     """An image folder of PNG noise, which is larger than photographs are."""
-    write_images(place / "images", DISTINCT, classes=1, size=SIZE)
+    write_images(place / "images", DISTINCT, classes=2, size=SIZE)
     for index in range(DISTINCT, count):
-        folder = place / "images" / "test" / "0"
+        folder = place / "images" / "test" / str(index % 2)
         os.link(folder / f"{index % DISTINCT}.png", folder / f"{index}.png")
     return place
 

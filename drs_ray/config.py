@@ -13,6 +13,7 @@ import json
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -30,9 +31,12 @@ from pydantic import (
     model_validator,
 )
 
+from drs_ray.class_names import read_class_names
 from drs_ray.errors import ConfigError
 
-DatasetName = Literal["mnist5k", "mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder", "parquet"]
+DatasetName = Literal[
+    "mnist5k", "mnist", "cifar10", "cifar100", "svhn", "stl10", "tiny-imagenet", "imagenet", "folder", "parquet"
+]
 PartitionName = Literal["none", "checkerboard", "checkerboard-2024", "interleave"]
 LayoutName = Literal["packed", "masked", "filled"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -105,16 +109,42 @@ class DatasetConfig(Section):
     image_size: int | None = Field(
         None,
         ge=1,
-        description="folder and imagenet: resize the short side to 8/7 of this, then crop the centre.",
+        description="folder, imagenet, tiny-imagenet: resize the short side to 8/7 of this, then crop the centre.",
+    )
+    classes: tuple[str, ...] | None = Field(
+        None,
+        min_length=2,
+        json_schema_extra={"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": ["string", "null"]}]},
+        description="folder, imagenet, tiny-imagenet: names of all classes in order of class number, as a list or as a "
+        "file with a name per line; null: the class directories in text order.",
     )
     images: ImagesConfig = Field(default_factory=lambda: ImagesConfig())
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names_in_a_file(cls, value: object) -> object:
+        if isinstance(value, str):
+            return read_class_names(Path(value).expanduser())
+        if isinstance(value, list | tuple):  # YAML reads the names 0, 1, 10 as numbers
+            return [str(name) if type(name) is int else name for name in value]
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _names_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        twice = [name for name, count in Counter(value or ()).items() if count > 1]
+        if twice:
+            raise ValueError(f"names {twice[0]!r} twice: a class has one number")
+        return value
 
     @model_validator(mode="after")
     def _root_is_named(self) -> Self:
         if self.name != "mnist5k" and self.root is None:
             raise ValueError(f"{self.name} needs root: the directory that holds the data set")
-        if self.image_size is not None and self.name not in ("imagenet", "folder"):
-            raise ValueError(f"image_size applies to imagenet and folder, not to {self.name}")
+        folders = ("folder", "imagenet", "tiny-imagenet")
+        for key, value in (("image_size", self.image_size), ("classes", self.classes)):
+            if value is not None and self.name not in folders:
+                raise ValueError(f"{key} applies to {', '.join(folders)}, not to {self.name}")
         if self.endpoint_url is not None and self.name != "parquet":
             raise ValueError(f"endpoint_url applies to parquet, not to {self.name}")
         return self

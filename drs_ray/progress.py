@@ -115,8 +115,10 @@ def pack_with_progress(config: DatasetConfig, store: Store, console: Console, qu
     from drs_ray.data.packing import pack_dataset
 
     dataset = load_dataset(
-        config.name, config.root, config.split, config.download, config.image_size, config.endpoint_url
+        config.name, config.root, config.split, config.download, config.image_size, config.endpoint_url, config.classes
     )
+    for warning in dataset.warnings:
+        console.print(f"pack: warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     with images_progress(console, "pack", quiet) as told:
         return pack_dataset(dataset, config.image_size, store, lambda done: told(done, len(dataset)))
 

@@ -44,7 +44,9 @@ def thumbnails(record: RunRecord, image_ids: Sequence[int]) -> Pictures:
 
 def _open(record: RunRecord) -> Dataset:
     chosen = record.config.dataset
-    dataset = load_dataset(chosen.name, chosen.root, chosen.split, False, chosen.image_size, chosen.endpoint_url)
+    dataset = load_dataset(
+        chosen.name, chosen.root, chosen.split, False, chosen.image_size, chosen.endpoint_url, chosen.classes
+    )
     if dataset.digest != record.dataset.digest:
         raise DataError(f"what is here under the name of data set {chosen.name} is not what was certified")
     return dataset

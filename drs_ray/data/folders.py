@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from drs_ray.data.pixels import decode, encode_png
+from drs_ray.class_names import shown
+from drs_ray.data.listing import Listing, list_classes
+from drs_ray.data.pixels import UnfitImageError, decode, encode_png, header
 from drs_ray.data.split import Split
 from drs_ray.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-"""File names that are images; other files and hidden files are not looked at."""
+_LOOKS = 8
+"""Files whose headers are read at once: on a shared file system, each is a wait."""
+_BATCH = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class FolderDataset(Split):
-    """A split of an image folder (see `drs_ray.data.datasets.Dataset`): RGB, classes in order of directory name.
+    """A split of an image folder (see `drs_ray.data.datasets.Dataset`): RGB.
 
     files: path below the split's directory, in order of class, then of name; the position is the image id. size:
     (height, width) of every image.
@@ -36,10 +40,11 @@ class FolderDataset(Split):
     size: tuple[int, int]
     image_size: int | None
     digest: str
+    warnings: tuple[str, ...]
 
     @property
     def num_classes(self) -> int:
-        """Number of class directories."""
+        """Number of classes."""
         return len(self.classes)
 
     @property
@@ -50,6 +55,17 @@ class FolderDataset(Split):
     def __len__(self) -> int:
         """Number of images."""
         return len(self.files)
+
+    def check(self, image_ids: Sequence[int]) -> None:
+        """Read the headers of some images, which takes about 0.25 ms each from a local disk.
+
+        Raises:
+            DataError: naming the first file that is gone, no image, not of 8 bits, or of another size than the others.
+        """
+        with ThreadPoolExecutor(_LOOKS) as pool:
+            for start in range(0, len(image_ids), _BATCH):
+                for _ in pool.map(self._look_at, image_ids[start : start + _BATCH]):
+                    pass
 
     def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
         """One image, decoded now: uint8 [3, H, W].
@@ -68,57 +84,93 @@ class FolderDataset(Split):
         """Class index of one image."""
         return int(self.targets[self.known(image_id)])
 
+    def _file(self, image_id: int) -> Path:
+        return self.directory / self.files[self.known(image_id)]
+
+    def _look_at(self, image_id: int) -> None:
+        file = self._file(image_id)
+        width, height = _size(file)
+        if self.image_size is None:
+            self._check_size(file, height, width)
+
     def _read(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
-        file = self.directory / self.files[self.known(image_id)]
+        file = self._file(image_id)
         try:
             data = file.read_bytes()
             pixels = decode(data, 3, self.image_size)
         except (OSError, ValueError) as error:
             raise _broken(file, error) from error
-        if pixels.shape != self.image_shape:
-            height, width = self.size
-            raise DataError(
-                f"image {file}: {pixels.shape[2]}x{pixels.shape[1]} pixels, but the first image of the split has "
-                f"{width}x{height}; set dataset.image_size to resize and crop all images alike"
-            )
+        self._check_size(file, *pixels.shape[1:])
         return data, pixels
 
+    def _check_size(self, file: Path, height: int, width: int) -> None:
+        if (height, width) != self.size:
+            raise DataError(
+                f"image {file}: {width}x{height} pixels, but the first image of the split has "
+                f"{self.size[1]}x{self.size[0]}; set dataset.image_size to resize and crop all images alike"
+            )
 
-def load_folder(name: str, root: Path, split: str, image_size: int | None) -> FolderDataset:
+
+def load_folder(
+    name: str, root: Path, split: str, image_size: int | None, classes: Sequence[str] | None = None
+) -> FolderDataset:
     """List the images of root/split/class/. Nothing is decoded, but the first image's size is read.
 
-    The digest covers class names, relative paths, file sizes in bytes and image_size, not the pixels: hashing the
-    content of all of ImageNet at every start would take longer than most runs.
+    Args:
+        name: `folder` or `imagenet`.
+        root: see `drs_ray.data.datasets.load_dataset`.
+        split: a directory of root.
+        image_size: None, or what images are resized and cropped to.
+        classes: names of all classes in order of class number; None: the directories in text order.
 
     Raises:
-        DataError: if the root, the split, the classes or the images are missing.
+        DataError: if the root, the split, the classes or the images are missing, or are not what they should be.
+    """
+    directory = split_directory(name, root, split, ("train", "val", "test") if name == "imagenet" else None)
+    return folder_dataset(name, split, directory, image_size, list_classes(name, directory, classes))
+
+
+def split_directory(name: str, root: Path, split: str, allowed: Sequence[str] | None) -> Path:
+    """root/split, where `split` is one of its directories, and of `allowed` unless that is None.
+
+    Raises:
+        DataError: there is none; those that are there are named.
     """
     if not root.is_dir():
         raise DataError(f"data set {name}: root {root} is not a directory; correct dataset.root")
-    splits = _directories(root)
-    allowed = ("train", "val", "test") if name == "imagenet" else tuple(splits)
-    directory = root / split
-    if split not in splits or split not in allowed:
-        there = ", ".join(s for s in splits if s in allowed) or "none"
+    try:
+        with os.scandir(root) as entries:
+            there = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"data set {name}: root {root} cannot be read ({error.strerror})") from error
+    there = [found for found in there if allowed is None or found in allowed]
+    if split not in there:
         hint = " (ImageNet's labelled test images are its val split)" if name == "imagenet" else ""
         raise DataError(
             f"data set {name}: dataset.split must be a sub-directory of {root} that holds one directory per class, "
-            f"got {split!r}; there: {there}{hint}"
+            f"got {split!r}; there: {', '.join(map(shown, there)) or 'none'}{hint}"
         )
-    classes = _directories(directory)
-    if not classes:
-        raise DataError(f"data set {name}: {directory} has no class directories; sort images into {split}/<class>/")
-    listing = hashlib.sha256(f"{name}/{split}/{image_size}/".encode())
+    return root / split
+
+
+def folder_dataset(name: str, split: str, directory: Path, image_size: int | None, listing: Listing) -> FolderDataset:
+    """The data set of a listing, in which there is an image.
+
+    The digest covers class names in their order, relative paths, file sizes in bytes and image_size, not the pixels:
+    hashing the content of all of ImageNet at every start would take longer than most runs.
+
+    Raises:
+        DataError: the first image cannot be read where its size is to be everyone's.
+    """
+    content = hashlib.sha256(f"{name}/{split}/{image_size}/".encode())
     files: list[str] = []
     targets: list[int] = []
-    for index, class_name in enumerate(classes):
-        listing.update(f"class {class_name}\n".encode())
-        for file_name, size in _images(directory / class_name):
-            files.append(f"{class_name}/{file_name}")
-            targets.append(index)
-            listing.update(f"{size} {files[-1]}\n".encode())
-    if not files:
-        raise DataError(f"data set {name}: {directory} has no images ({', '.join(SUFFIXES)}) in its class directories")
+    for index, (class_name, images) in enumerate(listing.images.items()):
+        content.update(f"class {class_name}\n".encode())
+        for path, size in images:
+            content.update(f"{size} {path}\n".encode())
+            files.append(path)
+        targets += [index] * len(images)
     if image_size is None:
         width, height = _size(directory / files[0])
     else:
@@ -127,38 +179,28 @@ def load_folder(name: str, root: Path, split: str, image_size: int | None) -> Fo
         name=name,
         split=split,
         directory=directory,
-        classes=tuple(classes),
+        classes=tuple(listing.images),
         files=tuple(files),
         targets=np.array(targets, dtype=np.int64),
         size=(height, width),
         image_size=image_size,
-        digest=listing.hexdigest(),
+        digest=content.hexdigest(),
+        warnings=listing.warnings,
     )
 
 
-def _directories(parent: Path) -> list[str]:
-    with os.scandir(parent) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images(directory: Path) -> list[tuple[str, int]]:
-    with os.scandir(directory) as entries:
-        return sorted(
-            (entry.name, entry.stat().st_size)
-            for entry in entries
-            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
-        )
-
-
 def _size(file: Path) -> tuple[int, int]:
+    """(width, height) of an image file that can be used, by its header."""
     try:
-        with Image.open(file) as image:
+        with file.open("rb") as opened, header(opened) as image:
             return image.size
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise _broken(file, error) from error
 
 
 def _broken(file: Path, error: Exception) -> DataError:
+    if isinstance(error, UnfitImageError):
+        return DataError(f"image {file}: {error}")
     reason = "file not found" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
     return DataError(
         f"image {file}: cannot be read ({reason}); restore the file (one of another size, or other image ids, make "

@@ -57,7 +57,8 @@ class PackedIndex(_Part):
     """What is packed: the source's name and split, its shape and classes, digests, and where the images are.
 
     digest: of the content (see `drs_ray.data.split.ContentDigest`), equal to an in-memory source's own. source_digest:
-    as the source gives it. pillow: the version that decoded the images; another may decode a JPEG otherwise.
+    as the source gives it. classes: names in order of class number; None where they are not known. pillow: the version
+    that decoded the images; another may decode a JPEG otherwise.
     """
 
     format: Literal["drs-ray images 1"] = "drs-ray images 1"
@@ -65,6 +66,7 @@ class PackedIndex(_Part):
     split: str
     image_size: int | None
     num_classes: int = Field(ge=1)
+    classes: tuple[str, ...] | None = None
     image_shape: tuple[Literal[1, 3], int, int]
     images: int = Field(ge=1)
     digest: str = _Sha256
@@ -77,6 +79,8 @@ class PackedIndex(_Part):
         found = sum(group.images for shard in self.shards for group in shard.row_groups)
         if found != self.images:
             raise ValueError(f"its row groups have {found} images, not {self.images}")
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise ValueError(f"it names {len(self.classes)} classes, not {self.num_classes}")
         return self
 
     @property

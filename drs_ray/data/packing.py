@@ -77,6 +77,7 @@ def pack_dataset(
         split=dataset.split,
         image_size=image_size,
         num_classes=dataset.num_classes,
+        classes=dataset.classes,
         image_shape=dataset.image_shape,
         images=len(dataset),
         digest=content.hexdigest(labels),

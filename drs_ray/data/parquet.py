@@ -42,7 +42,7 @@ class PackedDataset(Split):
     def __init__(self, store: Store, index: PackedIndex) -> None:
         """`index` is the split's, below `store`. Nothing is read before an image or a label is asked for."""
         self.name, self.split = index.name, index.split
-        self.num_classes, self.digest = index.num_classes, index.digest
+        self.num_classes, self.classes, self.digest = index.num_classes, index.classes, index.digest
         self._store, self._index = store, index
         stops = itertools.accumulate(group.images for shard in index.shards for group in shard.row_groups)
         self._groups = [

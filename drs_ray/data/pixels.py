@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _MODES = {1: "L", 3: "RGB"}
+_HEAD = 4096
+_PPM_HEADER = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+(\d+)){3}\s")
+_TIFF_BITS, _TIFF_SAMPLE_FORMAT = 258, 339
+
+
+class UnfitImageError(ValueError):
+    """A whole image that is not of 8 bits, or not of grey or colour: it must be converted."""
 
 
 def unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -18,31 +30,46 @@ def unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def decode(data: bytes, channels: int, image_size: int | None = None) -> NDArray[np.uint8]:
-    """The pixels of an image file, uint8 [channels, H, W].
+    """The pixels of an image file, uint8 [channels, H, W]: alpha is dropped, of several frames the first is taken.
 
     Args:
-        data: the whole file, in any format that Pillow knows.
+        data: the whole file, in one of the formats that docs/data.md lists.
         channels: 1 (grey) or 3 (RGB).
         image_size: resize the short side to round(8/7 image_size), then crop the centre; None: as it is.
 
     Raises:
+        UnfitImageError: see there; one line that names the remedy.
         ValueError: one line that says why it cannot be read.
     """
-    mode = _MODES[channels]
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            deep = None if image.mode in _EIGHT_BIT_MODES else image.mode
-            picture = image.convert(mode)
-    except UnidentifiedImageError:  # its text shows an address in memory
-        raise ValueError("no image, or of a format that is not known") from None
-    except Exception as error:  # decoders raise anything on broken files: SyntaxError, struct.error, OSError, ...
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-    if deep is not None:
-        raise ValueError(f"mode {deep} has more than 8 bits per channel: convert it to an 8-bit image")
+    with header(io.BytesIO(data)) as image:
+        image.info.pop("transparency", None)  # Pillow warns of dropping it; pixels are the same
+        picture = image.convert(_MODES[channels])
     if image_size is not None:
         picture = _resize_and_crop(picture, image_size)
     pixels = np.asarray(picture, dtype=np.uint8)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+
+@contextmanager
+def header(file: BinaryIO) -> Iterator[Image.Image]:
+    """An image file whose header was read and is of a kind that can be used; pixels are read when asked for.
+
+    Errors, also of what is done with the image: as `decode`.
+    """
+    try:
+        head = file.read(_HEAD)
+        file.seek(0)
+        with Image.open(file) as image:
+            _check_kind(image, head)
+            yield image
+    except UnfitImageError:
+        raise
+    except UnidentifiedImageError:  # its text shows an address in memory
+        if _jpeg_bits(file) not in (None, 8):
+            raise _too_deep(_jpeg_bits(file)) from None
+        raise ValueError("no image, or of a format that is not known") from None
+    except Exception as error:  # decoders raise anything on broken files: SyntaxError, struct.error, OSError, ...
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -52,6 +79,56 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
         file, "png"
     )
     return file.getvalue()
+
+
+def _check_kind(image: Image.Image, head: bytes) -> None:
+    """By the file's own words: Pillow reads 16 bits of some kinds of file as 8."""
+    if image.format not in _FORMATS:
+        raise UnfitImageError(
+            f"has the format {image.format}, whose bits per channel are not known; convert it to an 8-bit PNG"
+        )
+    bits = _bits(image, head)
+    if bits > 8:
+        raise _too_deep(bits)
+    if image.mode not in _COLOURS:
+        raise UnfitImageError(f"has the colour mode {image.mode}, which is not grey or RGB; convert it to RGB")
+
+
+def _bits(image: Image.Image, head: bytes) -> int:
+    """Bits per channel; 8 at most where the format has no more."""
+    if image.format == "PNG":
+        return head[24]  # of IHDR, the first chunk
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if set(tags.get(_TIFF_SAMPLE_FORMAT, (1,))) - {1, 4}:  # unsigned, or not said
+            raise UnfitImageError("has signed or floating-point numbers for pixels; convert it to an 8-bit image")
+        return int(max(tags.get(_TIFF_BITS, (1,))))
+    if image.format == "PPM":
+        if head[:2] in (b"P1", b"P4"):
+            return 1
+        if head[:2] == b"Pf":
+            return 32
+        numbers = _PPM_HEADER.match(head)
+        if numbers is None:
+            raise ValueError("its PPM header is not understood")
+        return int(numbers[1]).bit_length()
+    return 8
+
+
+def _jpeg_bits(file: BinaryIO) -> int | None:
+    """What a JPEG's frame header says; None where there is none. Pillow takes JPEG of 12 bits for no image."""
+    file.seek(0)
+    if file.read(2) != b"\xff\xd8":
+        return None
+    while len(segment := file.read(5)) == 5 and segment[0] == 0xFF:
+        if 0xC0 <= segment[1] <= 0xCF and segment[1] not in (0xC4, 0xC8, 0xCC):
+            return segment[4]
+        file.seek(int.from_bytes(segment[2:4], "big") - 3, io.SEEK_CUR)
+    return None
+
+
+def _too_deep(bits: int | None) -> UnfitImageError:
+    return UnfitImageError(f"has {bits} bits per channel, of which the lower are lost; convert it to an 8-bit image")
 
 
 def _resize_and_crop(picture: Image.Image, image_size: int) -> Image.Image:

@@ -18,6 +18,8 @@ class Split(ABC):
 
     name: str
     split: str
+    classes: tuple[str, ...] | None
+    warnings: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -27,6 +29,9 @@ class Split(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Number of images."""
+
+    def check(self, image_ids: Sequence[int]) -> None:  # noqa: B027 - most sources were checked when they were opened
+        """See `drs_ray.data.datasets.Dataset.check`."""
 
     @abstractmethod
     def pixels_of(self, image_id: int) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from drs_ray.data.arrays import ArrayDataset
+from drs_ray.data.arrays import DIGITS, ArrayDataset
 from drs_ray.errors import DataError
 
 
@@ -52,7 +52,7 @@ def load_torchvision(name: str, root: Path, split: str, download: bool) -> Array
         with warnings.catch_warnings():
             # CIFAR's pickles were written by a numpy whose arrays numpy >= 2.4 reads with a warning.
             warnings.simplefilter("ignore")
-            pixels, targets = _read(name, root, split, download)
+            pixels, targets, classes = _read(name, root, split, download)
     except (
         *(RuntimeError, OSError, ValueError, EOFError),
         *(KeyError, AssertionError, pickle.UnpicklingError),  # a header or a table that is not what it should be
@@ -72,18 +72,25 @@ def load_torchvision(name: str, root: Path, split: str, download: bool) -> Array
             f"data set {name}: labels must be in 0..{files.num_classes - 1}, image {wrong[0]} of the {split} split in "
             f"{root} has {targets[wrong[0]]}; {remedy}"
         )
-    return ArrayDataset(name, split, files.num_classes, pixels, targets)
+    return ArrayDataset(name, split, files.num_classes, pixels, targets, classes)
 
 
-def _read(name: str, root: Path, split: str, download: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """uint8 [N, C, H, W] and int64 [N]."""
+def _read(
+    name: str, root: Path, split: str, download: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
+    """uint8 [N, C, H, W], int64 [N] and the names of all classes."""
     from torchvision import datasets
 
     if name == "svhn":
         digits = datasets.SVHN(root=str(root), split=split, download=download)
-        return np.ascontiguousarray(digits.data, dtype=np.uint8), np.atleast_1d(np.asarray(digits.labels, np.int64))
+        return (
+            np.ascontiguousarray(digits.data, dtype=np.uint8),
+            np.atleast_1d(np.asarray(digits.labels, np.int64)),
+            DIGITS,
+        )
     source = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     loaded = source(root=str(root), train=split == "train", download=download)
     data = np.asarray(loaded.data, dtype=np.uint8)  # mnist [N, H, W]; cifar [N, H, W, C]
     pixels = data[:, None] if data.ndim == 3 else data.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(pixels), np.asarray(loaded.targets, dtype=np.int64)
+    classes = DIGITS if name == "mnist" else tuple(loaded.classes)  # of CIFAR: the data set's own, as in its meta file
+    return np.ascontiguousarray(pixels), np.asarray(loaded.targets, dtype=np.int64), classes

@@ -143,18 +143,22 @@ def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = Fa
 
     chosen = config.dataset
     dataset = load_dataset(
-        chosen.name, chosen.root, chosen.split, chosen.download, chosen.image_size, chosen.endpoint_url
+        chosen.name, chosen.root, chosen.split, chosen.download, chosen.image_size, chosen.endpoint_url, chosen.classes
     )
     images = chosen.images
     image_ids = select_image_ids(len(dataset), images.start, images.stop, images.skip, images.ids)
+    for warning in dataset.warnings:
+        observer.event(f"warning: {warning}", "warning")
+    dataset.check(image_ids)
     shape = dataset.image_shape
     cut = config.partition
     partition = make_partition(cut.name, shape[1], shape[2], cut.layout, cut.interleave)
+    of_data = (shape, dataset.num_classes, dataset.name, dataset.classes)
     digests, probes, modules = [], [], []
     for sub_image in range(len(partition)):
-        classifier = classifier_of(config, partition, sub_image, shape, dataset.num_classes, dataset.name)
+        classifier = classifier_of(config, partition, sub_image, *of_data)
         if not config.classifiers[sub_image].is_complete:
-            again = classifier_of(config, partition, sub_image, shape, dataset.num_classes, dataset.name)
+            again = classifier_of(config, partition, sub_image, *of_data)
             if again.digest != classifier.digest:
                 raise ClassifierError(
                     f"sub-image {sub_image}: {config.classifiers[sub_image].architecture} returns other weights each "
@@ -176,7 +180,12 @@ def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = Fa
         observer.event(f"warning: the run is done in float32, because in bfloat16 {error}", "warning")
         config = config.updated("engine", precision="float32")
     described = DatasetRecord(
-        name=dataset.name, digest=dataset.digest, num_classes=dataset.num_classes, image_shape=shape, size=len(dataset)
+        name=dataset.name,
+        digest=dataset.digest,
+        num_classes=dataset.num_classes,
+        classes=dataset.classes,
+        image_shape=shape,
+        size=len(dataset),
     )
     return RunRecord(
         run_id=run_id(identity(config, described, image_ids, tuple(digests))),

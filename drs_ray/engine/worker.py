@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class UnitRunner:
         self._writer = PartWriter(config.engine.store_seconds)
         chosen = config.dataset
         self._dataset = load_dataset(
-            chosen.name, chosen.root, chosen.split, False, chosen.image_size, chosen.endpoint_url
+            chosen.name, chosen.root, chosen.split, False, chosen.image_size, chosen.endpoint_url, chosen.classes
         )
         if self._dataset.digest != record.dataset.digest:
             raise DataError(
@@ -173,6 +173,7 @@ def classifier_of(
     image_shape: tuple[int, int, int],
     num_classes: int,
     dataset: str,
+    classes: Sequence[str] | None = None,
 ) -> BaseClassifier:
     """Load and check the base classifier of one sub-image, on the CPU."""
     chosen = config.classifiers[sub_image]
@@ -187,6 +188,7 @@ def classifier_of(
         image_shape=partition.layout_shape(sub_image, image_shape[0]),
         num_classes=num_classes,
         dataset=dataset,
+        classes=classes,
         pixels=chosen.pixels,
         denoiser=chosen.denoiser,
     )

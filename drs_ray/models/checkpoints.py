@@ -30,7 +30,8 @@ class CheckpointMetadata:
     """What a checkpoint was trained for.
 
     image_shape: (C, h, w) of the sub-image as laid out for the classifier; sigma: in pixel units; arguments: of the
-    architecture; pixels: the config's section, {} if it has none; training: a free remark on how it was trained.
+    architecture; pixels: the config's section, {} if it has none; training: a free remark on how it was trained;
+    classes: names in order of class number, () where they are not known (files of old).
     """
 
     architecture: str
@@ -44,6 +45,7 @@ class CheckpointMetadata:
     training: str = ""
     arguments: Mapping[str, JsonValue] = field(default_factory=dict)
     pixels: Mapping[str, JsonValue] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMetadata) -> None:
@@ -140,6 +142,7 @@ def _parse_metadata(text: str) -> CheckpointMetadata:
         training=str(raw.get("training", "")),
         arguments=dict(raw.get("arguments", {})),
         pixels=dict(raw.get("pixels", {})),
+        classes=tuple(str(name) for name in raw.get("classes", ())),
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 from torch import nn
 
+from drs_ray.class_names import first_difference
 from drs_ray.config import DenoiserConfig, PixelsConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import PROGRAM, build_module, is_factory
@@ -48,6 +49,7 @@ def load_classifier(
     image_shape: tuple[int, int, int],
     num_classes: int,
     dataset: str | None = None,
+    classes: Sequence[str] | None = None,
     pixels: PixelsConfig | None = None,
     denoiser: DenoiserConfig | None = None,
 ) -> BaseClassifier:
@@ -67,6 +69,7 @@ def load_classifier(
         image_shape: (C, h, w) of the sub-image as laid out.
         num_classes: number of classes of the data set.
         dataset: name of the data set, to warn of a classifier that was trained on another.
+        classes: names of its classes in order of class number, if they are known; a checkpoint of others is refused.
         pixels: how the architecture wants its pixels.
         denoiser: what stands before all that, and sees this sub-image alone.
 
@@ -95,6 +98,7 @@ def load_classifier(
                     "num_classes": num_classes,
                     "image_shape": image_shape,
                 }
+                _check_classes(source, metadata, classes)
                 _check_metadata(source, metadata, expected)
                 warnings = tuple(_warnings(source, metadata, sub_image, sigma, dataset))
             load_tensors(module, tensors, source)
@@ -126,6 +130,15 @@ def _warnings(
         )
     if dataset is not None and metadata.dataset != dataset:
         yield f"sub-image {sub_image}: {source} was trained on {metadata.dataset}, the run uses {dataset}"
+
+
+def _check_classes(source: str, metadata: CheckpointMetadata, classes: Sequence[str] | None) -> None:
+    difference = first_difference(metadata.classes, classes)
+    if difference is not None:
+        raise ClassifierError(
+            f"checkpoint {source}: trained for other classes than the run's: {difference}; name the checkpoint's in "
+            "their order in dataset.classes (class directories have these names), or another checkpoint"
+        )
 
 
 def _check_metadata(source: str, metadata: CheckpointMetadata, expected: Mapping[str, object]) -> None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from drs_ray.certificates.certify import RULES_VERSION
 from drs_ray.certificates.lattice import drawing_error
 from drs_ray.certificates.stages import Schedule, doubling_schedule
+from drs_ray.class_names import first_difference
 from drs_ray.config import CertificateConfig, ClassifierConfig, Precision, RunConfig, Section
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError
 from drs_ray.results.schema import EXTENSION_KEY, IMPORTED, RUN_KEY, SCHEMA_VERSION, check_version
@@ -25,12 +26,14 @@ _FIRST_RULES = 1  # of runs whose record does not name any
 class DatasetRecord(Section):
     """What was loaded under the data set's name; image_shape is (C, H, W), size the number of images of the split.
 
-    name: that of the source where the data set is a packed one; None in runs of old, which had none.
+    classes: names in order of class number; None where they are not known, and in runs of old. name: that of the source
+    where the data set is a packed one; None in runs of old, which had none.
     """
 
     name: str | None = None
     digest: str
     num_classes: int
+    classes: tuple[str, ...] | None = None
     image_shape: tuple[int, int, int]
     size: int | None = None
 
@@ -194,6 +197,9 @@ def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
             "another version of drs-ray: it can be reduced as it is, not continued; choose another output"
         )
     differences = list(_differences(_comparable(there), _comparable(record)))
+    classes = first_difference(there.dataset.classes, record.dataset.classes)
+    if classes is not None:
+        differences.insert(0, f"dataset.classes: {classes}")
     if [difference.split(":")[0] for difference in differences] == ["budget.estimation"]:
         _extend(store, there, record.config.budget.estimation)
     elif differences:

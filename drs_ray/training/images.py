@@ -35,12 +35,8 @@ class HeldDataset(Split):
 
     def __init__(self, dataset: Dataset) -> None:
         """Nothing is read yet. The pixels of an `ArrayDataset` are shared."""
-        self.name, self.split, self.num_classes, self.digest = (
-            dataset.name,
-            dataset.split,
-            dataset.num_classes,
-            dataset.digest,
-        )
+        self.name, self.split, self.digest = dataset.name, dataset.split, dataset.digest
+        self.num_classes, self.classes, self.warnings = dataset.num_classes, dataset.classes, dataset.warnings
         self._dataset = dataset
 
     @property

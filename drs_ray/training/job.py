@@ -91,7 +91,13 @@ def training_split(config: RunConfig) -> Dataset:
     """
     named = config.dataset
     return load_dataset(
-        named.name, named.root, config.training.split, named.download, named.image_size, named.endpoint_url
+        named.name,
+        named.root,
+        config.training.split,
+        named.download,
+        named.image_size,
+        named.endpoint_url,
+        named.classes,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from pydantic import JsonValue
@@ -30,6 +30,8 @@ ImagesReport = Callable[[int, int, int, int], None]
 
 _NOT_LEARNED = {"checkpoint_every", "loaders"}
 """Keys of the training section that change no weight: training goes on from a state under other values of them."""
+_NOT_SETTINGS = {"training", "classes"}
+"""Metadata that are no settings of their own: the former is taken apart, the latter follow from the data."""
 
 
 def train_run(
@@ -69,11 +71,14 @@ def train_run(
     _check_workers(config)
     place = Place(_device(config)) if in_process else None
     dataset = training_split(config)
+    on_note = on_note or (lambda note: None)
+    for warning in dataset.warnings:
+        on_note(f"warning: {warning}")
     if in_process:
         dataset = held_if_small(dataset)
     for sub_image, file in zip(chosen, files, strict=True):
         job = TrainingJob(config, sub_image, dataset.digest)
-        _train_one(job, dataset, file, place, on_progress, on_images, on_note or (lambda note: None))
+        _train_one(job, dataset, file, place, on_progress, on_images, on_note)
     return files
 
 
@@ -97,7 +102,8 @@ def _train_one(
     precisions = (True, False) if training.mixed_precision == "auto" else (training.mixed_precision,)
     outcomes = {bfloat16: _metadata(job, dataset, bfloat16) for bfloat16 in precisions}
     settings = {bfloat16: _settings(metadata) for bfloat16, metadata in outcomes.items()}
-    if _metadata_of(file) in outcomes.values():
+    unnamed = [replace(metadata, classes=()) for metadata in outcomes.values()]  # earlier files do not name classes
+    if _metadata_of(file) in [*outcomes.values(), *unnamed]:
         on_note(f"{who}: {file} was trained with these settings, and is kept; delete it to train again")
         return
     kept = state_file(file)
@@ -153,7 +159,7 @@ def _learned(job: TrainingJob, bfloat16: bool) -> dict[str, JsonValue]:
 def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
     """The same as what the checkpoint will say, key by key: a state is told from that of another training by them."""
     learned = {f"training.{key}": value for key, value in json.loads(metadata.training).items()}
-    rest = {key: value for key, value in asdict(metadata).items() if key != "training"}
+    rest = {key: value for key, value in asdict(metadata).items() if key not in _NOT_SETTINGS}
     return dict(json.loads(json.dumps(rest))) | learned
 
 
@@ -172,6 +178,7 @@ def _metadata(job: TrainingJob, dataset: Dataset, bfloat16: bool) -> CheckpointM
         num_classes=dataset.num_classes,
         image_shape=partition_of(config, dataset).layout_shape(job.sub_image, dataset.image_shape[0]),
         dataset=dataset.name,
+        classes=dataset.classes or (),
         training=json.dumps(_learned(job, bfloat16), separators=(",", ":")),
     )
 

@@ -108,9 +108,14 @@ def test_a_config_cannot_be_changed() -> None:
 
 # section values -> path of the key, words of the rule and the remedy, the value as shown
 BAD: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"dataset": {"name": "stl10"}}, "dataset.name", "must be 'mnist5k', 'mnist', 'cifar10'", "'stl10'"),
+    ({"dataset": {"name": "cifar"}}, "dataset.name", "must be 'mnist5k', 'mnist', 'cifar10'", "'cifar'"),
     ({"dataset": {"name": "cifar10"}}, "dataset", "cifar10 needs root: the directory that holds the data set", ""),
-    ({"dataset": {"image_size": 32}}, "dataset", "image_size applies to imagenet and folder, not to mnist5k", ""),
+    ({"dataset": {"image_size": 32}}, "dataset", "image_size applies to folder, imagenet, tiny-imagenet, not to", ""),
+    ({"dataset": {"classes": ["a", "b"]}}, "dataset", "classes applies to folder, imagenet, tiny-imagenet, not to", ""),
+    ({"dataset": {"classes": ["a"]}}, "dataset.classes", "must have at least 2 entries", "['a']"),
+    ({"dataset": {"classes": ["a", "b", "a"]}}, "dataset.classes", "names 'a' twice: a class has one number", "'a'"),
+    ({"dataset": {"classes": ["a", True]}}, "dataset.classes.1", "must be text", "True"),
+    ({"dataset": {"classes": "nowhere.txt"}}, "dataset.classes", "must have a class name per line", "nowhere.txt"),
     ({"dataset": {"images": {"skip": 0}}}, "dataset.images.skip", "must be >= 1", "0"),
     ({"dataset": {"images": {"start": -1}}}, "dataset.images.start", "must be >= 0", "-1"),
     ({"dataset": {"images": {"start": 5, "stop": 5}}}, "dataset.images", "stop must be > start", "start=5 stop=5"),
@@ -399,6 +404,28 @@ class TestOverrides:
         assert errors_of(apply_overrides(drs(), ["budgte.estimation=5"])) == [
             "config: budgte: unknown key; did you mean budget?"
         ]
+
+
+class TestClasses:
+    def classes_of(self, classes: object) -> tuple[str, ...] | None:
+        return parse_config(drs(dataset={"name": "folder", "root": "images", "classes": classes})).dataset.classes
+
+    def test_names_that_yaml_reads_as_numbers(self) -> None:
+        assert self.classes_of([0, 1, 2, 10]) == ("0", "1", "2", "10")
+
+    def test_a_file_has_a_name_per_line(self, tmp_path: Path) -> None:
+        (tmp_path / "names.txt").write_bytes("\ufeffdog\r\n cat \n\nnight heron\n".encode())
+        assert self.classes_of(str(tmp_path / "names.txt")) == ("dog", "cat", "night heron")
+
+    def test_a_file_that_is_not_text(self, tmp_path: Path) -> None:
+        (tmp_path / "names.txt").write_bytes(b"\xff\n")
+        with pytest.raises(ConfigError, match=r"dataset.classes: the file .*names.txt cannot be read \(not UTF-8\)"):
+            self.classes_of(str(tmp_path / "names.txt"))
+
+    def test_a_list_and_a_file_fit_the_schema(self) -> None:
+        for classes in (["cat", "dog"], "names.txt", None):
+            data = drs(dataset={"name": "folder", "root": "images", "classes": classes}, output={"uri": "runs/x"})
+            jsonschema.Draft202012Validator(json.loads(json_schema())).validate(data)
 
 
 class TestSchema:

@@ -26,7 +26,8 @@ def decoded(uri: str) -> Image.Image:
 
 
 def folder(root: Path, side: int, images: int = 3) -> RunRecord:
-    (root / "test" / "cat").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        (root / "test" / name).mkdir(parents=True)
     for index in range(images):
         pixels = np.random.default_rng(index).integers(0, 256, (side, 2 * side, 3), np.uint8)
         Image.fromarray(pixels).save(root / "test" / "cat" / f"{index}.png")

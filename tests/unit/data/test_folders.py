@@ -55,6 +55,7 @@ def test_resizing_is_torchvisions(tmp_path: Path, height: int, width: int) -> No
     from torchvision import transforms
 
     _save(tmp_path / "val" / "n0" / "a.png", _random(height, width))
+    (tmp_path / "val" / "n1").mkdir()
     dataset = load_dataset("imagenet", root=tmp_path, split="val", image_size=28)
     reference = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), transforms.PILToTensor()])
     with Image.open(tmp_path / "val" / "n0" / "a.png") as image:
@@ -64,6 +65,7 @@ def test_resizing_is_torchvisions(tmp_path: Path, height: int, width: int) -> No
 
 def test_imagenet_is_224_pixels_by_default(tmp_path: Path) -> None:
     _save(tmp_path / "val" / "n0" / "a.jpg", _random(250, 300))
+    (tmp_path / "val" / "n1").mkdir()
     dataset = load_dataset("imagenet", root=tmp_path, split="val")
     assert dataset.image_shape == (3, 224, 224)
     assert dataset.image(0).shape == (3, 224, 224)
@@ -74,6 +76,7 @@ def test_every_8_bit_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     file = tmp_path / "test" / "a" / ("x.png" if mode != "CMYK" else "x.jpg")
     file.parent.mkdir(parents=True)
     Image.fromarray(_random(8, 8)).convert(mode).save(file)
+    (tmp_path / "test" / "b").mkdir()
     image = load_dataset("folder", root=tmp_path).image(0)
     assert image.shape == (3, 8, 8)
     assert np.array_equal(image, np.round(image * 255) / np.float32(255))
@@ -81,8 +84,9 @@ def test_every_8_bit_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_16_bit_images_are_refused(tmp_path: Path) -> None:
     _save(tmp_path / "test" / "a" / "deep.png", np.full((8, 8), 40_000, np.uint16))
-    with pytest.raises(DataError, match=r"deep.png: cannot be read \(mode I;16 has more than 8 bits .*convert it"):
-        load_dataset("folder", root=tmp_path).image(0)
+    (tmp_path / "test" / "b").mkdir()
+    with pytest.raises(DataError, match=r"deep.png: has 16 bits per channel, .*; convert it to an 8-bit image$"):
+        load_dataset("folder", root=tmp_path, image_size=8).image(0)
 
 
 def test_a_corrupt_image_is_named_when_it_is_asked_for(root: Path) -> None:
@@ -132,13 +136,14 @@ def test_digest_sees_names_sizes_classes_and_image_size(root: Path) -> None:
         ("folder", "val", r"dataset.split must be a sub-directory of .*, got 'val'; there: empty, flat, test$"),
         ("imagenet", "val", r"got 'val'; there: test \(ImageNet's labelled test images are its val split\)"),
         ("folder", "../test", r"dataset.split must be a sub-directory"),
-        ("folder", "flat", r"flat has no class directories; sort images into flat/<class>/"),
+        ("folder", "flat", r"flat has no class directories, but images; sort images into flat/<class>/"),
         ("folder", "empty", r"empty has no images \(.jpg, .* in its class directories"),
     ],
 )
 def test_missing_splits_classes_and_images(root: Path, name: str, split: str, message: str) -> None:
     _save(root / "flat" / "a.png", _random(8, 8))
     (root / "empty" / "cat").mkdir(parents=True)
+    (root / "empty" / "dog").mkdir()
     with pytest.raises(DataError, match=message) as caught:
         load_dataset(name, root=root, split=split)
     assert "\n" not in str(caught.value)

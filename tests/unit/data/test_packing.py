@@ -114,6 +114,7 @@ def test_a_packed_set_can_be_packed_again_in_other_row_groups(tmp_path: Path, pa
 
 def test_the_content_digest_of_a_folder_sees_one_pixel(tmp_path: Path) -> None:
     digests = []
+    (tmp_path / "in" / "test" / "b").mkdir(parents=True)
     for value in (7, 8):
         file = tmp_path / "in" / "test" / "a" / "x.png"
         file.parent.mkdir(parents=True, exist_ok=True)

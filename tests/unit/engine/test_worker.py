@@ -1,4 +1,4 @@
-"""What a worker reads of an image folder: the images of its unit, one at a time, and nothing else."""
+"""What is read of an image folder: headers of the run's images first, then a unit's images, and nothing else."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def described(root: Path, name: str, images_per_unit: int, **dataset: Any) -> Ru
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the image files that were opened, in order."""
+    """Names of the image files whose headers were read, or that were read as a whole, in order."""
     names: list[str] = []
 
-    def noted(opening: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def noted(reading: Callable[[Any], Any], path_of: Callable[[Any], Path]) -> Callable[[Any], Any]:
         def note(file: Any) -> Any:
-            if isinstance(file, Path) and file.suffix == ".png":
-                names.append(file.name)
-            return opening(file)
+            if path_of(file).suffix == ".png":
+                names.append(path_of(file).name)
+            return reading(file)
 
         return note
 
-    monkeypatch.setattr(Path, "read_bytes", noted(Path.read_bytes))
-    monkeypatch.setattr(folders.Image, "open", noted(Image.open))
+    monkeypatch.setattr(Path, "read_bytes", noted(Path.read_bytes, Path))
+    monkeypatch.setattr(folders, "header", noted(folders.header, lambda opened: Path(opened.name)))
     return names
 
 
@@ -70,7 +70,7 @@ def test_only_the_images_of_the_unit_are_opened(
     split = made(tmp_path, name, 32)
     record = described(tmp_path, name, 3, **dataset)
     size_of_all = ["000.png"] if name == "folder" else []  # a folder's images have the size of its first one
-    assert opened == size_of_all
+    assert sorted(opened) == sorted([*size_of_all, *(f"{image_id:03}.png" for image_id in range(IMAGES))])
     unit = plan_units(record)[8]
     mine = [f"{position:03}.png" for position in unit.positions]
     assert len(mine) == 3

@@ -1,0 +1,44 @@
+"""What class numbers mean: lists of class names, read from a file and compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def read_class_names(file: Path) -> list[str]:
+    """The names of a text file, one per line in order of class number; blank lines do not count.
+
+    Raises:
+        ValueError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise ValueError(f"the file {file} cannot be read ({reason}); it must have a class name per line") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def first_difference(there: Sequence[str] | None, here: Sequence[str] | None) -> str | None:
+    """Where two lists of class names differ first, in words; None if they are the same, or if one is not known."""
+    if not there or not here or list(there) == list(here):
+        return None
+    pairs = enumerate(zip(there, here, strict=False))
+    at = next((index for index, (old, new) in pairs if old != new), min(len(there), len(here)))
+    old, new = (repr(names[at]) if at < len(names) else "missing" for names in (there, here))
+    return f"class {at} is {old} there, {new} here ({len(there)} classes there, {len(here)} here)"
+
+
+def out_of_number_order(names: Sequence[str]) -> bool:
+    """Whether names that differ in one number alone (0, 1, 10, 2 or n1, n10, n2) are not in its order."""
+    parts = [re.fullmatch(r"(\D*)(\d+)(\D*)", name, re.ASCII) for name in names]
+    numbers = [int(part[2]) for part in parts if part is not None]
+    around = {(part[1], part[3]) for part in parts if part is not None}
+    return None not in parts and len(around) == 1 and numbers != sorted(numbers)
+
+
+def shown(name: object) -> str:
+    """A file's name or path that can be printed: bytes that are not UTF-8 are escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
