@@ -18,7 +18,7 @@ from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.plan import Draw, Unit
 from drs_ray.engine.storing import PartWriter
 from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
-from drs_ray.models.check import check_classifier, same_probe
+from drs_ray.models.check import FirstBatch, check_classifier, same_probe, tolerance_of
 from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, read_record
@@ -80,6 +80,7 @@ class UnitRunner:
         if self._device.type != "cpu":  # on the CPU, loading has just checked it
             shape = partition.layout_shape(sub_image, record.dataset.image_shape[0])
             check_classifier(self._module, shape, self._classes, sub_image, self._device)
+        self._has_voted = False
         assert config.engine.batch is not None  # resolved before the record was made
         self._sampler = Sampler(
             partition,
@@ -118,9 +119,11 @@ class UnitRunner:
             label = self._dataset.label(image_id)
             for draw in unit.draws:
                 key = NoiseKey(seed, image_id, unit.sub_image, draw.phase, self._record.dataset.digest)
-                votes = count_votes(
-                    self._module, image, self._sampler, key, draw.first_sample, draw.samples, self._classes
-                )
+                voting = self._module if self._has_voted else FirstBatch(self._module)
+                votes = count_votes(voting, image, self._sampler, key, draw.first_sample, draw.samples, self._classes)
+                if isinstance(voting, FirstBatch):
+                    voting.check(self._classes, unit.sub_image, tolerance_of("float32", self._device.type))
+                    self._has_voted = True
                 yield CountsRow(
                     image_id, label, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes
                 )
