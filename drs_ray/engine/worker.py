@@ -76,6 +76,7 @@ class UnitRunner:
                 f"{config.classifiers[sub_image].architecture} has changed; restore it, or start a new run"
             )
         self._device = torch.device(config.engine.device)
+        self._has_voted = False
         assert config.engine.batch is not None  # resolved before the record was made
         self._classifier = voting_classifier(
             classifier.module,
@@ -87,7 +88,6 @@ class UnitRunner:
             num_classes=self._classes,
             sub_image=sub_image,
         )
-        self._watched: FirstBatch | None = FirstBatch(self._classifier.module, self._classifier.plain)
         self._sampler = Sampler(
             partition,
             config.sigmas[sub_image],
@@ -125,12 +125,13 @@ class UnitRunner:
             label = self._dataset.label(image_id)
             for draw in unit.draws:
                 key = NoiseKey(seed, image_id, unit.sub_image, draw.phase, self._record.dataset.digest)
-                module = self._watched or self._classifier.module
-                votes = count_votes(module, image, self._sampler, key, draw.first_sample, draw.samples, self._classes)
-                if self._watched is not None:
+                ours = self._classifier
+                voting = ours.module if self._has_voted else FirstBatch(ours.module, ours.plain)
+                votes = count_votes(voting, image, self._sampler, key, draw.first_sample, draw.samples, self._classes)
+                if isinstance(voting, FirstBatch):
                     tolerance = tolerance_of(self._record.precision, self._device.type)
-                    self._watched.check(self._classes, unit.sub_image, tolerance)
-                    self._watched = None
+                    voting.check(self._classes, unit.sub_image, tolerance)
+                    self._has_voted = True
                 yield CountsRow(
                     image_id, label, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes
                 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor, nn
 
 from drs_ray.config import EngineConfig, parse_config
 from drs_ray.data import folders
@@ -17,6 +18,8 @@ from drs_ray.engine.certify import describe_run, open_session, resolve
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import plan_units
 from drs_ray.engine.worker import UnitRunner
+from drs_ray.errors import ClassifierError
+from drs_ray.models.inference import VotingClassifier
 from drs_ray.results.run_record import RunRecord
 from tests.support.runs import run_data
 from tests.unit.results.factories import MemoryStore
@@ -102,3 +105,29 @@ def test_a_unit_of_many_images_holds_one_at_a_time(tmp_path: Path) -> None:
         tracemalloc.stop()
     one = 3 * 224 * 224 * 4
     assert one < peak < 5 * one  # its bytes, its floats, and what arithmetic makes of them
+
+
+class _Centred(nn.Module):
+    """Statistics over the batch, but only in whole batches of the run."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self._network(x)
+        return logits - logits.mean(dim=0) if len(x) == 5 else logits
+
+
+def test_a_sample_of_the_first_batch_that_voted_otherwise_alone_fails_every_unit(tmp_path: Path) -> None:
+    made(tmp_path, "folder", 8)
+    record = described(tmp_path, "folder", 2)
+    unit = plan_units(record)[0]
+    runner = UnitRunner(record, unit.sub_image)
+    assert list(runner.count(unit))
+    runner = UnitRunner(record, unit.sub_image)
+    centred = _Centred(runner.classifier.module).eval()
+    runner._classifier = VotingClassifier(centred, centred)
+    for _ in range(2):
+        with pytest.raises(ClassifierError, match="sub-image 0: the classifier answers a sample differently"):
+            list(runner.count(unit))

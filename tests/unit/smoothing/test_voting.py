@@ -125,7 +125,7 @@ def test_broken_logits_are_an_error_that_names_image_and_sub_image(value: float,
         nonlocal calls
         calls += 1
         if calls == (1 if where == "first" else 4):
-            logits[-1, 2] = value  # one logit of one sample
+            logits[-1, 2 if value != -torch.inf else slice(None)] = value  # one logit of one sample, or all of them
         return logits
 
     with pytest.raises(ClassifierError) as error:
@@ -135,6 +135,18 @@ def test_broken_logits_are_an_error_that_names_image_and_sub_image(value: float,
     assert "image 42" in message
     assert "estimation" in message
     assert "\n" not in message
+
+
+def test_a_class_may_be_masked_with_minus_infinity() -> None:
+    def mask(value: float) -> Callable[[Tensor], Tensor]:
+        return lambda logits: torch.cat([logits[:, :-1], torch.full_like(logits[:, :1], value)], dim=1)
+
+    votes, finite = (
+        count_votes(Linear(PACKED, mask(value)), image(), sampler(), KEY, 0, 300, CLASSES)
+        for value in (-torch.inf, -1e4)
+    )
+    assert votes.tolist() == finite.tolist()
+    assert votes[-1] == 0
 
 
 @pytest.mark.parametrize("spoil", [lambda x: x[:, :-1], lambda x: torch.cat([x, x], 1), lambda x: x[:-1]])
