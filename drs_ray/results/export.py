@@ -1,6 +1,7 @@
 """Runs in other formats: the field's log (tsv), all columns (csv), and tables of certified accuracy for papers.
 
-What is shown is rounded down, as everywhere: a reader of the text never sees more than was computed.
+What is shown is rounded down, as everywhere: a reader of the text never sees more than was computed. Imported radii
+were published in decimals: in a log they stand as they came.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow.csv
 
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import ConfigError
-from drs_ray.results.imported import Shown
+from drs_ray.results.imported import ImportedResult, Shown
 from drs_ray.results.rounding import exact_text, format_down
 from drs_ray.results.summary import RunSummary, check_same_test_set, radius_grid, run_names, summarise
 
@@ -67,7 +68,7 @@ def tsv(result: Shown) -> str:
         table["image_id"].to_pylist(),
         table["label"].to_pylist(),
         table["prediction"].to_pylist(),
-        radii_down(result.radius),
+        _log_radii(result),
         result.correct.astype(np.int64).tolist(),
         strict=True,
     )
@@ -76,6 +77,12 @@ def tsv(result: Shown) -> str:
         f"{idx}\t{label}\t{predict}\t{radius}\t{correct}\t{time}\n" for idx, label, predict, radius, correct in columns
     ]
     return "idx\tlabel\tpredict\tradius\tcorrect\ttime\n" + "".join(rows)
+
+
+def _log_radii(result: Shown) -> list[str]:
+    if isinstance(result, ImportedResult):  # to round the binary value down would change 0.3 to 0.299999
+        return [exact_text(radius) for radius in result.radius.tolist()]
+    return radii_down(result.radius)
 
 
 def csv(result: Shown) -> str:
@@ -140,9 +147,11 @@ _TABLES: Mapping[str, Callable[[Sequence[RunSummary]], str]] = {"markdown": mark
 FORMATS = (*_LOGS, *_TABLES)
 """Names of the formats."""
 
-_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    character: f"\\{character}" for character in "&%$#_{}"
-}
+_TEX = (
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+)
 
 
 def _check_grid(radii: Sequence[float]) -> None:

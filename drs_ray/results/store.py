@@ -14,14 +14,21 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 from urllib.parse import unquote
 
 from drs_ray.errors import ConfigError, MissingObjectError, StoreError
-from drs_ray.results.store_errors import CREDENTIALS_REMEDY, os_errors, s3_code, s3_errors, without_userinfo
+from drs_ray.results.store_errors import (
+    CREDENTIALS_REMEDY,
+    os_errors,
+    s3_code,
+    s3_errors,
+    s3_status,
+    without_userinfo,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,7 +41,14 @@ _CONNECT_SECONDS = 10
 # is silent for longer has lost the request, and sending it again is better than a worker that waits. Five attempts with
 # their pauses (15 s at most) end within three minutes.
 _READ_SECONDS = 20
+# Older Ceph and MinIO, and Google's S3 interface, refuse requests with the checksums that boto3 has sent since 2025. A
+# variable of boto3's session: name in the profile, in the environment, default, conversion.
+_NO_NEWER_CHECKSUMS = {
+    name: (name, f"AWS_{name.upper()}", "when_required", None)
+    for name in ("request_checksum_calculation", "response_checksum_validation")
+}
 _PLACES = "allowed: a directory, file:///directory or s3://bucket/prefix"
+_GS = "a bucket of Google's: s3://bucket/prefix, the endpoint https://storage.googleapis.com and an HMAC key"
 
 
 class StoredObject(NamedTuple):
@@ -79,7 +93,7 @@ class Store(Protocol):
         """Lists, writes, reads and deletes once and leaves nothing behind, so that a run fails early or not at all."""
 
 
-def open_store(uri: str, endpoint_url: str | None = None) -> Store:
+def open_store(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> Store:
     """The store at `uri`: `s3://bucket/prefix`, `file:///directory` or a path. Touches neither disk nor network.
 
     Args:
@@ -89,6 +103,9 @@ def open_store(uri: str, endpoint_url: str | None = None) -> Store:
     Raises:
         ConfigError: another scheme, no bucket, credentials in the URI.
     """
+    uri = _text_of(uri)
+    if not isinstance(endpoint_url, str | None):
+        raise ConfigError(f"endpoint_url must be text, http(s)://host:port, got a {type(endpoint_url).__name__}")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(?:s3|file)(?=:)", uri)
     if scheme is None:
         return LocalStore(uri)
@@ -98,7 +115,16 @@ def open_store(uri: str, endpoint_url: str | None = None) -> Store:
         host, _, path = uri.removeprefix("file://").partition("/")
         if host in ("", "localhost"):
             return LocalStore(unquote(f"/{path}"))
-    raise ConfigError(f"{without_userinfo(uri)}: cannot store there; {_PLACES}")
+    hint = f" ({_GS})" if scheme[1] == "gs" else ""
+    raise ConfigError(f"{without_userinfo(uri)}: cannot store there; {_PLACES}{hint}")
+
+
+def _text_of(uri: str | os.PathLike[str]) -> str:
+    if isinstance(uri, os.PathLike):
+        uri = os.fspath(uri)
+    if not isinstance(uri, str):
+        raise ConfigError(f"a place must be text or a path, got a {type(uri).__name__}; {_PLACES}")
+    return uri
 
 
 def open_place_of(location: str, endpoint_url: str | None = None) -> tuple[Store, str]:
@@ -234,6 +260,7 @@ class S3Store:
                 f"endpoint_url {without_userinfo(self._endpoint)}: must start with http:// or https://; "
                 "correct the endpoint_url or AWS_ENDPOINT_URL"
             )
+        self._sends_checksums = False
         self._bucket = bucket
         self._base = "".join(f"{name}/" for name in names)
         self.uri = "/".join(("s3:/", bucket, *names))
@@ -244,10 +271,17 @@ class S3Store:
         import boto3
         import botocore.session
         from botocore.config import Config
+        from botocore.configprovider import ConfiguredEndpointProvider
 
         with s3_errors(self._endpoint, self.uri):
             try:
                 session = botocore.session.Session()
+                configured = ConfiguredEndpointProvider(
+                    full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
+                )
+                is_own = bool(self._endpoint or configured.provide())
+                if is_own:  # the default only: variables and profile come first
+                    session.session_var_map.update(_NO_NEWER_CHECKSUMS)
                 config = Config(
                     # In a Config, `max_attempts` would count the retries only.
                     retries={
@@ -258,12 +292,16 @@ class S3Store:
                     read_timeout=_READ_SECONDS,
                     max_pool_connections=16,
                     tcp_keepalive=True,
-                    s3={"addressing_style": "path" if self._endpoint else "auto"},
+                    s3={"addressing_style": "path" if is_own else "auto"},
                 )
                 # A session of our own: boto3's default session is not safe for threads.
-                return boto3.Session(botocore_session=session).client(
+                client = boto3.Session(botocore_session=session).client(
                     "s3", endpoint_url=self._endpoint_url, config=config
                 )
+                self._sends_checksums = is_own and "when_supported" in (
+                    session.get_config_variable(name) for name in _NO_NEWER_CHECKSUMS
+                )
+                return client
             except ValueError as error:  # its text may show the whole endpoint
                 raise ConfigError(
                     f"{self.uri}: boto3 refuses its settings; check the endpoint_url (a host without '_') "
@@ -292,7 +330,7 @@ class S3Store:
         broke_off = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError)
         damaged = (ChecksumError, FlexibleChecksumError)
         place = self._place(key)
-        with s3_errors(self._endpoint, place):
+        with self._errors(place):
             for attempt in range(1, _BODY_READS + 1):
                 try:
                     body = self.client.get_object(Bucket=self._bucket, Key=self._base + key, **part)["Body"]
@@ -316,7 +354,7 @@ class S3Store:
 
     def put(self, key: str, data: bytes) -> None:
         """See `Store.put`. One PUT: S3 shows the whole object or none of it."""
-        with s3_errors(self._endpoint, self._place(key)):
+        with self._errors(self._place(key)):
             self.client.put_object(Bucket=self._bucket, Key=self._base + key, Body=data)
 
     def create(self, key: str, data: bytes) -> bytes:
@@ -329,7 +367,7 @@ class S3Store:
         if prefix:
             _check_key(prefix.rstrip("/"), self.uri)
         found = []
-        with s3_errors(self._endpoint, f"{self.uri}/{prefix}"):
+        with self._errors(f"{self.uri}/{prefix}"):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._base + prefix
             )
@@ -344,14 +382,17 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
-        with s3_errors(self._endpoint, self._place(key)):
+        with self._errors(self._place(key)):
             self.client.delete_object(Bucket=self._bucket, Key=self._base + key)
 
     def check_writable(self) -> None:
         """See `Store.check_writable`. Also refuses a server that ignores If-None-Match."""
-        with s3_errors(self._endpoint, self.uri):
+        with self._errors(self.uri):
             self.client.list_objects_v2(Bucket=self._bucket, Prefix=self._base, MaxKeys=1)
         _probe(self)
+
+    def _errors(self, place: str) -> AbstractContextManager[None]:
+        return s3_errors(self._endpoint, place, lambda: self._sends_checksums)  # known when the client is made
 
     def _place(self, key: str) -> str:
         return f"{self.uri}/{_check_key(key, self.uri)}"
@@ -359,13 +400,13 @@ class S3Store:
     def _put_if_absent(self, key: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
-        with s3_errors(self._endpoint, self._place(key)):
+        with self._errors(self._place(key)):
             try:
                 self.client.put_object(Bucket=self._bucket, Key=self._base + key, Body=data, IfNoneMatch="*")
             except ClientError as error:
                 # 412: there is an object. 409: another writer is at work. Either may be our own PUT, retried by boto3
                 # after its reply was lost.
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+                if s3_status(error) in (409, 412):
                     return False
                 raise
         return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,11 @@ _S3_REASONS = {
     "XMinioStorageFull": _SERVER_FULL,
     "507": _SERVER_FULL,
 }
+_CHECKSUM_STATUSES = (400, 403, 501)
+_CHECKSUM_REMEDY = (
+    "; or it does not know the headers x-amz-checksum-*: set AWS_REQUEST_CHECKSUM_CALCULATION and "
+    "AWS_RESPONSE_CHECKSUM_VALIDATION to when_required"
+)
 # Answers below 500 that the same request may not meet again: too many requests, or bytes that were lost on the way.
 _PASSING = {
     "BadDigest",
@@ -87,8 +92,11 @@ def os_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def s3_errors(endpoint: str, place: str) -> Iterator[None]:
-    """Turns what boto3 raises inside into a `StoreError` about `place`; `endpoint` is "" for AWS itself."""
+def s3_errors(endpoint: str, place: str, sends_checksums: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Turns what boto3 raises inside into a `StoreError` about `place`; `endpoint` is "" for AWS itself.
+
+    `sends_checksums`: whether requests to an endpoint of one's own had headers that older servers refuse.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
@@ -97,6 +105,8 @@ def s3_errors(endpoint: str, place: str) -> Iterator[None]:
         yield
     except ClientError as error:
         reason, transient = _client_reason(error)
+        if s3_status(error) in _CHECKSUM_STATUSES and sends_checksums():
+            reason += _CHECKSUM_REMEDY
         raise StoreError(f"{place}: {reason}", transient) from error
     except (BotoCoreError, ResponseParserError, HTTPError) as error:  # boto3 lets two of other libraries through
         server = without_userinfo(endpoint) if endpoint else "AWS S3"
@@ -116,9 +126,14 @@ def s3_code(error: ClientError) -> str:
     return error.response.get("Error", {}).get("Code", "")
 
 
+def s3_status(error: ClientError) -> int:
+    """The HTTP status of the server's answer."""
+    return error.response["ResponseMetadata"]["HTTPStatusCode"]
+
+
 def _client_reason(error: ClientError) -> tuple[str, bool]:
     """The server's answer as reason and remedy, and whether it is of passing nature."""
-    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    status = s3_status(error)
     code = s3_code(error)
     known = _S3_REASONS.get(code)
     transient = known is None and (status >= 500 or status in (408, 429) or code in _PASSING)

@@ -37,6 +37,9 @@ class Fault(StrEnum):
     INTERNAL = "500 InternalError"
     EXPIRED_TOKEN = "400 ExpiredToken"
     ACCESS_DENIED = "403 AccessDenied"
+    BAD_SIGNATURE = "403 SignatureDoesNotMatch"
+    BAD_REQUEST = "400 InvalidArgument"
+    NOT_IMPLEMENTED = "501 NotImplemented"
     RESET = "reset before it is forwarded"
     CUT_UPLOAD = "reset after half of it was forwarded"
     LOST_REPLY = "reset after it was forwarded"
@@ -47,13 +50,23 @@ class Fault(StrEnum):
     """Not for rules: counted when the server itself does not answer."""
 
 
-_ANSWERS = (Fault.SLOW_DOWN, Fault.UNAVAILABLE, Fault.INTERNAL, Fault.EXPIRED_TOKEN, Fault.ACCESS_DENIED)
+_ANSWERS = (
+    Fault.SLOW_DOWN,
+    Fault.UNAVAILABLE,
+    Fault.INTERNAL,
+    Fault.EXPIRED_TOKEN,
+    Fault.ACCESS_DENIED,
+    Fault.BAD_SIGNATURE,
+    Fault.BAD_REQUEST,
+    Fault.NOT_IMPLEMENTED,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Rule:
     """Which requests meet a fault: those with this method (empty: any) whose path contains `path`.
 
+    header: only those with a header whose name, in lower case, begins so.
     nth: which of these, counted from 1; None: all. chance: of each, in [0, 1]. seconds: of a stall or a delay.
     before: called before the fault takes place, in the proxy's thread.
     """
@@ -61,6 +74,7 @@ class Rule:
     fault: Fault
     method: str = ""
     path: str = ""
+    header: str = ""
     nth: Collection[int] | None = None
     chance: float = 1.0
     seconds: float = 0.0
@@ -121,13 +135,19 @@ class FaultProxy:
             assert time.monotonic() < deadline, f"waited in vain for {count} x {fault.name}, had {self.counts}"
             time.sleep(0.01)
 
-    def chosen(self, method: str, path: str) -> Rule | None:
+    def chosen(self, method: str, path: str, headers: Collection[str] = ()) -> Rule | None:
         """Note a request; returns the rule that applies to it."""
         with self._lock:
             self.requests.append((method, path))
             if not self.enabled:
                 return None
-            applies = [rule for rule in self._rules if rule.method in ("", method) and rule.path in path]
+            applies = [
+                rule
+                for rule in self._rules
+                if rule.method in ("", method)
+                and rule.path in path
+                and (not rule.header or any(name.lower().startswith(rule.header) for name in headers))
+            ]
             for rule in applies:  # all of them count the request, whichever decides
                 self._matched[rule] += 1
             for rule in applies:
@@ -230,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do(self) -> None:
         proxy = self.server.proxy
         body = self._body()
-        rule = proxy.chosen(self.command, self.path)
+        rule = proxy.chosen(self.command, self.path, self.headers.keys())
         if rule is not None:
             proxy.note(rule.fault)
             if rule.before is not None:

@@ -77,7 +77,21 @@ def test_there_and_back() -> None:
     assert (back.radius <= run.radius).all()
     assert (back.radius >= run.radius - 1.1e-6).all()
     assert back.curve["certified_accuracy"].to_pylist() == run.curve["certified_accuracy"].to_pylist()
-    assert (imported(back).radius <= back.radius).all()
+    assert imported(back).certificates.equals(back.certificates)
+
+
+def test_imported_radii_leave_as_they_came() -> None:
+    log = "idx\tlabel\tpredict\tradius\tcorrect\n" + "".join(
+        f"{step}\t1\t1\t{step / 1000:g}\t1\n" for step in range(1, 2000)
+    )
+    stated = {"dataset": "mnist5k", "sigmas": [0.5], "estimation": 100_000, "radii": (0.0, 0.3, 0.573, 1.0)}
+    there = import_log(MemoryStore("runs/there"), log.encode(), "log.tsv", **stated)
+    text = export([there], "tsv")
+    assert [line.split("\t")[3] for line in text.splitlines()[1:]] == [f"{step / 1000:g}" for step in range(1, 2000)]
+    back = import_log(MemoryStore("runs/back"), text.encode(), "log.tsv", **stated)
+    assert back.radius.tolist() == there.radius.tolist()
+    assert back.curve["certified_accuracy"].equals(there.curve["certified_accuracy"])
+    assert analyze(text, [0.3, 0.573]) == there.curve["certified_accuracy"].to_pylist()[1:3]
 
 
 @steady

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
@@ -36,6 +37,7 @@ from botocore.parsers import ResponseParserError
 from drs_ray.errors import ConfigError, MissingObjectError, StoreError
 from drs_ray.results.store import LocalStore, S3Store, Store, StoredObject, open_store
 from tests.servers import BUCKET, S3Server
+from tests.support.fault_proxy import Fault, FaultProxy, Rule
 
 OpenStore = Callable[[str], Store]
 
@@ -843,3 +845,83 @@ def test_a_get_that_always_breaks_off_is_an_error(moto_store: S3Store) -> None:
     with pytest.raises(StoreError, match="no proper answer"):
         moto_store.get("a")
     assert gets.count == 3
+
+
+# Servers that do not know the newer checksums
+
+REFUSALS = [Fault.NOT_IMPLEMENTED, Fault.ACCESS_DENIED, Fault.BAD_SIGNATURE, Fault.BAD_REQUEST]
+CHECKSUM_VARIABLES = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+
+
+def older_server(upstream: str, fault: Fault) -> FaultProxy:
+    """Refuses every request with a header x-amz-checksum-*, as older servers do."""
+    return FaultProxy(upstream, Rule(fault, header="x-amz-checksum-"))
+
+
+@pytest.mark.parametrize("how", ["argument", "variable", "profile"])
+def test_a_server_without_the_newer_checksums_works(
+    moto_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    with older_server(moto_endpoint, Fault.NOT_IMPLEMENTED) as server:
+        if how == "variable":
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        elif how == "profile":
+            (tmp_path / "config").write_text(f"[default]\nendpoint_url = {server.endpoint}\n")
+            monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        store = S3Store(f"s3://{BUCKET}/{uuid.uuid4().hex}", server.endpoint if how == "argument" else None)
+        store.check_writable()
+        store.put("a", b"votes")
+        assert store.get("a") == b"votes"
+        assert server.counts == {}
+        assert server.count("PUT") == 3
+
+
+@pytest.mark.parametrize("where", ["variables", "profile"])
+@pytest.mark.parametrize("fault", REFUSALS)
+def test_the_users_own_choice_of_checksums_wins_and_is_named_where_it_is_refused(
+    moto_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault, where: str
+) -> None:
+    if where == "variables":
+        for name in CHECKSUM_VARIABLES:
+            monkeypatch.setenv(name, "when_supported")
+    else:
+        lines = [f"{name.removeprefix('AWS_').lower()} = when_supported" for name in CHECKSUM_VARIABLES]
+        (tmp_path / "config").write_text("\n".join(["[default]", *lines, ""]))
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with older_server(moto_endpoint, fault) as server:
+        store = S3Store(f"s3://{BUCKET}/{uuid.uuid4().hex}", server.endpoint)
+        with pytest.raises(StoreError, match=r"x-amz-checksum-\*.*to when_required") as raised:
+            store.put("a", b"votes")
+    assert fault.value.split()[1] in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert server.counts == {fault: 1}
+
+
+@pytest.mark.parametrize("fault", REFUSALS)
+def test_checksums_are_not_blamed_where_none_were_sent(moto_endpoint: str, fault: Fault) -> None:
+    with FaultProxy(moto_endpoint, Rule(fault)) as server, pytest.raises(StoreError) as raised:
+        S3Store(f"s3://{BUCKET}/{uuid.uuid4().hex}", server.endpoint).put("a", b"votes")
+    assert "checksum" not in str(raised.value)
+
+
+def test_aws_itself_gets_the_newer_checksums() -> None:
+    config = S3Store("s3://bucket/run").client.meta.config
+    assert config.request_checksum_calculation == config.response_checksum_validation == "when_supported"
+
+
+# Places
+
+
+def test_a_path_is_a_place(tmp_path: Path) -> None:
+    assert open_store(tmp_path / "run").uri == f"{tmp_path}/run"
+
+
+@pytest.mark.parametrize(("uri", "endpoint"), [(3, None), (None, None), (b"run", None), ("s3://b/run", 9000)])
+def test_what_is_no_place_gets_one_line(uri: Any, endpoint: Any) -> None:
+    with pytest.raises(ConfigError, match="must be text"):
+        open_store(uri, endpoint)
+
+
+def test_a_bucket_of_googles_is_told_its_way() -> None:
+    with pytest.raises(ConfigError, match=r"storage\.googleapis\.com"):
+        open_store("gs://bucket/run")
