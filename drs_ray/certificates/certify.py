@@ -8,6 +8,7 @@ image gets is fixed before its estimation votes are seen.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from scipy.special import ndtr, ndtri
 
 from drs_ray.certificates.bounds import DistinctCounts
 from drs_ray.certificates.confidence import level_boxes
+from drs_ray.certificates.fixed_radius import log_e_values
 from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, mean_radius, probit_radius
 from drs_ray.certificates.votes import Integers, Rivals
 
@@ -31,6 +33,7 @@ class Rule:
 
     vote: probit or mean. confidence: a rule of `confidence.CONFIDENCE_RULES`. weights: of the probit vote, None: all
     1. rivals: bound the rivals too. pooled: use the pooled rule for images whose selection votes are unanimous.
+    radius: None, or certify this radius (pixel units) or nothing, by an e-value instead of bounds.
     """
 
     vote: str = "probit"
@@ -38,6 +41,7 @@ class Rule:
     weights: tuple[float, ...] | None = None
     rivals: bool = False
     pooled: bool = False
+    radius: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a vote without a radius, and weights that the mean vote or the pooled rule would ignore."""
@@ -47,6 +51,8 @@ class Rule:
             raise ValueError(f"weights apply to the probit vote, not to mean; got {self.weights}")
         if self.pooled and self.weights is not None and len(set(self.weights)) > 1:
             raise ValueError(f"the pooled rule needs equal weights, got {self.weights}")
+        if self.radius is not None and (self.confidence, self.rivals, self.pooled) != ("bonferroni", False, False):
+            raise ValueError("a rule for a fixed radius has no bounds: no rivals, no pooling, and no sharing of alpha")
 
     @property
     def name(self) -> str:
@@ -62,8 +68,12 @@ class Rule:
         """
         boxes, pooled = name.removesuffix(" or pooled"), name.endswith(" or pooled")
         vote, bounded, confidence, *rest = [*boxes.split(" "), "", "", ""]
+        if confidence == "e-value" and rest[0].startswith("r="):
+            radius, confidence, rest = float(rest[0].removeprefix("r=")), "bonferroni", rest[1:]
+        else:
+            radius = None
         weights = tuple(map(float, rest[0].removeprefix("w=").split(","))) if rest[0].startswith("w=") else None
-        rule = cls(vote, confidence, weights, bounded == "rivals", pooled)
+        rule = cls(vote, confidence, weights, bounded == "rivals", pooled, radius)
         if rule.name != name:
             raise ValueError(f"no rule is named '{name}'")
         return rule
@@ -72,6 +82,8 @@ class Rule:
     def name_of_boxes(self) -> str:
         """The name that stands in the certificate of an image whose boxes were used."""
         weights = "" if self.weights is None else f" w={','.join(map(repr, self.weights))}"
+        if self.radius is not None:
+            return f"{self.vote} p_A e-value r={self.radius!r}{weights}"
         return f"{self.vote} {'rivals' if self.rivals else 'p_A'} {self.confidence}{weights}"
 
     @property
@@ -86,7 +98,8 @@ class CertifiedRadii:
 
     radius: float64 [N], pixel units, 0 where nothing is certified. a_lower: float64 [N, K], quantile of the selected
     class's lower bound. b_upper: float64 [N, K], quantile of the deciding rival's upper bound. margin: float64 [N, K],
-    pixel units, signed. With the pooled rule all sub-images share one bound, on their mean failure probability.
+    pixel units, signed. With the pooled rule all sub-images share one bound, on their mean failure probability. A rule
+    for a fixed radius makes no bounds: -inf, inf and -inf stand in their place.
     rival: int64 [N], class of the deciding rival, -1 where it is one without votes or where rivals are not bounded.
     """
 
@@ -128,11 +141,14 @@ def certified_radii(
         alpha: failure probability of one image's whole certificate.
         rivals: the other classes' votes, needed by rules with rivals.
         unanimous: bool [N], no selection vote of any sub-image went against the class; needed by pooled rules.
-        share: the stage's share w_j of every level, in (0, 1]; 1 for a fixed number of samples.
+        share: the stage's share w_j of every level, in (0, 1]; 1 for a fixed number of samples. Not used by rules for a
+            fixed radius, which need none.
 
     Raises:
         ValueError: votes outside [0, samples], a rule that does not fit K or the sigmas, alpha outside (0, 1).
     """
+    if rule.radius is not None:
+        return _at_fixed_radius(class_votes, samples, sigmas, rule, rule.radius, alpha)
     in_boxes = radii_in_boxes(class_votes, samples, sigmas, rule, alpha, rivals=rivals, share=share)
     least = functools.reduce(_lesser, (radii for _, radii in in_boxes))
     if rule.pooled:
@@ -141,6 +157,16 @@ def certified_radii(
         chosen = pooled_images(unanimous, samples)
         least = _where(chosen, _pooled(class_votes, samples, sigmas, alpha * share), least)
     return replace(least, radius=np.fmax(least.radius, 0.0))
+
+
+def _at_fixed_radius(
+    class_votes: Integers, samples: Integers, sigmas: Sequence[float], rule: Rule, radius: float, alpha: float
+) -> CertifiedRadii:
+    """`radius` where its e-value has reached 1 / alpha, else 0; at every stage, for looks cost nothing."""
+    log_e = log_e_values(class_votes, samples, sigmas, radius, vote=rule.vote, weights=rule.weights)
+    no_bound = np.full(class_votes.shape, -np.inf)
+    nobody = np.full(len(log_e), -1)
+    return CertifiedRadii(np.where(log_e >= -math.log(alpha), radius, 0.0), no_bound, -no_bound, no_bound, nobody)
 
 
 def radii_in_boxes(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from drs_ray.certificates.certify import CLASS_SHARE, Rule, pooled_images, radii_in_boxes
+from drs_ray.certificates.fixed_radius import log_e_values
 from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, mean_radius, probit_radius
 from drs_ray.certificates.votes import votes_of
 from drs_ray.errors import CountsError
@@ -39,11 +40,15 @@ class Box:
 
 @dataclass(frozen=True)
 class StageRadius:
-    """What an image's votes certify at a stage that it reached, with the stage's share of every level."""
+    """What an image's votes certify at a stage that it reached, with the stage's share of every level.
+
+    log_e: where one radius was asked for, the logarithm of its e-value; there is no share then.
+    """
 
     samples: int
     share: float
     radius: float
+    log_e: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,10 @@ class ImageCertificate:
 
     row: of certificates.parquet. unanimous: whether no selection vote went against the class. selection_votes: for the
     class, of selection_samples, per sub-image. boxes: of the rule; pooled certificates have one, with one level for all
-    sub-images. deciding: index of the box with the least radius. class_levels, rival_levels: what the bounds are at;
-    rival_levels None where rivals are not bounded. rival: the closest one, -1: one without votes. rival_votes: its
-    estimation votes. a_lower, b_upper: bounds as quantiles, per sub-image. units: keys of the counts that hold the
-    image.
+    sub-images, and a fixed radius one without finite bounds. deciding: index of the box with the least radius.
+    class_levels, rival_levels: what the bounds are at; rival_levels None where rivals are not bounded. rival: the closest
+    one, -1: one without votes. rival_votes: its estimation votes. a_lower, b_upper: bounds as quantiles, per sub-image.
+    units: keys of the counts that hold the image.
     """
 
     uri: str
@@ -162,7 +167,7 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
     pooled = bool(rule.pooled and pooled_images(evidence.unanimous, evidence.samples)[0])
     boxes = (
         [(np.array([alpha * share]), least)]
-        if pooled
+        if pooled or rule.radius is not None
         else list(
             radii_in_boxes(
                 evidence.class_votes,
@@ -204,12 +209,24 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
 
 
 def _stages(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float) -> list[StageRadius]:
-    schedule = record.schedule
-    return [
-        StageRadius(end, share, float(evidence_of(history.at(end), rule).radii(record, rule, alpha, share).radius[0]))
-        for end, share in zip(schedule.samples, schedule.shares, strict=True)
-        if history.drawn[0] >= end
-    ]
+    schedule, stages = record.schedule, []
+    for end, share in zip(schedule.samples, schedule.shares, strict=True):
+        if history.drawn[0] < end:
+            break
+        evidence = evidence_of(history.at(end), rule)
+        log_e = None
+        if rule.radius is not None:
+            found = log_e_values(
+                evidence.class_votes,
+                evidence.samples,
+                record.config.sigmas,
+                rule.radius,
+                vote=rule.vote,
+                weights=rule.weights,
+            )
+            log_e = float(found[0])
+        stages.append(StageRadius(end, share, float(evidence.radii(record, rule, alpha, share).radius[0]), log_e))
+    return stages
 
 
 def _signed(text: str) -> str:

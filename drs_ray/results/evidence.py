@@ -64,6 +64,8 @@ def rule_of(config: RunConfig, certificate: CertificateConfig) -> Rule:
         ConfigError: a rule that does not fit the run.
     """
     fitted = config.updated("certificate", **certificate.model_dump(mode="json"))
+    if certificate.radius is not None:
+        return Rule(certificate.vote, weights=certificate.weights, radius=certificate.radius)
     return Rule(certificate.vote, fitted.confidence, certificate.weights, certificate.rivals, fitted.pooled)
 
 
@@ -93,6 +95,6 @@ def open_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
             rivals=evidence.rivals,
             unanimous=evidence.unanimous,
             schedule=schedule,
-            radii=stopping.radii,
+            radii=stopping.grid,
         ) & (history.drawn[here] == end)
     return answer

@@ -93,7 +93,7 @@ def reduce_history(
     """`reduce_run` of counts that were read already."""
     rule = rule_of(record.config, certificate)
     certificates = certify_history(history, record, rule, certificate.alpha)
-    curve = curve_table(certificates, record.run_id, certificate.radii, certificate.alpha, rule.name)
+    curve = curve_table(certificates, record.run_id, certificate.grid, certificate.alpha, rule.name)
     store.put(CERTIFICATES_KEY, parquet_bytes(certificates))
     store.put(CURVE_KEY, parquet_bytes(curve))
     return RunResult(store.uri, record, certificates, curve, total_seconds(store))
@@ -117,7 +117,7 @@ def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, Count
     history = read_reached_counts(store, record)
     certificates = certify_reached(history, record, rule, certificate.alpha)
     curve = curve_table(
-        certificates, record.run_id, certificate.radii, certificate.alpha, rule.name, planned=len(record.image_ids)
+        certificates, record.run_id, certificate.grid, certificate.alpha, rule.name, planned=len(record.image_ids)
     )
     progress = Progress(len(record.image_ids), len(certificates), int(open_images(history, record).sum()))
     finished = progress.certified == progress.planned and not progress.waiting
