@@ -181,7 +181,8 @@ def _check_radius(config: RunConfig) -> None:
     if certificate.radius > most:
         raise ConfigError(
             f"certificate.radius: {exact_text(certificate.radius)} is out of reach: {samples:,} samples of each "
-            f"sub-image certify {format_down(most, 3)} at most; use a smaller radius, a larger budget.estimation or larger sigmas"
+            f"sub-image certify {format_down(most, 3)} at most; "
+            "use a smaller radius, a larger budget.estimation or larger sigmas"
         )
 
 

@@ -58,9 +58,9 @@ class ImageCertificate:
     row: of certificates.parquet. unanimous: whether no selection vote went against the class. selection_votes: for the
     class, of selection_samples, per sub-image. boxes: of the rule; pooled certificates have one, with one level for all
     sub-images, and a fixed radius one without finite bounds. deciding: index of the box with the least radius.
-    class_levels, rival_levels: what the bounds are at; rival_levels None where rivals are not bounded. rival: the closest
-    one, -1: one without votes. rival_votes: its estimation votes. a_lower, b_upper: bounds as quantiles, per sub-image.
-    units: keys of the counts that hold the image.
+    class_levels, rival_levels: what the bounds are at; rival_levels None where rivals are not bounded. rival: the
+    closest one, -1: one without votes. rival_votes: its estimation votes. a_lower, b_upper: bounds as quantiles, per
+    sub-image. units: keys of the counts that hold the image.
     """
 
     uri: str

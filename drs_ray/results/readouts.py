@@ -278,8 +278,8 @@ def rule_in_words(rule: Rule, sub_images: int) -> tuple[str, ...]:
     if rule.radius is not None:
         sentences.append(
             f"One radius, {exact_text(rule.radius)}, was asked for: an image is certified at it or not at all, and "
-            "nothing is said of larger radii. It is certified where the e-value against all vote probabilities that have "
-            "no larger radius reaches 1 / alpha; looking at it after every stage costs no alpha."
+            "nothing is said of larger radii. It is certified where the e-value against all vote probabilities with no "
+            "larger radius reaches 1 / alpha; looking at it after every stage costs no alpha."
         )
         return tuple(sentences)
     if rule.rivals:
