@@ -21,7 +21,7 @@ _NEWTON_STEPS = 60
 _CLOSE = 1e-12
 _BISECTIONS = 50
 _BRACKET = 1e-3  # around the maximiser found, in quantiles: where its signs do not show a maximum, nothing is certified
-_SLACK = 1e-6  # of every logarithm, and _SLACK_PER_SAMPLE: rounding is below a tenth of both together
+_SLACK = 1e-6  # of every logarithm, and _SLACK_PER_SAMPLE: rounding is below a hundredth of the two together
 _SLACK_PER_SAMPLE = 1e-12
 
 
