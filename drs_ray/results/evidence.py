@@ -111,4 +111,4 @@ def waiting_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool
     block = order[np.searchsorted(ids, history.image_ids, sorter=order)] // record.images_per_unit
     furthest = np.zeros(len(ids), np.int64)
     np.maximum.at(furthest, block, history.drawn)
-    return open_images(history, record) & (history.drawn == furthest[block])
+    return np.asarray(open_images(history, record) & (history.drawn == furthest[block]), np.bool_)

@@ -1,4 +1,4 @@
-"""Runs at a fixed radius end to end, on half-spaces whose true radii are known: who is certified, when, what is said."""
+"""Runs at a fixed radius end to end, on half-spaces whose true radii are known: who is certified, and what is said."""
 
 from __future__ import annotations
 
