@@ -18,6 +18,7 @@ from benchmarks import (
     parts,
     reduce,
     report,
+    stages,
     startup,
     training,
     worker,
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "parts": parts,
     "export": export,
     "report": report,
+    "stages": stages,
     "training": training,
 }
 
