@@ -265,7 +265,11 @@ class BudgetConfig(Section):
         100_000, ge=1, le=10**9, description="Samples that bound its probability: all of them, or the last stage's."
     )
     stages: int = Field(
-        1, ge=1, le=30, description="1: a fixed number. More: adaptive, each stage twice the last (8 is a good choice)."
+        1,
+        ge=1,
+        le=30,
+        description="1: a fixed number. More: adaptive, each stage twice the last (8 is a good choice; 11 where "
+        "one radius is asked for).",
     )
     planned: int | None = Field(
         None, ge=1, le=10**9, description="Largest estimation that stages are planned for, to extend the run to later."
