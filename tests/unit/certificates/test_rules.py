@@ -213,7 +213,7 @@ def test_a_rule_is_known_by_its_name(rule: Rule) -> None:
     ],
 )
 def test_what_is_no_rule_has_no_name(name: str) -> None:
-    with pytest.raises(ValueError, match=r"vote must be one of|no rule is named"):
+    with pytest.raises(ValueError, match=r"vote must be one of|no rule is named|a rule for a fixed radius"):
         Rule.named(name)
 
 
