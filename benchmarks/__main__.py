@@ -25,6 +25,7 @@ from benchmarks import (
     precision,
     reduce,
     report,
+    stages,
     startup,
     training,
     worker,
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "export": export,
     "report": report,
     "epochs": epochs,
+    "stages": stages,
     "training": training,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from drs_ray.results.certificate import BOUND_DIGITS, ImageCertificate
@@ -9,6 +10,7 @@ from drs_ray.results.rounding import exact_text, format_down, format_up
 from drs_ray.results.tables import ABSTAIN
 
 _RADIUS_DIGITS = 9
+_LOG_DIGITS = 4
 
 
 def certificate_facts(found: ImageCertificate) -> dict[str, str]:
@@ -29,6 +31,8 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
         + ", ".join(f"{votes}{name}" for votes, name in zip(chosen, each, strict=True))
         + (": unanimous" if found.unanimous else ""),
     }
+    if found.rule.radius is not None:
+        return facts | _at_fixed_radius(found, found.rule.radius, each) | _sources(found)
     if len(found.stages) > 1:
         facts["stages"] = "\n".join(
             f"n = {stage.samples:,}, {stage.share:.12g} of every level: radius {_radius(stage.radius)}"
@@ -40,9 +44,31 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
     if found.rival_levels is not None:
         facts["rivals"] = "each bounded as if it were alone: the radius is certified, not all of their bounds at once"
     facts["inequality"] = _inequality(found)
-    facts["units"] = "\n".join(found.units)
-    facts["recompute"] = f"drs-ray verify {found.uri} --image {found.image_id}"
-    return facts
+    return facts | _sources(found)
+
+
+def _sources(found: ImageCertificate) -> dict[str, str]:
+    return {
+        "units": "\n".join(found.units),
+        "recompute": f"drs-ray verify {found.uri} --image {found.image_id}",
+    }
+
+
+def _at_fixed_radius(found: ImageCertificate, radius: float, each: Sequence[str]) -> dict[str, str]:
+    row = found.row
+    threshold = -math.log(row["alpha"])
+    votes = zip(row["class_votes"], row["estimation_samples"], each, strict=True)
+    return {
+        "question": f"radius {exact_text(radius)} or none; no other radius was asked for",
+        f"class {row['selected_class']}": ", ".join(f"{mine:,} of {n:,} votes{name}" for mine, n, name in votes),
+        "evidence": "\n".join(
+            f"n = {stage.samples:,}: log E >= {format_down(stage.log_e, _LOG_DIGITS)}"
+            + (" (certified)" if stage.radius > 0 else "")
+            for stage in found.stages
+            if stage.log_e is not None
+        ),
+        "inequality": f"certified where log E >= log(1 / alpha) = {format_up(threshold, _LOG_DIGITS)} at some stage",
+    }
 
 
 def _levels(found: ImageCertificate) -> str:

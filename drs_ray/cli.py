@@ -186,13 +186,14 @@ def reduce(
     run: RunArgument,
     alpha: Annotated[float | None, typer.Option(help="Failure probability of a certificate.")] = None,
     vote: Annotated[str | None, typer.Option(help="probit or mean.")] = None,
+    radius: Annotated[float | None, typer.Option(help="Certify this one radius, or nothing.")] = None,
     radii: RadiiOption = None,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Compute certificates and curve again from the stored counts. Needs no torch, no Ray, no GPU."""
     import drs_ray
 
-    changes = {"alpha": alpha, "vote": vote, "radii": None if radii is None else radii.split(",")}
+    changes = {"alpha": alpha, "vote": vote, "radius": radius, "radii": None if radii is None else radii.split(",")}
     chosen = {key: value for key, value in changes.items() if value is not None}
     _print_table([drs_ray.reduce(run, endpoint_url=endpoint_url, **chosen)])
 

@@ -297,7 +297,11 @@ class BudgetConfig(Section):
         100_000, ge=1, le=10**9, description="Samples that bound its probability: all of them, or the last stage's."
     )
     stages: int = Field(
-        1, ge=1, le=30, description="1: a fixed number. More: adaptive, each stage twice the last (8 is a good choice)."
+        1,
+        ge=1,
+        le=30,
+        description="1: a fixed number. More: adaptive, each stage twice the last (8 is a good choice; 11 where "
+        "one radius is asked for).",
     )
     planned: int | None = Field(
         None, ge=1, le=10**9, description="Largest estimation that stages are planned for, to extend the run to later."
@@ -444,6 +448,12 @@ class CertificateConfig(Section):
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None, description="Weight of each sub-image in the probit vote; null: all 1."
     )
+    radius: float | None = Field(
+        None,
+        gt=0,
+        description="Certify this one radius (pixel units) or nothing, from fewer samples with budget.stages of 11; "
+        "replaces rivals, confidence and pooled. null: the largest radius that an image's votes certify.",
+    )
     radii: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
         min_length=1,
@@ -456,6 +466,13 @@ class CertificateConfig(Section):
         if any(b <= a for a, b in itertools.pairwise(value)):
             raise ValueError("must be strictly increasing, for example [0, 0.25, 0.5]")
         return value
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The radii of the table; where one radius is certified they end there, for nothing is said of larger ones."""
+        if self.radius is None:
+            return self.radii
+        return (*(radius for radius in self.radii if radius < self.radius), self.radius)
 
 
 class OutputConfig(Section):

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from drs_ray.console import rate_text
-from drs_ray.results.rounding import format_down, format_up
+from drs_ray.results.rounding import exact_text, format_down, format_up
 from drs_ray.results.summary import duration_text
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from drs_ray.engine.probe import Speed
     from drs_ray.engine.status import Driver, RunStatus
     from drs_ray.engine.verify import VerifyReport
+    from drs_ray.results.run_record import RunRecord
 
 _SET_ASIDE_SHOWN = 5
 
@@ -50,6 +51,7 @@ def status_facts(status: RunStatus) -> dict[str, str]:
         "started": record.created,
         "forward passes": record.arithmetic,
         "images": f"{len(record.image_ids):,}",
+        **_asked(record),
         "units": f"{status.units_done:,} of {status.units:,} ({100 * status.units_done // status.units} %)",
         "noise samples": f"{status.samples_done:,} of {status.samples:,}",
         "driver": _DRIVERS[status.driver],
@@ -72,6 +74,14 @@ def status_facts(status: RunStatus) -> dict[str, str]:
     return facts
 
 
+def _asked(record: RunRecord) -> dict[str, str]:
+    """What a run at a fixed radius asks; nothing for others."""
+    radius = record.stopping.radius
+    return (
+        {} if radius is None else {"asks": f"robust at radius {exact_text(radius)} or not; certifies no other radius"}
+    )
+
+
 def plan_facts(planned: RunPlan, price: float | None) -> dict[str, str]:
     """What a run will take, in words; two numbers where its stages decide. price: of a GPU hour, or of a CPU hour."""
     record, least, most = planned.record, planned.least, planned.most
@@ -86,6 +96,7 @@ def plan_facts(planned: RunPlan, price: float | None) -> dict[str, str]:
     facts = {
         "run": record.run_id,
         "images": f"{len(record.image_ids):,}",
+        **_asked(record),
         "sub-images": str(record.sub_images),
         "unit": f"{record.images_per_unit:,} images of a sub-image{pieces}",
         "units": each(lambda size: f"{size.units:,}"),

@@ -8,6 +8,7 @@ is fixed before their estimation votes are seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,6 +20,7 @@ from scipy.special import ndtr, ndtri
 from drs_ray.certificates.bounds import quantile_table
 from drs_ray.certificates.boxes import least_box
 from drs_ray.certificates.confidence import CONFIDENCE_RULES, level_region
+from drs_ray.certificates.fixed_radius import log_e_values
 from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, probit_radius
 from drs_ray.certificates.votes import Integers, Rivals, first_of_most
 
@@ -39,6 +41,7 @@ class Rule:
 
     vote: probit or mean. confidence: a rule of `confidence.CONFIDENCE_RULES`. weights: of the probit vote, None: all
     1. rivals: bound the rivals too. pooled: use the pooled rule too for images whose selection votes are unanimous.
+    radius: None, or certify this radius (pixel units) or nothing, by an e-value instead of bounds.
     """
 
     vote: str = "probit"
@@ -46,6 +49,7 @@ class Rule:
     weights: tuple[float, ...] | None = None
     rivals: bool = False
     pooled: bool = False
+    radius: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a vote without a radius, and weights that the mean vote or the pooled rule would ignore."""
@@ -55,6 +59,8 @@ class Rule:
             raise ValueError(f"weights apply to the probit vote, not to mean; got {self.weights}")
         if self.pooled and self.weights is not None and len(set(self.weights)) > 1:
             raise ValueError(f"the pooled rule needs equal weights, got {self.weights}")
+        if self.radius is not None and (self.confidence, self.rivals, self.pooled) != ("bonferroni", False, False):
+            raise ValueError("a rule for a fixed radius has no bounds: no rivals, no pooling, and no sharing of alpha")
 
     @property
     def name(self) -> str:
@@ -70,8 +76,12 @@ class Rule:
         """
         boxes, pooled = name.removesuffix(_POOLED), name.endswith(_POOLED)
         vote, bounded, confidence, *rest = [*boxes.split(" "), "", "", ""]
+        if confidence == "e-value" and rest[0].startswith("r="):
+            radius, confidence, rest = float(rest[0].removeprefix("r=")), "bonferroni", rest[1:]
+        else:
+            radius = None
         weights = tuple(map(float, rest[0].removeprefix("w=").split(","))) if rest[0].startswith("w=") else None
-        rule = cls(vote, confidence, weights, bounded == "pairs", pooled)
+        rule = cls(vote, confidence, weights, bounded == "pairs", pooled, radius)
         if rule.name != name or confidence not in CONFIDENCE_RULES:
             raise ValueError(f"no rule is named '{name}'")
         return rule
@@ -80,6 +90,8 @@ class Rule:
     def name_of_boxes(self) -> str:
         """The name that stands in the certificate of an image whose boxes have all of alpha."""
         weights = "" if self.weights is None else f" w={','.join(map(repr, self.weights))}"
+        if self.radius is not None:
+            return f"{self.vote} p_A e-value r={self.radius!r}{weights}"
         return f"{self.vote} {'pairs' if self.rivals else 'p_A'} {self.confidence}{weights}"
 
     def names(self, pooled: NDArray[np.bool_]) -> NDArray[np.object_]:
@@ -95,7 +107,8 @@ class CertifiedRadii:
     class's lower bound. b_upper: float64 [N, K], quantile of the deciding rival's upper bound. margin: float64 [N, K],
     pixel units, signed. level: float64 [N, K], what these bounds are at. rival: int64 [N], class of the deciding rival,
     -1 where it is one without votes or where rivals are not bounded. pooled: bool [N], where the pooled bound decides:
-    all sub-images share it, on their mean failure probability.
+    all sub-images share it, on their mean failure probability. A rule for a fixed radius makes no bounds: -inf, inf and
+    -inf stand in their place, and alpha for the level.
     """
 
     radius: Floats
@@ -141,11 +154,14 @@ def certified_radii(
         alpha: failure probability of one image's whole certificate.
         rivals: the other classes' votes, needed by rules with rivals.
         unanimous: bool [N], no selection vote of any sub-image went against the class; needed by pooled rules.
-        share: the stage's share w_j of every level, in (0, 1]; 1 for a fixed number of samples.
+        share: the stage's share w_j of every level, in (0, 1]; 1 for a fixed number of samples. Not used by rules for a
+            fixed radius, which need none.
 
     Raises:
         ValueError: votes outside [0, samples], a rule that does not fit K or the sigmas, alpha outside (0, 1).
     """
+    if rule.radius is not None:
+        return _at_fixed_radius(class_votes, samples, sigmas, rule, rule.radius, alpha)
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
     if rule.rivals and rivals is None:
@@ -163,6 +179,23 @@ def certified_radii(
         boxes = _least(class_votes[here], samples[here], rest, sigmas, rule, level, share)
         least = _replaced(least, here, boxes)
     return _not_negative(_replaced(least, both & (pooled.radius > least.radius), pooled))
+
+
+def _at_fixed_radius(
+    class_votes: Integers, samples: Integers, sigmas: Sequence[float], rule: Rule, radius: float, alpha: float
+) -> CertifiedRadii:
+    """`radius` where its e-value has reached 1 / alpha, else 0; at every stage, for looks cost nothing."""
+    log_e = log_e_values(class_votes, samples, sigmas, radius, vote=rule.vote, weights=rule.weights)
+    no_bound = np.full(class_votes.shape, -np.inf)
+    return CertifiedRadii(
+        np.where(log_e >= -math.log(alpha), radius, 0.0),
+        a_lower=no_bound,
+        b_upper=-no_bound,
+        margin=no_bound,
+        level=np.full(class_votes.shape, alpha),
+        rival=np.full(len(log_e), -1),
+        pooled=np.zeros(len(log_e), np.bool_),
+    )
 
 
 def pooled_images(unanimous: NDArray[np.bool_], samples: Integers) -> NDArray[np.bool_]:

@@ -7,6 +7,8 @@ likes, and the best radius over the stages that were looked at is a certificate.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +23,8 @@ from drs_ray.certificates.votes import Integers, Rivals
 
 LAST_SHARE = 0.8
 """Share w_J of the last stage; the earlier ones have the rest, equally."""
+LOOKS = 2
+"""Stages in each doubling of a run at a fixed radius, where looks cost no alpha but every stage costs units of work."""
 FORECAST_LEVEL = 0.05
 """Error level of the optimistic forecast. It decides what is drawn, never what is certified."""
 
@@ -43,8 +47,14 @@ class Schedule:
         return Schedule(self.samples[:count], self.shares[:count])
 
 
-def doubling_schedule(samples: int, stages: int) -> Schedule:
+def doubling_schedule(samples: int, stages: int, *, looks: int = 1, block: int = 1) -> Schedule:
     """Stages that double up to `samples`; one stage is a fixed number of samples.
+
+    Args:
+        samples: of the last stage.
+        stages: their number, without those of `looks`.
+        looks: stages in each doubling, in equal ratios.
+        block: those between two doublings end at multiples of it, rounded up; without room for one it is left out.
 
     Raises:
         ValueError: fewer than 1 stage, or so many that the first would be empty.
@@ -54,8 +64,14 @@ def doubling_schedule(samples: int, stages: int) -> Schedule:
     ends = tuple(-(-samples // 2 ** (stages - 1 - stage)) for stage in range(stages))
     if stages == 1:
         return Schedule(ends, (1.0,))
-    early = (1 - LAST_SHARE) / (stages - 1)
-    return Schedule(ends, (*([early] * (stages - 1)), LAST_SHARE))
+    between = [
+        (math.ceil(low * 2 ** (look / looks) / block) * block, high)
+        for low, high in itertools.pairwise(ends)
+        for look in range(1, looks)
+    ]
+    ends = tuple(sorted({*ends, *(end for end, high in between if end < high)}))
+    early = (1 - LAST_SHARE) / (len(ends) - 1)
+    return Schedule(ends, (*([early] * (len(ends) - 1)), LAST_SHARE))
 
 
 def is_open(

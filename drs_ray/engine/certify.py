@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib import metadata
 
+from drs_ray.certificates.fixed_radius import largest_fixed_radius
 from drs_ray.certificates.stages import doubling_schedule
 from drs_ray.config import EngineConfig, RunConfig
 from drs_ray.engine.first_start import settled
@@ -21,6 +22,7 @@ from drs_ray.engine.tally import Tally
 from drs_ray.errors import ClassifierError, ConfigError, EngineError, UnitsSetAsideError
 from drs_ray.results.parts import list_parts
 from drs_ray.results.reduce import RunResult, reduce_run
+from drs_ray.results.rounding import exact_text, format_down
 from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join, identity, run_id, stored_record
 from drs_ray.results.sessions import noted_session
 from drs_ray.results.store import Store, open_store
@@ -212,6 +214,7 @@ def resolve(config: RunConfig, session: Session, stored: RunRecord | None = None
         device = "cuda" if session.has_gpus() else "cpu"
     batch = engine.batch or min(DEFAULT_BATCH[device], config.noise.block)
     _check_stages(config, device)
+    _check_radius(config)
     if stored is not None:
         decided = stored.precision
         precision = decided if precision == "auto" else precision
@@ -229,6 +232,23 @@ def _check_stages(config: RunConfig, device: str) -> None:
         raise ConfigError(
             f"budget: on cuda, stages must end at multiples of noise.block ({block}), got {', '.join(map(str, ends))}; "
             f"use an estimation of {block} x a power of 2, fewer stages, or a smaller block"
+        )
+
+
+def _check_radius(config: RunConfig) -> None:
+    """A fixed radius that not even unanimous votes can certify would cost samples and certify nothing."""
+    certificate, budget = config.certificate, config.budget
+    if certificate.radius is None:
+        return
+    samples = budget.planned or budget.estimation
+    most = largest_fixed_radius(
+        samples, config.sigmas, certificate.alpha, vote=certificate.vote, weights=certificate.weights
+    )
+    if certificate.radius > most:
+        raise ConfigError(
+            f"certificate.radius: {exact_text(certificate.radius)} is out of reach: {samples:,} samples of each "
+            f"sub-image certify {format_down(most, 3)} at most; "
+            "use a smaller radius, a larger budget.estimation or larger sigmas"
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from drs_ray.certificates.certify import PAIR_SHARE, Rule, pooled_images
 from drs_ray.certificates.confidence import level_region
+from drs_ray.certificates.fixed_radius import log_e_values
 from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, mean_radius, probit_radius
 from drs_ray.certificates.votes import votes_of
 from drs_ray.errors import CountsError
@@ -32,11 +33,15 @@ BOUND_DIGITS = 10
 
 @dataclass(frozen=True)
 class StageRadius:
-    """What an image's votes certify at a stage that it reached, with the stage's share of every level."""
+    """What an image's votes certify at a stage that it reached, with the stage's share of every level.
+
+    log_e: where one radius was asked for, the logarithm of its e-value; there is no share then.
+    """
 
     samples: int
     share: float
     radius: float
+    log_e: float | None = None
 
 
 @dataclass(frozen=True)
@@ -186,12 +191,24 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
 
 
 def _stages(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float) -> list[StageRadius]:
-    schedule = record.schedule
-    return [
-        StageRadius(end, share, float(evidence_of(history.at(end), rule).radii(record, rule, alpha, share).radius[0]))
-        for end, share in zip(schedule.samples, schedule.shares, strict=True)
-        if history.drawn[0] >= end
-    ]
+    schedule, stages = record.schedule, []
+    for end, share in zip(schedule.samples, schedule.shares, strict=True):
+        if history.drawn[0] < end:
+            break
+        evidence = evidence_of(history.at(end), rule)
+        log_e = None
+        if rule.radius is not None:
+            found = log_e_values(
+                evidence.class_votes,
+                evidence.samples,
+                record.config.sigmas,
+                rule.radius,
+                vote=rule.vote,
+                weights=rule.weights,
+            )
+            log_e = float(found[0])
+        stages.append(StageRadius(end, share, float(evidence.radii(record, rule, alpha, share).radius[0]), log_e))
+    return stages
 
 
 def _signed(text: str) -> str:

@@ -64,6 +64,8 @@ def rule_of(config: RunConfig, certificate: CertificateConfig) -> Rule:
         ConfigError: a rule that does not fit the run.
     """
     fitted = config.updated("certificate", **certificate.model_dump(mode="json"))
+    if certificate.radius is not None:
+        return Rule(certificate.vote, weights=certificate.weights, radius=certificate.radius)
     return Rule(certificate.vote, fitted.confidence, certificate.weights, certificate.rivals, fitted.pooled)
 
 
@@ -96,6 +98,20 @@ def open_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
             rivals=evidence.rivals,
             unanimous=evidence.unanimous,
             schedule=schedule,
-            radii=stopping.radii,
+            radii=stopping.grid,
         ) & (history.drawn[here] == end)
     return answer
+
+
+def waiting_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
+    """Which images are open and have not been left behind: whose block has not gone on to a further stage without them.
+
+    Before a run was extended its forecasts were for fewer samples, and what they decided stays decided. history: of any
+    images of the run, each block's together.
+    """
+    ids = np.asarray(record.image_ids)
+    order = np.argsort(ids)
+    block = order[np.searchsorted(ids, history.image_ids, sorter=order)] // record.images_per_unit
+    furthest = np.zeros(len(ids), np.int64)
+    np.maximum.at(furthest, block, history.drawn)
+    return np.asarray(open_images(history, record) & (history.drawn == furthest[block]), np.bool_)

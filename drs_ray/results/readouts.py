@@ -30,7 +30,7 @@ from drs_ray.results.reduce import (
     read_result,
     reduce_unfinished,
 )
-from drs_ray.results.rounding import format_down, format_ratio_down, format_ratio_up
+from drs_ray.results.rounding import exact_text, format_down, format_ratio_down, format_ratio_up
 from drs_ray.results.run_record import read_record
 from drs_ray.results.schema import COUNTS_PREFIX
 from drs_ray.results.store import Store
@@ -258,7 +258,7 @@ def baseline_of(rule: Rule) -> Rule:
 
     It is the sound form of what RS (Cohen et al. 2019) and DRS (Xia et al. 2024) published.
     """
-    return replace(rule, confidence="bonferroni", rivals=False, pooled=False)
+    return replace(rule, confidence="bonferroni", rivals=False, pooled=False, radius=None)
 
 
 def rule_in_words(rule: Rule, sub_images: int) -> tuple[str, ...]:
@@ -272,6 +272,13 @@ def rule_in_words(rule: Rule, sub_images: int) -> tuple[str, ...]:
         )
     elif sub_images > 1:
         sentences.append("The smoothed classifier takes the mean of the sub-images' class probabilities (mean vote).")
+    if rule.radius is not None:
+        sentences.append(
+            f"One radius, {exact_text(rule.radius)}, was asked for: an image is certified at it or not at all, and "
+            "nothing is said of larger radii. It is certified where the e-value against all vote probabilities with no "
+            "larger radius reaches 1 / alpha; looking at it after every stage costs no alpha."
+        )
+        return tuple(sentences)
     if rule.rivals:
         sentences.append(
             "Pairs: the selected class's probability is bounded from below with half of the allowed error and every "

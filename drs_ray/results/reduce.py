@@ -15,7 +15,7 @@ from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError
 from drs_ray.results.counts import Counts, CountsHistory, read_counts, read_reached_counts
-from drs_ray.results.evidence import evidence_of, open_images, rule_of
+from drs_ray.results.evidence import evidence_of, rule_of, waiting_images
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE, CURVE_KEY, metadata, with_metadata
 from drs_ray.results.sessions import total_seconds
@@ -102,7 +102,7 @@ def reduce_history(
     """`reduce_run` of counts that were read already."""
     rule = rule_of(record.config, certificate)
     certificates = certify_history(history, record, rule, certificate.alpha)
-    curve = _curve(certificates, record, certificate.radii, certificate.alpha, rule)
+    curve = _curve(certificates, record, certificate.grid, certificate.alpha, rule)
     store.put(CERTIFICATES_KEY, parquet_bytes(certificates))
     store.put(CURVE_KEY, parquet_bytes(curve))
     return RunResult(store.uri, record, certificates, curve, total_seconds(store))
@@ -125,8 +125,8 @@ def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, Count
     rule = rule_of(record.config, certificate)
     history = read_reached_counts(store, record)
     certificates = certify_reached(history, record, rule, certificate.alpha)
-    curve = _curve(certificates, record, certificate.radii, certificate.alpha, rule, planned=len(record.image_ids))
-    progress = Progress(len(record.image_ids), len(certificates), int(open_images(history, record).sum()))
+    curve = _curve(certificates, record, certificate.grid, certificate.alpha, rule, planned=len(record.image_ids))
+    progress = Progress(len(record.image_ids), len(certificates), int(waiting_images(history, record).sum()))
     finished = progress.certified == progress.planned and not progress.waiting
     result = RunResult(store.uri, record, certificates, curve, total_seconds(store))
     return (result if finished else replace(result, progress=progress)), history
@@ -185,7 +185,7 @@ def check_finished(history: CountsHistory, record: RunRecord) -> None:
     Raises:
         CountsError: images whose stopping rule says that they need a further stage.
     """
-    waiting = np.flatnonzero(open_images(history, record))
+    waiting = np.flatnonzero(waiting_images(history, record))
     if len(waiting):
         raise CountsError(
             f"counts: the run is not finished: {len(waiting)} of {len(history.image_ids)} images need a further stage, "

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from drs_ray.certificates.certify import RULES_VERSION
 from drs_ray.certificates.lattice import drawing_error
-from drs_ray.certificates.stages import Schedule, doubling_schedule
+from drs_ray.certificates.stages import LOOKS, Schedule, doubling_schedule
 from drs_ray.class_names import first_difference
 from drs_ray.config import CertificateConfig, ClassifierConfig, Precision, RunConfig, Section
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError
@@ -107,14 +107,18 @@ class RunRecord(Section):
 
     @property
     def schedule(self) -> Schedule:
-        """The stages of the budget; one stage for a fixed number of samples."""
-        budget = self.config.budget
-        return _schedule(budget.planned or budget.estimation, budget.stages, budget.estimation)
+        """The stages of the budget; one stage for a fixed number of samples. Finer where one radius is asked for.
+
+        On CUDA they end at multiples of noise.block, because a block is drawn whole there.
+        """
+        budget, looks = self.config.budget, 1 if self.stopping.radius is None else LOOKS
+        block = self.config.noise.block if self.config.engine.device == "cuda" else 1
+        return _schedule(budget.planned or budget.estimation, budget.stages, looks, block, budget.estimation)
 
 
 @lru_cache(maxsize=16)
-def _schedule(planned: int, stages: int, end: int) -> Schedule:
-    return doubling_schedule(planned, stages).up_to(end)  # asked for with every unit of a run
+def _schedule(planned: int, stages: int, looks: int, block: int, end: int) -> Schedule:
+    return doubling_schedule(planned, stages, looks=looks, block=block).up_to(end)  # asked for with every unit of a run
 
 
 def identity(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from drs_ray.certificates.certify import Rule
 from drs_ray.certificates.curve import certified_accuracy_curve, failed_certificates
 from drs_ray.certificates.radius import Floats
 from drs_ray.config import DatasetConfig
@@ -82,7 +83,8 @@ class RunSummary:
     budget, per image and sub-image; samples: noise samples of the whole run; seconds: None where nobody measured.
     variant: empty for the run's own certificates, else which comparison this is. split_size: images of the split, None
     where the run's record does not say. stages: cumulative estimation samples. image_rules: the rules that images got,
-    and how many got each. progress: None for a finished run.
+    and how many got each. progress: None for a finished run. asked: the one radius that was certified or not, None
+    where each image got the largest that its votes certify.
     """
 
     name: str
@@ -113,6 +115,7 @@ class RunSummary:
     at_radii: tuple[AtRadius, ...]
     provenance: tuple[tuple[str, str], ...]
     progress: Progress | None = None
+    asked: float | None = None
 
     @property
     def imported(self) -> bool:
@@ -158,6 +161,11 @@ class RunSummary:
     def adaptive(self) -> bool:
         """Whether images may stop at different numbers of samples."""
         return len(self.stages) > 1
+
+    @property
+    def asked_text(self) -> str:
+        """The one radius that was asked for in full, or nothing."""
+        return "" if self.asked is None else exact_text(self.asked)
 
     @property
     def scope_text(self) -> str:
@@ -246,6 +254,7 @@ def _described(result: RunResult) -> dict[str, Any]:
         "image_rules": tuple(Counter(result.certificates["rule"].to_pylist()).most_common()),
         "noise_law": config.noise.law,
         "as_planned": result.as_planned,
+        "asked": Rule.named(result.rule).radius,
         "provenance": (*_provenance(record), ("rule and alpha", _PLANNED if result.as_planned else _UNPLANNED)),
     }
 

@@ -215,3 +215,18 @@ def test_fewer_samples_keep_the_planned_shares() -> None:
 def test_stages_without_samples_are_refused(samples: int, stages: int) -> None:
     with pytest.raises(ValueError, match="the first would be empty; use fewer"):
         doubling_schedule(samples, stages)
+
+
+@pytest.mark.parametrize(("looks", "block"), [(2, 1), (4, 1), (2, 100), (2, 1000)])
+def test_looks_refine_the_doublings(looks: int, block: int) -> None:
+    plain, fine = doubling_schedule(12_800, 6), doubling_schedule(12_800, 6, looks=looks, block=block)
+    assert set(plain.samples) < set(fine.samples)
+    assert list(fine.samples) == sorted(set(fine.samples))
+    between = sorted(set(fine.samples) - set(plain.samples))
+    assert all(end % block == 0 for end in between)
+    assert len(between) == (5 * (looks - 1) if block < 1000 else 3)  # 3000, 5000, 10000: no room for more
+    if block == 1:
+        ratios = [later / earlier for earlier, later in itertools.pairwise(fine.samples)]
+        assert max(ratios) < 2 ** (1 / looks) * 1.01
+    assert sum(map(np.longdouble, fine.shares)) <= 1 + 1e-15
+    assert fine.up_to(3200).samples[-1] == 3200

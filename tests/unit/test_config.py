@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from drs_ray.config import RunConfig, apply_overrides, json_schema, load_config, parse_config
+from drs_ray.config import CertificateConfig, RunConfig, apply_overrides, json_schema, load_config, parse_config
 from drs_ray.errors import ConfigError
 from drs_ray.results.run_record import DatasetRecord, identity, run_id
 
@@ -183,6 +183,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
         "",
     ),
     ({"certificate": {"radii": []}}, "certificate.radii", "must have at least 1 entries", "[]"),
+    ({"certificate": {"radius": 0}}, "certificate.radius", "must be > 0", "0"),
     ({"certificate": {"radii": [0.5, 0.25]}}, "certificate.radii", "must be strictly increasing", "[0.5, 0.25]"),
     ({"certificate": {"radii": [0.5, 0.5]}}, "certificate.radii", "must be strictly increasing", "[0.5, 0.5]"),
     ({"output": ""}, "output.uri", "at least 1 character", "''"),
@@ -546,3 +547,10 @@ def test_updated_validates_again() -> None:
 @pytest.mark.parametrize("sections", [{"budget": {"estimation": True}}, {"training": {"learning_rate": True}}], ids=str)
 def test_true_is_not_a_number(sections: dict[str, Any]) -> None:
     assert "got True" in errors_of(drs(**sections))[0]
+
+
+def test_where_one_radius_is_asked_for_the_table_ends_there() -> None:
+    radii = (0.0, 0.25, 0.5, 1.0)
+    assert CertificateConfig(radii=radii).grid == radii
+    assert CertificateConfig(radii=radii, radius=0.5).grid == (0.0, 0.25, 0.5)
+    assert CertificateConfig(radii=radii, radius=0.3).grid == (0.0, 0.25, 0.3)

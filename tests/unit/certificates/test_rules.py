@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,7 +222,15 @@ def test_one_clear_refusal_each(make: Callable[[], object], message: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "rule", [*RULES, Rule(weights=(1.0, 0.1)), Rule("probit", "staircase", (2.0, 2.0), True, True)]
+    "rule",
+    [
+        *RULES,
+        Rule(weights=(1.0, 0.1)),
+        Rule("probit", "staircase", (2.0, 2.0), True, True),
+        Rule(radius=0.1),
+        Rule("mean", radius=1.0),
+        Rule(weights=(1.0, 0.1), radius=0.25),
+    ],
 )
 def test_a_rule_is_known_by_its_name(rule: Rule) -> None:
     assert Rule.named(rule.name) == rule
@@ -236,8 +245,15 @@ def test_a_rule_is_known_by_its_name(rule: Rule) -> None:
         "probit pairs staircase or pooled",
         "plurality p_A bonferroni",
         "probit p_A bonferroni w=1",
+        "probit pairs e-value r=1.0",
     ],
 )
 def test_what_is_no_rule_has_no_name(name: str) -> None:
-    with pytest.raises(ValueError, match=r"vote must be one of|no rule is named"):
+    with pytest.raises(ValueError, match=r"vote must be one of|no rule is named|a rule for a fixed radius"):
         Rule.named(name)
+
+
+@pytest.mark.parametrize("other", [{"rivals": True}, {"pooled": True}, {"confidence": "staircase"}], ids=str)
+def test_a_rule_for_a_fixed_radius_takes_nothing_that_bounds_need(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a rule for a fixed radius has no bounds"):
+        Rule(radius=0.5, **other)
