@@ -7,12 +7,14 @@ certificates are a run's.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +28,8 @@ from drs_ray.config import Precision, can_pool, default_confidence, float32
 from drs_ray.engine.certify import DEFAULT_BATCH
 from drs_ray.engine.worker import make_cuda_reproducible
 from drs_ray.errors import ClassifierError, ConfigError, DataError
-from drs_ray.models.inference import voting_classifier
+from drs_ray.models.check import FirstBatch, tolerance_of
+from drs_ray.models.inference import VotingClassifier, voting_classifier
 from drs_ray.models.precision import has_bfloat16
 from drs_ray.models.tensors import module_digest
 from drs_ray.results.counts import Counts
@@ -148,7 +151,8 @@ class SmoothedClassifier:
             precision if precision != "auto" else "bfloat16" if has_bfloat16(str(where)) else "float32"
         )
         self._compile = compile
-        self._compiled: dict[tuple[int, str, int], nn.Module] = {}
+        self._compiled: dict[tuple[int, str, int], VotingClassifier] = {}
+        self._unnamed: dict[int, bytes] = {}  # images that were keyed by their place in a call
         self._samplers = [Sampler(partition, sigma, block, batch, where, law) for sigma in self._sigmas]
         one_vote = csr_array(np.eye(1, self._classes, dtype=np.int64))
         nobody = np.zeros(1, np.int64)
@@ -192,7 +196,7 @@ class SmoothedClassifier:
             selection = min(100, n // 2)
             return self.certify(x, n - selection, alpha, selection, image_ids).prediction
         alpha, images = _probability(alpha), self._images(x)
-        ids = _ids(image_ids, len(images))
+        ids = self._ids_of(images, image_ids)
         return predicted_classes(csr_array(self._votes(images, ids, "estimation", n)[:, 0]), alpha)
 
     def certify(
@@ -222,7 +226,7 @@ class SmoothedClassifier:
         """
         n, selection = _whole_number("n", n, 1), _whole_number("selection", selection, 1)
         alpha, images = _probability(alpha), self._images(x)
-        ids = _ids(image_ids, len(images))
+        ids = self._ids_of(images, image_ids)
         chosen, estimated = self._votes(images, ids, "selection", selection), self._votes(images, ids, "estimation", n)
         per_sub_image = [tuple(csr_array(votes[:, k]) for k in range(votes.shape[1])) for votes in (chosen, estimated)]
         rule, evidence, radii = self._certified(Counts(ids, np.full_like(ids, -1), *per_sub_image), alpha)
@@ -262,12 +266,29 @@ class SmoothedClassifier:
         """int64 [N, K, C]."""
         votes = np.empty((len(images), len(self._partition), self._classes), np.int64)
         with _fixed_kernels(self._device):
-            modules = self._voting_modules(images.shape[1])
-            for k, (module, sampler) in enumerate(zip(modules, self._samplers, strict=True)):
+            classifiers = self._voting_classifiers(images.shape[1])
+            for k, (classifier, sampler) in enumerate(zip(classifiers, self._samplers, strict=True)):
+                watched = FirstBatch(classifier.module, classifier.plain)
                 for at, image in enumerate(images):
+                    module = classifier.module if at else watched
                     key = NoiseKey(self._seed, int(ids[at]), k, phase, self._dataset)
                     votes[at, k] = count_votes(module, image, sampler, key, 0, samples, self._classes)
+                watched.check(self._classes, k, tolerance_of(self._precision, self._device.type))
         return votes
+
+    def _ids_of(self, images: Tensor, image_ids: Sequence[int] | None) -> NDArray[np.int64]:
+        """The ids given, or 0, 1, ...; a warning where these have keyed the noise of other images before."""
+        if image_ids is not None:
+            return _ids(image_ids, len(images))
+        digests = [hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images]
+        if any(self._unnamed.setdefault(at, digest) != digest for at, digest in enumerate(digests)):
+            warnings.warn(
+                "image 0 and those after it share their noise with other images of an earlier call, which makes their "
+                "certificates depend on each other; give every image of a data set its own id: image_ids=[...]",
+                stacklevel=3,
+            )
+            self._unnamed.update(enumerate(digests))
+        return np.arange(len(images))
 
     def _images(self, x: Tensor | NDArray[np.float32]) -> Tensor:
         """The images on the CPU, float32 [N, C, H, W], checked."""
@@ -289,27 +310,26 @@ class SmoothedClassifier:
             raise DataError(f"x must be in [0, 1], got {value:g} in image {at}; normalise inside the classifier")
         return images
 
-    def _voting_modules(self, channels: int) -> list[nn.Module]:
+    def _voting_classifiers(self, channels: int) -> list[VotingClassifier]:
         """Copies of the classifiers that vote, made anew: between two calls, somebody may have trained a classifier."""
-        made = []
-        for k, (module, sampler) in enumerate(zip(self._classifiers, self._samplers, strict=True)):
-            key = (k, module_digest(module), channels) if self._compile else None
-            if key is None or key not in self._compiled:
-                classifier = voting_classifier(
-                    module,
-                    precision=self._precision,
-                    compile=self._compile,
-                    device=self._device,
-                    batch=sampler.batch,
-                    image_shape=self._partition.layout_shape(k, channels),
-                    num_classes=self._classes,
-                    sub_image=k,
-                )
-                if key is None:
-                    made.append(classifier.module)
-                    continue
-                self._compiled[key] = classifier.module
-            made.append(self._compiled[key])
+        return [self._voting_classifier(k, module, channels) for k, module in enumerate(self._classifiers)]
+
+    def _voting_classifier(self, k: int, module: nn.Module, channels: int) -> VotingClassifier:
+        key = (k, module_digest(module), channels) if self._compile else None
+        if key is not None and key in self._compiled:
+            return self._compiled[key]
+        made = voting_classifier(
+            module,
+            precision=self._precision,
+            compile=self._compile,
+            device=self._device,
+            batch=self._samplers[k].batch,
+            image_shape=self._partition.layout_shape(k, channels),
+            num_classes=self._classes,
+            sub_image=k,
+        )
+        if key is not None:
+            self._compiled[key] = made
         return made
 
 
@@ -319,13 +339,17 @@ def _fixed_kernels(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
+    multiplying = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
     before = cudnn.benchmark, cudnn.deterministic
+    precisions = [kernels.fp32_precision for kernels in multiplying]
     make_cuda_reproducible()
     try:
         yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before
+        for kernels, precision in zip(multiplying, precisions, strict=True):
+            kernels.fp32_precision = precision
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -313,3 +313,24 @@ def test_other_names_are_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'drs_ray' has no attribute 'certfy'"):
         drs_ray.certfy  # noqa: B018
     assert all(getattr(drs_ray, name) is not None for name in drs_ray.__all__)
+
+
+def test_other_images_with_the_same_noise_are_told() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    ours = SmoothedClassifier(make_partition("none", 4, 4, "packed"), [module], [1.0], num_classes=2)
+    ours.certify(torch.zeros(2, 1, 4, 4), 50)
+    ours.certify(torch.zeros(1, 1, 4, 4), 100)  # the same image again
+    ours.certify(torch.ones(1, 1, 4, 4), 50, image_ids=[2])
+    with pytest.warns(UserWarning, match=r"share their noise with other images .*image_ids=\[\.\.\.\]"):
+        ours.certify(torch.ones(1, 1, 4, 4), 50)
+
+
+def test_a_first_batch_that_voted_otherwise_is_refused() -> None:
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = x.flatten(1)[:, :2]
+            return logits - logits.mean(dim=0) if len(x) == 50 else logits
+
+    ours = SmoothedClassifier(make_partition("none", 4, 4, "packed"), [Centred()], [1.0], num_classes=2, batch=50)
+    with pytest.raises(ClassifierError, match="sub-image 0: the classifier answers a sample differently"):
+        ours.certify(torch.zeros(1, 1, 4, 4), 100)
