@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    audit,
     cluster,
     data,
     driver,
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "parts": parts,
     "export": export,
     "report": report,
+    "audit": audit,
     "training": training,
 }
 

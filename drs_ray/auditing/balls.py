@@ -41,7 +41,7 @@ class AuditedRule:
             ValueError: no such rule, or one that has no theorem for these sub-images.
         """
         boxes, pooled = name.removesuffix(" with pooled"), name.endswith(" with pooled")
-        vote, bounded, confidence, *rest = [*boxes.split(" "), "", ""]
+        vote, bounded, confidence, *rest = [*boxes.split(" "), "", "", ""]
         weights = tuple(float(w) for w in rest[0].removeprefix("w=").split(",")) if rest[0] else (1.0,) * len(sigmas)
         known = vote in ("probit", "mean") and bounded in ("p_A", "pairs") and confidence in ("bonferroni", "staircase")
         if not known or len(weights) != len(sigmas) or min(*weights, *sigmas) <= 0 or (vote == "mean" and rest[0]):
@@ -231,7 +231,7 @@ def _upper_tail(k: int, n: int, a: float) -> tuple[arb, float]:
     for j in range(k, n):
         ratio = odds * (n - j) / (j + 1)  # of the next term to this one; it falls with j
         term = term * ratio
-        if ratio < 0.999 and term < total * 1e-22:  # what is left is less than a geometric series
+        if j % 16 == 0 and ratio < 0.999 and term < total * 1e-15:  # what is left is less than a geometric series
             total = total + term / (1 - ratio)
             break
         total = total + term

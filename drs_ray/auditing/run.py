@@ -106,7 +106,7 @@ def audit_run(store: Store) -> AuditReport:
     config, classes = run["config"], run["dataset"]["num_classes"]
     sigmas = [classifier["sigma"] for classifier in config["classifiers"]]
     schedule = _schedule(config["budget"])
-    table = _table(store, CERTIFICATES_KEY)
+    table = _table(store, CERTIFICATES_KEY, f"run `drs-ray reduce {store.uri}` first")
     metadata = table.schema.metadata or {}
     if metadata.get(b"drs_ray.run_id", b"").decode() != run["run_id"]:
         raise CountsError(f"{store.uri}/{CERTIFICATES_KEY}: not of run {run['run_id']}; run `drs-ray reduce` again")
@@ -258,11 +258,11 @@ def _run_json(store: Store) -> dict[str, Any]:
     return run
 
 
-def _table(store: Store, key: str) -> pa.Table:
+def _table(store: Store, key: str, missing: str) -> pa.Table:
     try:
         return pq.ParquetFile(io.BytesIO(store.get(key))).read(use_threads=False)
     except MissingObjectError as error:
-        raise CountsError(f"{store.uri}/{key}: not there; run `drs-ray reduce {store.uri}` first") from error
+        raise CountsError(f"{store.uri}/{key}: not there; {missing}") from error
     except (pa.ArrowException, OSError) as error:
         raise CountsError(f"{store.uri}/{key}: truncated or not Parquet; `drs-ray repair` says more") from error
 
@@ -274,7 +274,7 @@ def _unit_tables(store: Store, run_id: str) -> Iterator[pa.Table]:
     for key in sorted(keys, key=lambda key: not key.startswith(COMPACTED_PREFIX)):
         if key in seen or not key.endswith(".parquet"):
             continue
-        table = _table(store, key)
+        table = _table(store, key, "it went while it was read; audit when no compactor is at work")
         metadata = table.schema.metadata or {}
         if metadata.get(b"drs_ray.run_id", b"").decode() != run_id:
             raise CountsError(f"{store.uri}/{key}: not of run {run_id}; `drs-ray repair {store.uri}` moves it aside")
