@@ -33,7 +33,7 @@ RULES = [
     for pooled in (False, True)
     if not (vote == "mean" and (sub_images > 2 or weighted)) and not (pooled and (sub_images == 1 or weighted))
     for weights in [tuple(1.0 + 0.3 * k for k in range(sub_images)) if weighted else None]
-]
+] + [(9, Rule("probit", "staircase", None, True, True))]
 
 
 @pytest.mark.parametrize(("k", "n", "level", "expected"), CHECK_VALUES)
@@ -47,7 +47,7 @@ def test_no_votes_have_no_bound() -> None:
 
 @pytest.mark.parametrize("level", [1e-50, 1e-9, 0.001, 0.3, 0.68])
 def test_bounds_are_proved_and_close(level: float) -> None:
-    """Arb's incomplete beta function, which the auditor does not use, lies below the level there, and above just past it."""
+    """Arb's incomplete beta function, which the auditor does not use: below the level there, above it just past it."""
     rng = np.random.default_rng(1)
     ctx.prec = 256
     for n in (1, 2, 7, 100, 2000):
@@ -119,5 +119,5 @@ def test_no_certificate_is_above_its_proof_or_far_below(sub_images: int, rule: R
     ],
 )
 def test_rules_without_a_theorem_are_refused(name: str, sigmas: list[float]) -> None:
-    with pytest.raises(ValueError, match="named|no radius|pooling"):
+    with pytest.raises(ValueError, match=r"named|no radius|pooling"):
         AuditedRule.named(name, sigmas)
