@@ -71,13 +71,13 @@ class _Image:
     rows: dict[tuple[str, int], list[tuple[int, int, dict[int, int]]]]
 
     def votes(self, phase: str, sub_image: int, end: int) -> dict[int, int]:
-        """Votes of all rows that end at or before `end`."""
+        """Votes of all rows that end at or before `end`; classes without votes are left out."""
         summed: dict[int, int] = defaultdict(int)
         for first, samples, votes in self.rows[phase, sub_image]:
             if first + samples <= end:
                 for class_, count in votes.items():
                     summed[class_] += count
-        return summed
+        return {class_: count for class_, count in summed.items() if count}
 
     def drawn(self, phase: str, sub_image: int) -> int:
         """Samples of a phase, which the rows must tile from 0 on, each with as many votes."""
