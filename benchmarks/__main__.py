@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    audit,
     cluster,
     curve,
     data,
@@ -49,6 +50,7 @@ BENCHMARKS = {
     "report": report,
     "epochs": epochs,
     "stages": stages,
+    "audit": audit,
     "training": training,
 }
 

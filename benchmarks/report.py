@@ -31,7 +31,7 @@ IMAGES, CLASSES, SIZE, SAMPLES, IMAGES_PER_UNIT = 50_000, 10, 32, 100_000, 100
 
 def measure() -> Iterator[tuple[str, str, str]]:
     with tempfile.TemporaryDirectory(prefix="drs-ray-report-") as directory:
-        places = [_stored_run(Path(directory), name) for name in ("none", "checkerboard")]
+        places = [stored_run(Path(directory), name, IMAGES) for name in ("none", "checkerboard")]
         command = [sys.executable, "-m", __name__, *map(str, places), "--output", directory]
         started = time.perf_counter()
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -45,19 +45,19 @@ def measure() -> Iterator[tuple[str, str, str]]:
         )
 
 
-def _stored_run(directory: Path, partition: str) -> Path:
+def stored_run(directory: Path, partition: str, images: int) -> Path:
     """A reduced run whose images are packed beside it."""
     place, packed = directory / partition, directory / "packed"
     if not packed.exists():
-        pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, SIZE, SIZE), np.uint8)  # noise: the largest PNGs
-        source = ArrayDataset("noise", "test", CLASSES, pixels, np.arange(IMAGES) % CLASSES)
+        pixels = np.random.default_rng(0).integers(0, 256, (images, 3, SIZE, SIZE), np.uint8)  # noise: the largest PNGs
+        source = ArrayDataset("noise", "test", CLASSES, pixels, np.arange(images) % CLASSES)
         pack_dataset(source, None, LocalStore(packed), lambda done: None)
-    record = _record(place, packed, partition)
+    record = _record(place, packed, partition, images)
     store = open_store(str(place))
     create_or_join(store, record)
     rng = np.random.default_rng(1)
-    logits = 3 * rng.standard_normal((IMAGES, CLASSES))
-    logits[np.arange(IMAGES), np.arange(IMAGES) % CLASSES] += 6
+    logits = 3 * rng.standard_normal((images, CLASSES))
+    logits[np.arange(images), np.arange(images) % CLASSES] += 6
     for unit in plan_units(record):
         shares = softmax(logits[list(unit.positions)] + rng.standard_normal((len(unit.positions), CLASSES)), axis=1)
         store.put(unit.key, encode_part(_rows(unit, shares, rng), record.run_id, unit.key))
@@ -75,7 +75,7 @@ def _rows(unit: Unit, shares: np.ndarray, rng: np.random.Generator) -> Iterator[
             )
 
 
-def _record(place: Path, packed: Path, partition: str) -> RunRecord:
+def _record(place: Path, packed: Path, partition: str, images: int) -> RunRecord:
     sub_images = 1 if partition == "none" else 2
     classifier = {"architecture": "resnet20", "checkpoint": "x.safetensors", "sigma": 0.5 / sub_images**0.5}
     config = parse_config(
@@ -90,9 +90,9 @@ def _record(place: Path, packed: Path, partition: str) -> RunRecord:
     )
     source = load_dataset("parquet", packed)
     dataset = DatasetRecord(
-        name=source.name, digest=source.digest, num_classes=CLASSES, image_shape=(3, SIZE, SIZE), size=IMAGES
+        name=source.name, digest=source.digest, num_classes=CLASSES, image_shape=(3, SIZE, SIZE), size=images
     )
-    return record_of(config, dataset, IMAGES)
+    return record_of(config, dataset, images)
 
 
 def _report(arguments: list[str]) -> None:

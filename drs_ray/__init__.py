@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from drs_ray.attacks.report import AttackReport
+    from drs_ray.auditing.run import AuditReport
     from drs_ray.certificates.certify import Rule
     from drs_ray.engine.observer import Observer
     from drs_ray.engine.verify import VerifyReport
@@ -35,6 +36,7 @@ __all__ = [
     "RunConfig",
     "SmoothedClassifier",
     "attack",
+    "audit",
     "certify",
     "export",
     "import_log",
@@ -87,6 +89,22 @@ def attack(uri: str, images: int = 20, *, endpoint_url: str | None = None, **opt
     from drs_ray.results.store import open_store
 
     return attack_run(open_store(uri, endpoint_url), images, **options)
+
+
+def audit(uri: str, *, endpoint_url: str | None = None) -> AuditReport:
+    """Derive a run's radii again from its counts, in ball arithmetic; `check()` the report (extra `audit`).
+
+    Args:
+        uri: directory or s3:// URI of a reduced run.
+        endpoint_url: endpoint of an S3-compatible server, if not the default.
+
+    Raises:
+        As `drs_ray.auditing.run.audit_run`.
+    """
+    from drs_ray.auditing.run import audit_run
+    from drs_ray.results.store import open_store
+
+    return audit_run(open_store(uri, endpoint_url))
 
 
 def certify(config: RunConfig, observer: Observer | None = None) -> RunResult:

@@ -361,6 +361,22 @@ def verify(
     print("the stored votes agree")
 
 
+@app.command(epilog="Example: `drs-ray audit s3://bucket/run`")
+def audit(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
+    """Derive every radius of a run again from its counts, by other code and in ball arithmetic. Nothing is written."""
+    from drs_ray.auditing.run import audit_run
+    from drs_ray.facts import audit_facts, render_facts
+    from drs_ray.interrupts import interruptible
+
+    with interruptible("nothing was written"):
+        found = audit_run(_open(run, endpoint_url))
+    _stdout().print(render_facts(audit_facts(found)))
+    for image_id, why in found.far_below.items():
+        print(f"warning: image {image_id}: {why}: smaller than need be, and sound", file=sys.stderr)
+    found.check()
+    print("the counts prove every radius")
+
+
 @app.command(epilog="Example: `drs-ray attack s3://bucket/run --images 50 --output attack.parquet`")
 def attack(
     run: RunArgument,

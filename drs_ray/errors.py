@@ -46,7 +46,7 @@ class CountsError(DrsError):
 
 
 class SoundnessError(DrsError):
-    """A certificate that a confirmed perturbation contradicts."""
+    """A certificate that a confirmed perturbation contradicts, or that the counts do not prove."""
 
 
 class EngineError(DrsError):

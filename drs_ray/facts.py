@@ -16,6 +16,7 @@ from drs_ray.results.summary import duration_text
 
 if TYPE_CHECKING:
     from drs_ray.attacks.report import AttackReport
+    from drs_ray.auditing.run import AuditReport
     from drs_ray.engine.forecast import RunPlan, Size
     from drs_ray.engine.probe import Speed
     from drs_ray.engine.status import Driver, RunStatus
@@ -139,6 +140,19 @@ def verify_facts(found: VerifyReport, images: int, level: float) -> dict[str, st
         **({} if found.exact else {"finds with 95 %": f"vote shares that differ by {', '.join(shifts)}"}),
         **({"meets with 95 %": met} if found.image is None else {}),
         "comparisons": f"{found.comparisons:,}, {len(found.differences):,} differ",
+    }
+
+
+def audit_facts(found: AuditReport) -> dict[str, str]:
+    """What was derived again from the counts, and what is not proved."""
+    return {
+        "run": found.run_id,
+        "rule": f"{found.rule}, alpha {found.alpha:g}",
+        "images": f"{found.images:,}, {found.images - found.certified:,} abstain",
+        "radii not proved": f"{len(found.too_large):,}",
+        "rows that do not fit the counts": f"{len(found.inconsistent):,}",
+        "radii far below": f"{len(found.far_below):,}",
+        "least slack": "-" if found.closest is None else f"{found.closest:.2g} (proved radius minus stored radius)",
     }
 
 

@@ -16,6 +16,7 @@ HEAVY = {"torch", "torchvision", "ray", "matplotlib", "mlflow"}
 
 # What a folder may import: third-party libraries, and parts of drs_ray.
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
+    "auditing": ({"flint", "pyarrow", "scipy"}, {"auditing", "errors", "results.schema", "results.store"}),
     "certificates": ({"numpy", "scipy"}, {"certificates"}),
     "smoothing": ({"numpy", "torch"}, {"errors", "smoothing"}),
 }
@@ -141,3 +142,12 @@ def test_importing_loads_neither_torch_nor_ray(module: str) -> None:
     script = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_the_auditor_shares_no_code_with_what_it_audits() -> None:
+    """Not even by way of what it imports: only the store, the keys and the errors come with it."""
+    script = "import sys, drs_ray.auditing.run, drs_ray.auditing.balls; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    loaded = {name for name in done.stdout.split() if within(name, {"drs_ray"})}
+    assert "drs_ray.auditing.balls" in loaded, done.stderr
+    assert not [name for name in loaded if within(name, {"drs_ray.certificates", "drs_ray.smoothing"})]
