@@ -107,6 +107,7 @@ class RunSummary:
     as_planned: bool
     image_rules: tuple[tuple[str, int], ...]
     noise_law: str
+    arithmetic: str
     correct: int
     abstained: int
     acr: float
@@ -253,6 +254,7 @@ def _described(result: RunResult) -> dict[str, Any]:
         "stages": record.schedule.samples,
         "image_rules": tuple(Counter(result.certificates["rule"].to_pylist()).most_common()),
         "noise_law": config.noise.law,
+        "arithmetic": record.arithmetic,
         "as_planned": result.as_planned,
         "asked": Rule.named(result.rule).radius,
         "provenance": (*_provenance(record), ("rule and alpha", _PLANNED if result.as_planned else _UNPLANNED)),
@@ -273,6 +275,7 @@ def _described_import(result: ImportedResult) -> dict[str, Any]:
         "stages": (record.estimation,),
         "image_rules": ((result.rule, result.images),),
         "noise_law": "not stated",
+        "arithmetic": "not stated",
         "as_planned": False,
         "provenance": tuple(_import_provenance(record)),
     }

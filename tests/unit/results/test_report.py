@@ -34,6 +34,7 @@ from drs_ray.results.report import REPORT_KEY, render_report, write_report
 from drs_ray.results.run_record import RunRecord, create_or_join
 from drs_ray.results.store import LocalStore
 from drs_ray.results.summary import summarise
+from drs_ray.results.run_record import with_engine
 from tests.unit.results.factories import (
     PART_KEY,
     RADII,
@@ -195,6 +196,14 @@ def test_float32_noise_is_said_to_be_what_it_is() -> None:
     text = _text(render_report([dataclasses.replace(run, record=record)]))
     assert "float32 Gaussian" in text
     assert "exact integer Gaussian" not in text
+
+
+def test_a_run_in_bfloat16_is_said_to_be_about_other_classifiers() -> None:
+    run = make_result(10)
+    record = with_engine(run.record, precision="bfloat16", compile=True)
+    text = _text(render_report([dataclasses.replace(run, record=record)]))
+    assert "The classifiers that voted compute in bfloat16, compiled: the certificates are about these" in text
+    assert "The classifiers that voted compute" not in _text(render_report([run]))
 
 
 def test_table_of_images_rounds_down_and_names_what_is_left_out() -> None:
