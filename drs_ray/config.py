@@ -323,6 +323,12 @@ class BudgetConfig(Section):
         return self
 
 
+def _auto_or_bool(value: object) -> object:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError("must be auto, true or false")
+    return value
+
+
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 
 
@@ -349,7 +355,7 @@ class EngineConfig(Section):
         None, ge=0, description="GPUs of a worker; null: 1 on cuda, 0 on cpu. Fractions share a GPU."
     )
     device: DeviceName = Field("auto", description="auto: cuda where the cluster has GPUs, else cpu.")
-    precision: Literal["auto"] | Precision = Field(
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Of convolutions and products of matrices; auto: bfloat16 where the device has units for it, else "
         "float32 (decided by a run's first start).",
@@ -396,6 +402,11 @@ class EngineConfig(Section):
         gt=0,
         description="End a worker that gives no answer for so long beyond the slowest that its unit should be.",
     )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _one_rule_for_both_kinds(cls, value: object) -> object:
+        return _auto_or_bool(value)
 
     @field_validator("address")
     @classmethod
@@ -555,9 +566,7 @@ class TrainingConfig(Section):
     @field_validator("mixed_precision", mode="before")
     @classmethod
     def _one_rule_for_both_kinds(cls, value: object) -> object:
-        if value != "auto" and not isinstance(value, bool):
-            raise ValueError("must be auto, true or false")
-        return value
+        return _auto_or_bool(value)
 
 
 class RunConfig(Section):

@@ -161,6 +161,8 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"engine": {"workers": 0}}, "engine.workers", "must be >= 1", "0"),
     ({"engine": {"device": "tpu"}}, "engine.device", "must be 'auto', 'cpu' or 'cuda'", "'tpu'"),
     ({"engine": {"batch": 0}}, "engine.batch", "must be >= 1", "0"),
+    ({"engine": {"precision": "float16"}}, "engine.precision", "must be 'auto', 'float32' or 'bfloat16'", "'float16'"),
+    ({"engine": {"compile": "maybe"}}, "engine.compile", "must be auto, true or false", "'maybe'"),
     ({"engine": {"gpus_per_worker": -0.5}}, "engine.gpus_per_worker", "must be >= 0", "-0.5"),
     (
         {"engine": {"samples_per_unit": 1500}},
