@@ -155,13 +155,13 @@ def test_a_markdown_table_of_several_runs() -> None:
 
 
 def test_a_latex_table() -> None:
-    ours = make_result(40, uri=r"runs/100%_&#${}~^\x")
+    ours = make_result(40, uri=r"runs/100%_&#${}~^\x|<y>")
     text = export([ours, imported(ours)], "latex", [0.25, 0.5])
     lines = text.splitlines()
     assert lines[0].startswith("% Certified accuracy at l2 radius r")
     assert lines[1] == r"\begin{tabular}{lrrrrrrr}"
     assert lines[3] == r"run & sigma & n & alpha & $r = 0$ & $r = 0.25$ & $r = 0.5$ & ACR \\"
-    name = r"100\%\_\&\#\$\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}x"
+    name = r"100\%\_\&\#\$\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}x\textbar{}\textless{}y\textgreater{}"
     assert lines[5].startswith(name + r" & 0.5 & 100 + 1,000 & 0.001 & ")
     assert lines[6].startswith(r"theirs\_50\%, imported, not verified & ")
     assert all(line.count(" & ") == 7 and line.endswith(r" \\") for line in (lines[3], *lines[5:7]))
