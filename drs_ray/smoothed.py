@@ -48,8 +48,10 @@ class Certificates:
     image_ids: int64 [N], the ids that the noise was keyed by. prediction: int64 [N], -1 = abstains. radius: float64
     [N], l2 in pixel units, 0 where abstaining. selected_class: int64 [N], class chosen by the selection samples.
     selection_votes, estimation_votes: int64 [N, K, C]. p_lower: float64 [N, K], lower bound of the selected class's
-    probability. rival_upper: float64 [N, K], upper bound of the deciding rival's. margin: float64 [N, K], pixel units,
-    signed. rules: the rule that each image got. alpha: failure probability of one image's certificate.
+    probability (where the pooled bound decides: of its mean). rival_upper: float64 [N, K], upper bound of the deciding
+    rival's. Both are steps of the computation: the radius is what is certified. margin: float64 [N, K], pixel units,
+    signed. rules: the rule that each image got. alpha: failure probability of one image's certificate, but for what the
+    drawing of lattice noise adds (docs/theory.md 7: below 1e-7 for n = 100,000 and 3x32x32 values).
     """
 
     image_ids: NDArray[np.int64]

@@ -49,9 +49,11 @@ BASELINE = "p_A Bonferroni"
 
 @dataclass(frozen=True, eq=False)
 class AtSamples:
-    """A run's images certified from no more than `samples` estimation samples each, as if that had been the plan.
+    """A run's images by no more than `samples` estimation samples each, as if that had been a plan without stages.
 
-    Not certificates of the run: each image has one, and that is in its table. radius: float64 [N]; correct: bool [N].
+    Not certificates of the run: each image has one, and that is in its table. Of an adaptive run nothing holds with
+    probability 1 - alpha here: how many votes an image has depended on its votes. radius: float64 [N]; correct:
+    bool [N].
     """
 
     samples: int

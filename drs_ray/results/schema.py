@@ -61,7 +61,12 @@ CERTIFICATES = pa.schema(
         _field("estimation_samples", _list(pa.int64()), "noise samples up to the stage, per sub-image"),
         _field("class_votes", _list(pa.int64()), "estimation votes for selected_class, per sub-image"),
         _field("runner_up_votes", _list(pa.int64()), "estimation votes for runner_up, per sub-image"),
-        _field("p_lower", _list(pa.float64()), "lower bound of the selected class's probability, per sub-image"),
+        _field(
+            "p_lower",
+            _list(pa.float64()),
+            "bound on the selected class's probability in the deciding box, per sub-image (pooled: on the mean); the "
+            "radius is certified, not each bound",
+        ),
         _field(
             "rival_upper",
             _list(pa.float64()),

@@ -409,7 +409,9 @@ def _brief(value: object) -> str:
 
 
 _PLANNED = "fixed when the run began"
-_UNPLANNED = "chosen after the run began: of several reductions of the same counts, quote one"
+_UNPLANNED = (
+    "chosen after the run began: of several reductions of the same counts, quote one that was not chosen by its radii"
+)
 
 
 def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:

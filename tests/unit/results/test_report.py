@@ -144,7 +144,7 @@ def test_page_says_what_an_adaptive_run_saved() -> None:
     assert "100 + up to 800 noisy copies" in text
     assert "400 to 800 estimation, in 2 stages" in text
     assert f"{run.samples:,} noise samples were drawn" in text
-    assert "stages are not paid for" in text
+    assert "neither the stages nor that stopping are paid for" in text
     assert "noise samples were drawn" not in _text(render_report([make_result(30)]))
 
 
