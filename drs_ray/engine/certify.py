@@ -112,10 +112,10 @@ def describe_on(session: Session, config: RunConfig, observer: Observer, stored:
     Raises:
         As `describe_run`, and CountsError: the stored run is of an earlier version.
     """
-    resolved = resolve(config, session, stored)
+    resolved = resolve(config, session, stored, observer)
     session.check(resolved.engine)
     engine = resolved.engine
-    if config.engine.precision == "bfloat16" and not session.has_bfloat16(engine.device):
+    if config.engine.precision == "bfloat16" and not session.has_bfloat16(engine.device, observer):
         observer.event(
             f"warning: engine.precision: the {engine.device} here has no units for bfloat16, which is slower than "
             "float32 then; remove the key, or set float32",
@@ -203,7 +203,9 @@ def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = Fa
     )
 
 
-def resolve(config: RunConfig, session: Session, stored: RunRecord | None = None) -> RunConfig:
+def resolve(
+    config: RunConfig, session: Session, stored: RunRecord | None = None, observer: Observer | None = None
+) -> RunConfig:
     """The config with device, batch and precision filled in: all of them belong to the run's identity.
 
     What a stored run has decided for `auto` stays so; whether a new run is compiled, measuring decides (`settled`).
@@ -220,7 +222,7 @@ def resolve(config: RunConfig, session: Session, stored: RunRecord | None = None
         precision = decided if precision == "auto" else precision
         compiled = stored.config.engine.compile if compiled == "auto" else compiled
     elif precision == "auto":
-        precision = "bfloat16" if session.has_bfloat16(device) else "float32"
+        precision = "bfloat16" if session.has_bfloat16(device, observer or Observer()) else "float32"
     return config.updated("engine", device=device, batch=batch, precision=precision, compile=compiled)
 
 
@@ -271,8 +273,11 @@ class Session:
 
         return driver.cluster_gpus(self._engine) > 0
 
-    def has_bfloat16(self, device: str) -> bool:
-        """Whether the workers' devices have units for bfloat16; of a cluster, one worker's is looked at."""
+    def has_bfloat16(self, device: str, observer: Observer) -> bool:
+        """Whether the workers' devices have units for bfloat16; of a cluster, one worker's is looked at.
+
+        observer: told where no node of a cluster can hold a worker now.
+        """
         if self._engine.address in ("inline", "local"):
             from drs_ray.models.precision import has_bfloat16
 
@@ -280,7 +285,7 @@ class Session:
         self._connect()
         from drs_ray.engine import driver
 
-        return driver.workers_have_bfloat16(self._engine, device)
+        return driver.workers_have_bfloat16(self._engine, device, observer)
 
     def check(self, engine: EngineConfig) -> None:
         """Refuse what this machine can never serve; a cluster may still grow.

@@ -40,13 +40,14 @@ def room(engine: EngineConfig) -> int:
 
 
 @ray_or_resume()
-def workers_have_bfloat16(engine: EngineConfig, device: str) -> bool:
+def workers_have_bfloat16(engine: EngineConfig, device: str, observer: Observer) -> bool:
     """Whether the device of a worker, placed as the config says, has units for bfloat16.
 
     Raises:
-        EngineError: no worker can be had for `engine.stall_seconds`.
+        ConfigError: this machine can never serve a worker. EngineError: none can be had for `engine.stall_seconds`.
     """
     placement = Placement.of(engine.model_copy(update={"device": device}))
+    _check_room(engine, placement, observer)
     look = ray.remote(has_bfloat16).options(max_retries=3, **placement.options).remote(device)
     try:
         return bool(ray.get(look, timeout=engine.stall_seconds))

@@ -100,8 +100,8 @@ def check_samples(
     def answer(samples: Tensor) -> Tensor:
         return _answer(module, samples, num_classes, who)
 
+    logits = answer(inputs)  # first: lazy layers take their shape, and draw their weights
     random_states = _random_states(inputs.device)
-    logits = answer(inputs)  # first: lazy layers take their shape
     tensors = tensor_digests(module)
     again = answer(inputs)
     backwards = answer(inputs.flip(0)).flip(0)

@@ -144,7 +144,7 @@ def test_reduced_again_at_other_alphas_and_radii(run: tuple[int, RunResult]) -> 
             else:
                 assert np.all((other.radius > 0) <= (result.radius > 0))
         largest = reduce(result.uri, radius=None)
-        assert largest.rule.startswith("probit rivals")
+        assert largest.rule.startswith("probit pairs")
         assert np.all(largest.radius <= truth)
     finally:
         assert reduce(result.uri).certificates.equals(result.certificates)
