@@ -21,7 +21,7 @@ from benchmarks.models import trained_config
 from drs_ray import certify
 from drs_ray.data.datasets import load_dataset
 
-IMAGES = 8
+IMAGES = 4
 ESTIMATION = 102_400
 STAGES = 11
 RADII = tuple(i / 4 for i in range(13))
