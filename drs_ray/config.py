@@ -522,6 +522,11 @@ class TrainingConfig(Section):
     """Training of the sub-image classifiers under noise (`drs-ray train`). The defaults are those of the demo."""
 
     split: str = Field("train", description="Split of the data set to train on.")
+    hold_out: ImagesConfig | None = Field(
+        None,
+        description="Images of the split that are not trained on, so that settings can be compared on them: certify "
+        "with dataset.split the same and these as dataset.images.",
+    )
     start_from: str | None = Field(
         None,
         min_length=1,

@@ -170,6 +170,7 @@ def select_image_ids(
     stop: int | None = None,
     skip: int = 1,
     ids: Sequence[int] | None = None,
+    key: str = "dataset.images",
 ) -> tuple[int, ...]:
     """The image ids of a run: `ids` as given, or every skip-th id of start .. stop - 1, of a split of `size` images.
 
@@ -178,30 +179,28 @@ def select_image_ids(
     """
     if ids is not None:
         if (start, stop, skip) != (0, None, 1):
-            raise ConfigError("dataset.images: give either ids or start/stop/skip, not both")
+            raise ConfigError(f"{key}: give either ids or start/stop/skip, not both")
         if not ids:
-            raise ConfigError("dataset.images.ids must not be empty, got []; name image ids, or remove it for all")
+            raise ConfigError(f"{key}.ids must not be empty, got []; name image ids, or remove it for all")
         wrong = [i for i in ids if not 0 <= i < size]
         if wrong:
             raise ConfigError(
-                f"dataset.images.ids must be in 0..{size - 1} (the split has {size} images), got {wrong[0]}; remove it"
+                f"{key}.ids must be in 0..{size - 1} (the split has {size} images), got {wrong[0]}; remove it"
             )
         if len(set(ids)) != len(ids):
-            raise ConfigError("dataset.images.ids must not repeat an id: an image is certified once per run")
+            raise ConfigError(f"{key}.ids must not repeat an id: an image is certified once per run")
         return tuple(int(i) for i in ids)
     if skip < 1:
-        raise ConfigError(f"dataset.images.skip must be >= 1, got {skip}")
+        raise ConfigError(f"{key}.skip must be >= 1, got {skip}")
     if not 0 <= start < size:
-        raise ConfigError(
-            f"dataset.images.start must be in 0..{size - 1} (the split has {size} images), got {start}; lower it"
-        )
+        raise ConfigError(f"{key}.start must be in 0..{size - 1} (the split has {size} images), got {start}; lower it")
     if stop is None:
         stop = size
     elif stop > size:
         raise ConfigError(
-            f"dataset.images.stop must be <= {size} (the split has {size} images), got {stop}; lower it, "
+            f"{key}.stop must be <= {size} (the split has {size} images), got {stop}; lower it, "
             "or remove it for all images"
         )
     elif stop <= start:
-        raise ConfigError(f"dataset.images.stop must be > start={start}, got {stop}: no image would be selected")
+        raise ConfigError(f"{key}.stop must be > start={start}, got {stop}: no image would be selected")
     return tuple(range(start, stop, skip))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drs_ray.data.pixels import encode_png, unit_range
 from drs_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from drs_ray.data.datasets import Dataset
 
 
 class Split(ABC):
@@ -74,6 +78,51 @@ class Split(ABC):
         if not 0 <= image_id < len(self):
             raise DataError(f"image {image_id}: {self.name} {self.split} has the images 0..{len(self) - 1}")
         return image_id
+
+
+class Subset(Split):
+    """Some images of another data set, under new ids 0 .. len - 1."""
+
+    def __init__(self, dataset: Dataset, image_ids: Sequence[int]) -> None:
+        """`image_ids`: ids in `dataset`, of the images 0, 1, ... of this."""
+        self.name, self.split = dataset.name, dataset.split
+        self.num_classes, self.classes, self.warnings = dataset.num_classes, dataset.classes, dataset.warnings
+        ids = np.asarray(image_ids, dtype="<i8")
+        self.digest = hashlib.sha256(dataset.digest.encode() + b"/" + ids.tobytes()).hexdigest()
+        self._dataset, self._ids = dataset, ids.tolist()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self._dataset.image_shape
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._ids)
+
+    def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
+        """One image, uint8 [C, H, W]. Errors: see `image`."""
+        return np.rint(self.image(image_id) * 255).astype(np.uint8)
+
+    def image(self, image_id: int) -> NDArray[np.float32]:
+        """One image, float32 [C, H, W] in [0, 1].
+
+        Raises:
+            DataError: if there is no such image or it cannot be decoded.
+        """
+        return self._dataset.image(self._ids[self.known(image_id)])
+
+    def images(self, image_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Several images, float32 [n, C, H, W] in [0, 1]. Errors: see `image`."""
+        return self._dataset.images([self._ids[self.known(image_id)] for image_id in image_ids])
+
+    def label(self, image_id: int) -> int:
+        """Class index of one image. Errors: see `image`."""
+        return self._dataset.label(self._ids[self.known(image_id)])
+
+    def labels(self, image_ids: Sequence[int]) -> NDArray[np.int64]:
+        """Class indices of several images, int64 [n]. Errors: see `image`."""
+        return self._dataset.labels([self._ids[self.known(image_id)] for image_id in image_ids])
 
 
 class ContentDigest:

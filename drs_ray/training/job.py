@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from drs_ray.config import RunConfig
-from drs_ray.data.datasets import Dataset, load_dataset
-from drs_ray.errors import DataError
+from drs_ray.data.datasets import Dataset, load_dataset, select_image_ids
+from drs_ray.data.split import Subset
+from drs_ray.errors import ConfigError, DataError
 from drs_ray.models.building import build_module
 from drs_ray.smoothing.partition import Partition, make_partition
 from drs_ray.training.images import held_if_small
@@ -84,13 +85,13 @@ class TrainingJob:
 
 
 def training_split(config: RunConfig) -> Dataset:
-    """The split that a config's classifiers are trained on.
+    """The split that a config's classifiers are trained on, without the images that it holds out.
 
     Raises:
         ConfigError, DataError: as `load_dataset`.
     """
     named = config.dataset
-    return load_dataset(
+    dataset = load_dataset(
         named.name,
         named.root,
         config.training.split,
@@ -99,6 +100,15 @@ def training_split(config: RunConfig) -> Dataset:
         named.endpoint_url,
         named.classes,
     )
+    held = config.training.hold_out
+    if held is None:
+        return dataset
+    held_out = set(select_image_ids(len(dataset), held.start, held.stop, held.skip, held.ids, "training.hold_out"))
+    if len(held_out) == len(dataset):
+        raise ConfigError(
+            f"training.hold_out: holds out all {len(dataset):,} images of the split {dataset.split}; set skip, or stop"
+        )
+    return Subset(dataset, [image_id for image_id in range(len(dataset)) if image_id not in held_out])
 
 
 def partition_of(config: RunConfig, dataset: Dataset) -> Partition:

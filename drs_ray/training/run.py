@@ -28,8 +28,11 @@ TrainingReport = Callable[[int, int, int, float, float], None]
 ImagesReport = Callable[[int, int, int, int], None]
 """Called as an epoch begins and about once a second in it with: sub-image, epoch, its images done, its images."""
 
-_NOT_LEARNED = {"checkpoint_every", "loaders"}
-"""Keys of the training section that change no weight: training goes on from a state under other values of them."""
+_NOT_LEARNED = {"checkpoint_every", "loaders", "hold_out"}
+"""Keys of the training section that change no weight: training goes on from a state under other values of them.
+
+Except hold_out: the digest of the images that are trained on follows from it, and is among the settings.
+"""
 _NOT_SETTINGS = {"training", "classes"}
 """Metadata that are no settings of their own: the former is taken apart, the latter follow from the data."""
 
