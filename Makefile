@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo test test-fast integration chaos check format bench s3-server cluster-up cluster-down clean
+.PHONY: help demo test test-fast integration chaos check format reproduction bench s3-server cluster-up cluster-down clean
 
 help:
 	@echo "make demo        install, train, certify RS and DRS on real digits, write runs/demo/report.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make integration the tests of a run on a cluster of several nodes: submitted, hurt, resumed"
 	@echo "make chaos       kills and storage faults at random for MINUTES (10), from SEED; checks every vote"
 	@echo "make check       lint, format, types"
+	@echo "make reproduction DATA=DIR   RS against DRS on CIFAR-10, from training to certificates: hours, resumable"
 	@echo "make bench       speed and memory, as ratios measured side by side"
 	@echo "make s3-server   a real S3 server on loopback, to try s3:// outputs"
 	@echo "make cluster-up  a Ray cluster of a head and WORKERS (2) nodes on this machine; make cluster-down ends it"
@@ -56,6 +57,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reproduction: $(VENV)/.runtime
+	$(BIN)/python jobs/reproduction.py $(if $(DATA),--data $(DATA))
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

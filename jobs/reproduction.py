@@ -1,0 +1,297 @@
+"""RS against DRS on CIFAR-10, from training to certificates: `make reproduction DATA=DIR`, or any part of it.
+
+Each experiment trains the classifiers of one config of `jobs/configs/reproduction/` and certifies its images, on one
+thread; several run at a time. Whatever ends it, run the same command again: checkpoints that are whole and votes that
+are stored are kept. See docs/reproduction.md.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from drs_ray.config import RunConfig, load_config
+from drs_ray.data.datasets import load_dataset
+from drs_ray.errors import DrsError, InterruptedRunError
+from drs_ray.interrupts import interruptible
+
+CONFIGS = Path(__file__).parent / "configs" / "reproduction"
+PUBLISHED = {"train": "5f6a5743d0b2", "test": "dd2a9f58e487"}
+"""How the digests begin of the data that docs/reproduction.md is about. Others are used as well, with a warning."""
+SECONDS_BETWEEN_LINES = 60.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: its name, its config's name, what it changes of it, and the experiment whose classifier it starts from.
+
+    seed: of training and noise.
+    """
+
+    name: str
+    config: str
+    seed: int = 0
+    changes: tuple[str, ...] = ()
+    after: str | None = None
+
+    @property
+    def file(self) -> Path:
+        """Its config."""
+        return CONFIGS / f"{self.config}.yaml"
+
+    @property
+    def classifiers(self) -> int:
+        """How many its config has."""
+        return len(load_config(self.file).classifiers)
+
+    def with_architecture(self, name: str | None) -> Experiment:
+        """The same with other networks, beside it."""
+        if name is None:
+            return self
+        networks = (f"classifiers.{k}.architecture={name}" for k in range(self.classifiers))
+        after = None if self.after is None else f"{self.after}-{name}"
+        return replace(self, name=f"{self.name}-{name}", changes=(*self.changes, *networks), after=after)
+
+    def settings(self, common: Sequence[str]) -> list[str]:
+        """All that is set over the config file: checkpoints and output by the experiment's name, then `common`."""
+        count = self.classifiers
+        start = [] if self.after is None else [f"training.start_from={checkpoint(self.after, 0, 1)}"]
+        return [
+            *(f"classifiers.{k}.checkpoint={checkpoint(self.name, k, count)}" for k in range(count)),
+            f"output=runs/reproduction/{self.name}",
+            f"training.seed={self.seed}",
+            f"noise.seed={self.seed}",
+            *start,
+            *self.changes,
+            *common,
+        ]
+
+
+def checkpoint(name: str, sub_image: int, count: int) -> str:
+    """Where an experiment's classifier is written."""
+    return f"checkpoints/reproduction/{name}{f'-{sub_image}' if count > 1 else ''}.safetensors"
+
+
+_CONSISTENCY = ("training.method=consistency", "training.consistency.kl_weight=5")
+
+
+def _pair(sigma: str, seed: int) -> list[Experiment]:
+    return [
+        Experiment(f"{kind}-{sigma}{f'-seed{seed}' if seed else ''}", f"{kind}-{sigma}", seed) for kind in ("rs", "drs")
+    ]
+
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    *_pair("0.50", seed=0),
+    *_pair("0.50", seed=1),
+    *_pair("0.25", seed=0),
+    *_pair("0.25", seed=1),
+    Experiment("drs-0.50-finetuned", "drs-0.50", changes=("training.learning_rate=0.002",), after="rs-0.50"),
+    *(Experiment(f"{kind}-{sigma}", f"{kind}-{sigma}") for sigma in ("0.50", "0.25") for kind in ("k4", "drs-filled")),
+    *(
+        Experiment(f"{kind}-{sigma}-consistency", f"{kind}-{sigma}", changes=_CONSISTENCY)
+        for sigma in ("0.50", "0.25")
+        for kind in ("rs", "drs")
+    ),
+)
+"""In order: the first ones answer the main question, later ones its details."""
+
+TUNED_RATES = ("0.002", "0.005", "0.01")
+TUNING: tuple[Experiment, ...] = tuple(
+    Experiment(
+        f"tuning-{kind}-{rate}",
+        f"{kind}-0.50",
+        changes=(
+            f"training.learning_rate={rate}",
+            "training.epochs=3",
+            "training.hold_out.skip=10",
+            "dataset.split=train",
+            "dataset.images.skip=250",
+            "budget.stages=1",
+            "budget.estimation=1000",
+        ),
+    )
+    for kind in ("rs", "drs")
+    for rate in TUNED_RATES
+)
+"""How the learning rate was chosen: three epochs without every 10th training image, then 200 of those certified."""
+
+
+@dataclass
+class Board:
+    """What each experiment is doing, for one line about all of them a minute; and when the rest may be done."""
+
+    total: int
+    started: float = field(default_factory=time.monotonic)
+    weights: dict[str, float] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+    lines: dict[str, str] = field(default_factory=dict)
+    children: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    stopped: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
+        """An experiment's next command; none begins after `stop`."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with self.lock:
+            if self.stopped:
+                raise RuntimeError(f"{name}: stopped")
+            child = subprocess.Popen(
+                arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            )
+            self.children[name] = child
+            return child
+
+    def stop(self) -> None:
+        """End the commands that run; what they have stored stays."""
+        with self.lock:
+            self.stopped = True
+            for child in self.children.values():
+                child.terminate()
+
+    def hear(self, name: str, line: str) -> None:
+        """The last line that an experiment's command printed."""
+        with self.lock:
+            self.lines[name] = line
+
+    def finish(self, name: str) -> None:
+        """It needs no more time."""
+        with self.lock:
+            self.done.add(name)
+            self.lines.pop(name, None)
+
+    def text(self) -> str:
+        """How far all of it is."""
+        with self.lock:
+            done, whole = sum(self.weights[name] for name in self.done), sum(self.weights.values())
+            left = (time.monotonic() - self.started) * (whole - done) / done if done else None
+            guess = "" if left is None else f", about {left / 3600:.1f} h left"
+            each = "".join(f"\n  {name}: {line}" for name, line in sorted(self.lines.items()))
+            return f"reproduction: {len(self.done)} of {self.total} experiments are done{guess}{each}"
+
+
+def weight(config: RunConfig) -> float:
+    """Expected cost, in images of full size that are trained on or voted on."""
+    training = config.training
+    copies = training.consistency.copies if training.method == "consistency" else 1
+    share = 1 / config.partition.sub_images if config.partition.layout == "packed" else 1.0
+    trained = 50_000 * training.epochs * copies * 3  # a backward pass costs about two forward passes
+    certified = 500 * config.budget.estimation / 8  # about what stages leave of it
+    return len(config.classifiers) * share * (trained + certified)
+
+
+def warn_of_other_data(config: RunConfig) -> None:
+    """Say it where the data are not those of the published table; their digests are in every run's run.json.
+
+    Raises:
+        ConfigError, DataError: no such data.
+    """
+    for split, digest in PUBLISHED.items():
+        named = config.dataset
+        found = load_dataset(named.name, named.root, split, image_size=named.image_size, classes=named.classes).digest
+        if not found.startswith(digest):
+            print(
+                f"warning: the {split} images have the digest {found[:12]}, those of docs/reproduction.md {digest}: "
+                "figures will differ",
+                file=sys.stderr,
+            )
+
+
+def run(experiment: Experiment, common: Sequence[str], earlier: dict[str, Future[None]], board: Board) -> None:
+    """Train and certify one experiment.
+
+    Raises:
+        RuntimeError: a command that failed, with its last line.
+    """
+    if experiment.after in earlier:
+        earlier[experiment.after].result()
+    sets = [argument for setting in experiment.settings(common) for argument in ("--set", setting)]
+    log = Path("runs/reproduction") / f"{experiment.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for command in ("train", "certify"):
+        arguments = [sys.executable, "-m", "drs_ray", command, str(experiment.file), *sets]
+        child = board.start(experiment.name, arguments)
+        last = ""
+        with log.open("a") as kept, child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                kept.write(line)
+                kept.flush()
+                last = line.strip() or last
+                board.hear(experiment.name, last)
+        if child.returncode:
+            failed = f"{experiment.name}: drs-ray {command} ended with {child.returncode}"
+            raise RuntimeError(f"{failed}: {last.removeprefix('error: ')} (see {log})")
+    board.finish(experiment.name)
+
+
+def run_all(chosen: Sequence[Experiment], common: dict[str, list[str]], workers: int, board: Board) -> list[str]:
+    """All of them, in order, `workers` at a time; a line about each a minute. Returns what failed, a line each."""
+    futures: dict[str, Future[None]] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        for experiment in chosen:
+            futures[experiment.name] = pool.submit(run, experiment, common[experiment.name], dict(futures), board)
+        try:
+            with interruptible("run the same command to go on"):
+                print(board.text(), flush=True)
+                while wait(futures.values(), SECONDS_BETWEEN_LINES).not_done:
+                    print(board.text(), flush=True)
+        except InterruptedRunError:
+            pool.shutdown(wait=False, cancel_futures=True)
+            board.stop()
+            raise
+    print(board.text(), flush=True)
+    return [str(error) for future in futures.values() if (error := future.exception()) is not None]
+
+
+def main(
+    data: Annotated[str, typer.Option(help="Root of the data set: what `drs-ray pack` wrote.")] = "data/cifar10",
+    only: Annotated[list[str] | None, typer.Option(help="An experiment by name; repeat it for several.")] = None,
+    tune: Annotated[bool, typer.Option(help="The choice of the learning rate, on held-out training images.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Experiments at a time, one thread each.")] = os.cpu_count() or 1,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over all configs.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="Of all classifiers, such as resnet110.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the experiments' names, and stop.")] = False,
+) -> None:
+    """Train and certify RS and DRS on CIFAR-10, resumably, in order of importance."""
+    listed = TUNING if tune else EXPERIMENTS
+    unknown = set(only or ()) - {experiment.name for experiment in listed}
+    if unknown:
+        sys.exit(f"error: --only {min(unknown)}: no such experiment; `--list` prints their names")
+    chosen = [
+        experiment.with_architecture(architecture) for experiment in listed if not only or experiment.name in only
+    ]
+    if list_:
+        print(*(experiment.name for experiment in chosen), sep="\n")
+        return
+    board = Board(len(chosen))
+    common: dict[str, list[str]] = {}
+    try:
+        for experiment in chosen:
+            common[experiment.name] = [f"dataset.root={data}", "engine.address=inline", *(set_ or ())]
+            config = load_config(experiment.file, experiment.settings(common[experiment.name]))
+            board.weights[experiment.name] = weight(config)
+        warn_of_other_data(config)
+    except DrsError as error:
+        sys.exit(f"error: {error}")
+    try:
+        failures = run_all(chosen, common, workers, board)
+    except InterruptedRunError as interrupted:
+        print(f"reproduction: {interrupted}", file=sys.stderr)
+        sys.exit(interrupted.exit_code)
+    if failures:
+        sys.exit("\n".join(f"error: {failure}" for failure in failures))
+
+
+if __name__ == "__main__":
+    typer.run(main)
