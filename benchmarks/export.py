@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.records import make_record
-from drs_ray.certificates.certify import Rule
+from drs_ray.certificates.rule import Rule
 from drs_ray.results.export import export
 from drs_ray.results.figure import certified_accuracy_figure, figure_bytes
 from drs_ray.results.imported import import_log, read_shown

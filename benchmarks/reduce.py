@@ -16,7 +16,8 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 from scipy.special import softmax
 
-from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.rule import Rule
 from drs_ray.results.counts import Counts
 from drs_ray.results.evidence import evidence_of
 

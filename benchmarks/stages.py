@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.stages import LOOKS, Schedule, doubling_schedule, is_open
 from drs_ray.certificates.votes import Rivals
-from drs_ray.config import CertificateConfig, can_pool, default_confidence
+from drs_ray.config import CertificateConfig
 from drs_ray.results.counts import read_counts
 from drs_ray.results.evidence import evidence_of
 from drs_ray.results.run_record import read_record
@@ -41,8 +42,7 @@ def measure() -> Iterator[tuple[str, str, str]]:
 
 def _of(name: str, p: Floats, sigmas: tuple[float, ...]) -> Iterator[tuple[str, str, str]]:
     """p: float64 [N, K, C], class 0 the selected one."""
-    k = len(sigmas)
-    rule = Rule(confidence=default_confidence(k), rivals=True, pooled=can_pool(sigmas, None, ALPHA))
+    rule = Rule.resolved(sigmas)
     fixed = _run(p, sigmas, rule, doubling_schedule(LARGEST, 1), GRID)
     rows = {"fixed budget": fixed}
     rows |= {f"{stages} stages": _run(p, sigmas, rule, doubling_schedule(LARGEST, stages), GRID) for stages in (8, 11)}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from drs_ray.attacks.report import AttackReport
     from drs_ray.auditing.run import AuditReport
-    from drs_ray.certificates.certify import Rule
+    from drs_ray.certificates.rule import Rule
     from drs_ray.engine.observer import Observer
     from drs_ray.engine.verify import VerifyReport
     from drs_ray.results.certificate import ImageCertificate
@@ -56,7 +56,7 @@ __all__ = [
 
 
 _LOADED_WHEN_USED = {
-    "Rule": "drs_ray.certificates.certify",
+    "Rule": "drs_ray.certificates.rule",
     "SmoothedClassifier": "drs_ray.smoothed",
     "log_to_mlflow": "drs_ray.results.tracking",
     "make_partition": "drs_ray.smoothing.partition",

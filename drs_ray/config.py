@@ -31,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 
+from drs_ray.certificates.rule import Rule
 from drs_ray.class_names import read_class_names
 from drs_ray.errors import ConfigError
 
@@ -478,6 +479,18 @@ class CertificateConfig(Section):
             raise ValueError("must be strictly increasing, for example [0, 0.25, 0.5]")
         return value
 
+    def rule(self, sigmas: Sequence[float]) -> Rule:
+        """The rule that this section means for sub-images with these sigmas (pixel units).
+
+        Raises:
+            ValueError: one that does not fit them.
+        """
+        settings = self.vote, self.confidence, self.weights, self.rivals, self.pooled, self.radius
+        try:
+            return Rule.resolved(sigmas, *settings)
+        except ValueError as error:
+            raise ValueError(f"certificate.{error}") from error
+
     @property
     def grid(self) -> tuple[float, ...]:
         """The radii of the table; where one radius is certified they end there, for nothing is said of larger ones."""
@@ -602,15 +615,7 @@ class RunConfig(Section):
                 f"classifiers must have one entry per sub-image: partition {self.partition.label} has {k}, "
                 f"got {len(self.classifiers)}"
             )
-        weights = self.certificate.weights
-        if weights is not None and len(weights) != k:
-            raise ValueError(
-                f"certificate.weights must have one entry per sub-image: partition {self.partition.label} has {k}, "
-                f"got {len(weights)}"
-            )
-        if weights is not None and self.certificate.vote == "mean":
-            raise ValueError("certificate.weights applies to the probit vote, not to mean; remove it")
-        self._certificate_fits()
+        self.certificate.rule(self.sigmas)
         samples_per_unit = self.engine.samples_per_unit
         if samples_per_unit is not None and samples_per_unit % self.noise.block:
             raise ValueError(
@@ -618,37 +623,6 @@ class RunConfig(Section):
                 f"got {samples_per_unit}"
             )
         return self
-
-    def _certificate_fits(self) -> None:
-        certificate, k = self.certificate, self.partition.sub_images
-        if certificate.confidence == "staircase" and k == 1:
-            raise ValueError(
-                f"certificate.confidence: staircase is for two or more sub-images, partition {self.partition.label} "
-                "has 1; use bonferroni or auto"
-            )
-        if certificate.vote == "mean" and k > 2:
-            raise ValueError(f"certificate.vote: mean has no radius for {k} > 2 sub-images; use probit")
-        if certificate.pooled and not self._can_pool:
-            raise ValueError(
-                "certificate.pooled needs two or more sub-images with equal sigmas and equal weights; "
-                "set it to false or null"
-            )
-
-    @property
-    def _can_pool(self) -> bool:
-        return can_pool(self.sigmas, self.certificate.weights)
-
-    @property
-    def pooled(self) -> bool:
-        """Whether images with unanimous selection votes get the pooled rule too."""
-        return self._can_pool if self.certificate.pooled is None else self.certificate.pooled
-
-    @property
-    def confidence(self) -> str:
-        """The confidence rule, with auto resolved."""
-        if self.certificate.confidence != "auto":
-            return self.certificate.confidence
-        return default_confidence(self.partition.sub_images)
 
     @property
     def sigmas(self) -> tuple[float, ...]:
@@ -664,16 +638,6 @@ class RunConfig(Section):
         data = self.model_dump(mode="json")
         data[section] |= values
         return parse_config(data)
-
-
-def default_confidence(sub_images: int) -> str:
-    """The confidence rule that `auto` means for K sub-images."""
-    return "bonferroni" if sub_images == 1 else "staircase"
-
-
-def can_pool(sigmas: Sequence[float], weights: Sequence[float] | None) -> bool:
-    """Whether the pooled rule's theorem applies: two or more sub-images with equal sigmas and equal weights."""
-    return len(sigmas) > 1 and len(set(sigmas)) == 1 and (weights is None or len(set(weights)) == 1)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:

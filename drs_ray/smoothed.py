@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from drs_ray.certificates.certify import CertifiedRadii, Rule, certified_radii, pooled_images
+from drs_ray.certificates.certify import CertifiedRadii, certified_radii, pooled_images, rule_names
 from drs_ray.certificates.prediction import predicted_classes
-from drs_ray.config import Precision, can_pool, default_confidence, float32
+from drs_ray.certificates.rule import Rule
+from drs_ray.config import Precision, float32
 from drs_ray.engine.certify import DEFAULT_BATCH
 from drs_ray.engine.worker import make_cuda_reproducible
 from drs_ray.errors import ClassifierError, ConfigError, DataError
@@ -164,9 +165,7 @@ class SmoothedClassifier:
         """How votes become certificates, whatever alpha is."""
         if self._fixed_rule is not None:
             return self._fixed_rule
-        pooled = can_pool(self._sigmas, self._weights)
-        confidence = default_confidence(len(self._partition))
-        return Rule(confidence=confidence, weights=self._weights, rivals=True, pooled=pooled)
+        return Rule.resolved(self._sigmas, weights=self._weights)
 
     def predict(
         self,
@@ -243,7 +242,7 @@ class SmoothedClassifier:
             p_lower=radii.p_lower,
             rival_upper=radii.rival_upper,
             margin=radii.margin,
-            rules=tuple(rule.names(pooled)),
+            rules=tuple(rule_names(rule, pooled)),
             alpha=alpha,
         )
 

@@ -17,7 +17,7 @@ from scipy.stats import beta, norm
 from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.results.comparison import paired_differences
 from drs_ray.results.counts import read_counts
-from drs_ray.results.readouts import BASELINE, baseline_of, rule_named
+from drs_ray.results.readouts import BASELINE, baseline_of
 from drs_ray.results.reduce import RunResult, compare_rule, read_result
 from drs_ray.results.rounding import format_down
 from drs_ray.results.store import LocalStore
@@ -60,7 +60,7 @@ def _accuracy(results: Sequence[RunResult], names: Sequence[str]) -> Iterator[st
 def _rules(results: Sequence[RunResult], names: Sequence[str], stores: Sequence[LocalStore]) -> Iterator[str]:
     def rows() -> Iterator[list[str]]:
         for result, name, store in zip(results, names, stores, strict=True):
-            rule = baseline_of(rule_named(result.rule))
+            rule = baseline_of(result.certified_by)
             plain = compare_rule(read_counts(store, result.record), result, rule, BASELINE)
             printed = "-"
             if result.record.sub_images == 2:

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from scipy.special import betainc, ndtr
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import Rule
 from drs_ray.certificates.confidence import level_region
 from drs_ray.certificates.radius import margins, probit_radius
+from drs_ray.certificates.rule import Rule
 
 _SLACK = 1e-9  # betainc is accurate to 1e-13, sums of ndtr to 1e-15: on the safe side of both
 

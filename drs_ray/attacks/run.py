@@ -26,7 +26,7 @@ from drs_ray.attacks.confirm import rival_wins
 from drs_ray.attacks.report import AttackReport
 from drs_ray.attacks.search import search_directions, smallest_norm
 from drs_ray.attacks.target import Target
-from drs_ray.certificates.certify import Rule
+from drs_ray.certificates.rule import Rule
 from drs_ray.data.datasets import Dataset
 from drs_ray.engine.reopen import device_here, located, on_device
 from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible
@@ -107,7 +107,7 @@ def attack_run(
     rows, skipped = _chosen(result, images, seed)
     if not rows:
         raise CountsError(f"{store.uri}: the run abstains on all {skipped} images drawn: there is nothing to attack")
-    effort, rule = _Effort(steps, samples, confirmation, level / len(rows)), _rule(result, store.uri)
+    effort, rule = _Effort(steps, samples, confirmation, level / len(rows)), result.certified_by
     _check_power(effort, rule, record)
     if used == "cuda":
         make_cuda_reproducible()
@@ -155,14 +155,6 @@ def _chosen(result: RunResult, images: int, seed: int) -> tuple[list[dict[str, A
     drawn = sorted(sorted(range(len(rows)), key=lots.__getitem__)[:images])
     certified = [rows[at] for at in drawn if rows[at]["prediction"] != ABSTAIN]
     return certified, len(drawn) - len(certified)
-
-
-def _rule(result: RunResult, uri: str) -> Rule:
-    """The rule that the certificates name: it says which smoothed classifier they are about."""
-    try:
-        return Rule.named(result.rule)
-    except ValueError as error:
-        raise CountsError(f"{uri}: the certificates have an unknown rule ({error}); use their version") from error
 
 
 def _load(record: RunRecord, rule: Rule, seed: int) -> tuple[Target, Dataset]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor, nn
 
-from drs_ray.certificates.certify import Rule
+from drs_ray.certificates.rule import Rule
 from drs_ray.errors import ClassifierError
 from drs_ray.models.inference import VotingClassifier
 from drs_ray.smoothing.keys import NoiseKey, Phase

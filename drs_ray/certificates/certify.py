@@ -19,84 +19,17 @@ from scipy.special import ndtr, ndtri
 
 from drs_ray.certificates.bounds import quantile_table
 from drs_ray.certificates.boxes import least_box
-from drs_ray.certificates.confidence import CONFIDENCE_RULES, level_region
+from drs_ray.certificates.confidence import level_region
 from drs_ray.certificates.fixed_radius import log_e_values
 from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, probit_radius
+from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Integers, Rivals, first_of_most
 
-VOTES = ("probit", "mean")
-_POOLED = " with pooled"
-RULES_VERSION = 2
-"""Raised when the radius changes that a config means: an adaptive run's stages were decided by its own rules."""
 PAIR_SHARE = 0.5
 """Share of a level that the selected class and each rival have, where rivals are bounded."""
 LARGEST_POOLED_LEVEL = 0.25
 """The pooled rule is proved for levels up to this one."""
 _CHUNK = 2**18  # numbers in the largest arrays of one step: they stay in the cache
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How counts become a radius. Fixed before the estimation votes are seen; its name stands in every certificate.
-
-    vote: probit or mean. confidence: a rule of `confidence.CONFIDENCE_RULES`. weights: of the probit vote, None: all
-    1. rivals: bound the rivals too. pooled: use the pooled rule too for images whose selection votes are unanimous.
-    radius: None, or certify this radius (pixel units) or nothing, by an e-value instead of bounds.
-    """
-
-    vote: str = "probit"
-    confidence: str = "bonferroni"
-    weights: tuple[float, ...] | None = None
-    rivals: bool = False
-    pooled: bool = False
-    radius: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a vote without a radius, and weights that the mean vote or the pooled rule would ignore."""
-        if self.vote not in VOTES:
-            raise ValueError(f"vote must be one of {', '.join(VOTES)}, got '{self.vote}'")
-        if self.vote == "mean" and self.weights is not None:
-            raise ValueError(f"weights apply to the probit vote, not to mean; got {self.weights}")
-        if self.pooled and self.weights is not None and len(set(self.weights)) > 1:
-            raise ValueError(f"the pooled rule needs equal weights, got {self.weights}")
-        if self.radius is not None and (self.confidence, self.rivals, self.pooled) != ("bonferroni", False, False):
-            raise ValueError("a rule for a fixed radius has no bounds: no rivals, no pooling, and no sharing of alpha")
-
-    @property
-    def name(self) -> str:
-        """For example `probit pairs staircase`, and ` with pooled` where some images get the pooled rule too."""
-        return self.name_of_boxes + (_POOLED if self.pooled else "")
-
-    @classmethod
-    def named(cls, name: str) -> Rule:
-        """The rule that has this `name`.
-
-        Raises:
-            ValueError: no rule has it.
-        """
-        boxes, pooled = name.removesuffix(_POOLED), name.endswith(_POOLED)
-        vote, bounded, confidence, *rest = [*boxes.split(" "), "", "", ""]
-        if confidence == "e-value" and rest[0].startswith("r="):
-            radius, confidence, rest = float(rest[0].removeprefix("r=")), "bonferroni", rest[1:]
-        else:
-            radius = None
-        weights = tuple(map(float, rest[0].removeprefix("w=").split(","))) if rest[0].startswith("w=") else None
-        rule = cls(vote, confidence, weights, bounded == "pairs", pooled, radius)
-        if rule.name != name or confidence not in CONFIDENCE_RULES:
-            raise ValueError(f"no rule is named '{name}'")
-        return rule
-
-    @property
-    def name_of_boxes(self) -> str:
-        """The name that stands in the certificate of an image whose boxes have all of alpha."""
-        weights = "" if self.weights is None else f" w={','.join(map(repr, self.weights))}"
-        if self.radius is not None:
-            return f"{self.vote} p_A e-value r={self.radius!r}{weights}"
-        return f"{self.vote} {'pairs' if self.rivals else 'p_A'} {self.confidence}{weights}"
-
-    def names(self, pooled: NDArray[np.bool_]) -> NDArray[np.object_]:
-        """The name that stands in each certificate: with the pooled rule or without."""
-        return np.where(pooled, self.name, self.name_of_boxes).astype(object)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +64,11 @@ class CertifiedRadii:
         Each at its own level, and which rival decides depends on the votes: no statement about all rivals at once.
         """
         return np.asarray(np.nextafter(ndtr(self.b_upper), 1.0))
+
+
+def rule_names(rule: Rule, pooled: NDArray[np.bool_]) -> NDArray[np.object_]:
+    """The name that stands in each certificate: with the pooled rule or without."""
+    return np.where(pooled, rule.name, rule.name_of_boxes).astype(object)
 
 
 def certified_radii(

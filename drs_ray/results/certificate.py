@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from drs_ray.certificates.certify import PAIR_SHARE, Rule, pooled_images
+from drs_ray.certificates.certify import PAIR_SHARE, pooled_images
 from drs_ray.certificates.confidence import level_region
 from drs_ray.certificates.fixed_radius import log_e_values
 from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, mean_radius, probit_radius
+from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import votes_of
 from drs_ray.errors import CountsError
 from drs_ray.results.counts import CountsHistory, read_image
 from drs_ray.results.evidence import evidence_of
-from drs_ray.results.readouts import rule_named
 from drs_ray.results.reduce import read_result
 from drs_ray.results.rounding import exact_text, format_down, format_up
 from drs_ray.results.run_record import RunRecord
@@ -147,7 +147,7 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
         missing, cannot be trusted or give another radius than the stored one.
     """
     result = read_result(store)
-    record, rule, alpha = result.record, rule_named(result.rule), result.alpha
+    record, rule, alpha = result.record, result.certified_by, result.alpha
     history, units = read_image(store, record, image_id)
     row = result.certificates.slice(record.image_ids.index(image_id), 1).to_pylist()[0]
     stages = tuple(_stages(history, record, rule, alpha))

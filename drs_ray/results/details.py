@@ -20,7 +20,6 @@ from drs_ray.results.readouts import (
     radius_edges,
     radius_histogram,
     rule_in_words,
-    rule_named,
     saving,
 )
 from drs_ray.results.reduce import RunResult
@@ -76,7 +75,7 @@ def run_details(
         yield RunDetails(
             position=position,
             run=run,
-            rule_in_words=rule_in_words(rule_named(run.rule), run.sub_images),
+            rule_in_words=rule_in_words(result.certified_by, run.sub_images),
             p_lower=p_lower_histograms(result),
             radii=radius_histogram(result, edges),
             classes=shown,
@@ -100,7 +99,7 @@ def _commands(result: RunResult) -> Iterator[tuple[str, str]]:
     """How to make and to check the run's certificates again."""
     place = shlex.quote(result.uri)
     yield "computes the votes, with the config below", "drs-ray certify config.yaml"
-    vote = rule_named(result.rule).vote
+    vote = result.certified_by.vote
     other_vote = "" if vote == result.record.config.certificate.vote else f" --vote {vote}"
     again = f"drs-ray reduce {place} --alpha {exact_text(result.alpha)}{other_vote}"
     yield "makes the certificates of the votes again", again

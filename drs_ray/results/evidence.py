@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import RULES_VERSION, CertifiedRadii, Rule, certified_radii
+from drs_ray.certificates.certify import CertifiedRadii, certified_radii
+from drs_ray.certificates.rule import RULES_VERSION, Rule
 from drs_ray.certificates.stages import is_open
 from drs_ray.certificates.votes import Integers, Rivals, most_voted, rivals_of, total, votes_of
 from drs_ray.config import CertificateConfig, RunConfig
+from drs_ray.errors import ConfigError
 from drs_ray.results.counts import Counts, CountsHistory
 from drs_ray.results.run_record import RunRecord
 
@@ -63,10 +65,10 @@ def rule_of(config: RunConfig, certificate: CertificateConfig) -> Rule:
     Raises:
         ConfigError: a rule that does not fit the run.
     """
-    fitted = config.updated("certificate", **certificate.model_dump(mode="json"))
-    if certificate.radius is not None:
-        return Rule(certificate.vote, weights=certificate.weights, radius=certificate.radius)
-    return Rule(certificate.vote, fitted.confidence, certificate.weights, certificate.rivals, fitted.pooled)
+    try:
+        return certificate.rule(config.sigmas)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def open_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:

@@ -15,11 +15,10 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import Rule
 from drs_ray.certificates.confidence import level_region
 from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.certificates.radius import Floats
-from drs_ray.errors import CountsError
+from drs_ray.certificates.rule import Rule
 from drs_ray.results.counts import Counts, CountsHistory, read_counts
 from drs_ray.results.imported import ImportedResult, Shown
 from drs_ray.results.reduce import (
@@ -201,7 +200,7 @@ def columns_of(result: RunResult, history: CountsHistory, *, compare_rules: bool
 
     No comparison where the run's rule is the baseline. The counts are not kept.
     """
-    baseline = baseline_of(rule_named(result.rule))
+    baseline = baseline_of(result.certified_by)
     others = []
     if compare_rules and baseline.name != result.rule:
         others.append(compare_rule(history, result, baseline, BASELINE))
@@ -241,18 +240,6 @@ def read_partial_columns(store: Store, *, compare_rules: bool) -> Columns:
     if result.progress is None:
         return read_columns([(read_result(store), store)], compare_rules=compare_rules)
     return columns_of(result, history, compare_rules=compare_rules)
-
-
-def rule_named(name: str) -> Rule:
-    """The rule that has a name, as certificates.parquet stores it.
-
-    Raises:
-        CountsError: no rule has that name.
-    """
-    try:
-        return Rule.named(name)
-    except ValueError as error:
-        raise CountsError(f"certificates: {error}; write them again with `drs-ray reduce`") from error
 
 
 def baseline_of(rule: Rule) -> Rule:
@@ -312,7 +299,7 @@ def convergence(result: RunResult, history: CountsHistory) -> tuple[AtSamples, .
 
     Images of an adaptive run that had stopped earlier keep the votes that they have.
     """
-    rule = rule_named(result.rule)
+    rule = result.certified_by
     found = []
     for samples in _halving(history.cuts):
         counts = history.at(samples)

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import RULES_VERSION, Rule, pooled_images
+from drs_ray.certificates.certify import pooled_images, rule_names
+from drs_ray.certificates.rule import RULES_VERSION, Rule
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError
@@ -72,6 +73,21 @@ class RunResult(CertifiedImages):
     def failure_probability(self) -> float:
         """Failure probability of one certificate: alpha, and with lattice noise what its drawing adds."""
         return self.record.failure_probability(self.alpha)
+
+    @property
+    def certified_by(self) -> Rule:
+        """The rule that the certificates name: it says which smoothed classifier they are about.
+
+        Raises:
+            CountsError: no rule has that name.
+        """
+        try:
+            return Rule.named(self.rule)
+        except ValueError as error:
+            raise CountsError(
+                f"{self.uri}: the certificates name a rule that this version does not know ({error}); use their "
+                "version, or write them again with `drs-ray reduce`"
+            ) from error
 
     @property
     def as_planned(self) -> bool:
@@ -263,5 +279,5 @@ def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, sha
         "p_lower": radii.p_lower,
         "rival_upper": radii.rival_upper,
         "margin": radii.margin,
-        "rule": rule.names(pooled),
+        "rule": rule_names(rule, pooled),
     }

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from drs_ray.certificates.certify import RULES_VERSION
 from drs_ray.certificates.lattice import drawing_error
+from drs_ray.certificates.rule import RULES_VERSION
 from drs_ray.certificates.stages import LOOKS, Schedule, doubling_schedule
 from drs_ray.class_names import first_difference
 from drs_ray.config import CertificateConfig, ClassifierConfig, Precision, RunConfig, Section

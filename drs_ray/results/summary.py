@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import Rule
 from drs_ray.certificates.curve import certified_accuracy_curve, failed_certificates
 from drs_ray.certificates.radius import Floats
 from drs_ray.config import DatasetConfig
@@ -256,7 +255,7 @@ def _described(result: RunResult) -> dict[str, Any]:
         "noise_law": config.noise.law,
         "arithmetic": record.arithmetic,
         "as_planned": result.as_planned,
-        "asked": Rule.named(result.rule).radius,
+        "asked": result.certified_by.radius,
         "provenance": (*_provenance(record), ("rule and alpha", _PLANNED if result.as_planned else _UNPLANNED)),
     }
 

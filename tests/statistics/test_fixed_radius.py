@@ -17,9 +17,10 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import gammaln, log_ndtr, ndtr, ndtri
 from scipy.stats import binom
 
-from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.certify import certified_radii
 from drs_ray.certificates.fixed_radius import largest_fixed_radius, log_e_values
 from drs_ray.certificates.radius import mean_radius, probit_radius
+from drs_ray.certificates.rule import Rule
 
 Floats = NDArray[np.float64]
 

@@ -63,7 +63,7 @@ def test_interleaved_partitions(interleave: tuple[int, int], k: int) -> None:
     config = parse_config(drs(partition=partition, classifiers=[classifiers()[0]] * k))
     assert config.partition.sub_images == k
     assert config.partition.label == f"interleave-{interleave[0]}x{interleave[1]}"
-    assert config.confidence == "staircase"
+    assert config.certificate.rule(config.sigmas).confidence == "staircase"
     assert config.updated("noise", seed=1).partition == config.partition
     jsonschema.validate(config.model_dump(mode="json"), json.loads(json_schema()))
 
@@ -73,7 +73,7 @@ def test_the_other_partitions_are_their_own_label(name: str) -> None:
     config = parse_config(drs(partition={"name": name, "layout": "filled"}))
     assert config.partition.label == name
     assert config.partition.sub_images == 2
-    assert config.confidence == "staircase"
+    assert config.certificate.rule(config.sigmas).confidence == "staircase"
 
 
 def test_a_classifier_is_complete_when_all_its_weights_are_in_files() -> None:
@@ -176,7 +176,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"certificate": {"alpha": float("nan")}}, "certificate.alpha", "must be a finite number", "nan"),
     ({"certificate": {"vote": "median"}}, "certificate.vote", "must be 'probit' or 'mean'", "'median'"),
     ({"certificate": {"confidence": "none"}}, "certificate.confidence", "must be 'auto', 'bonferroni' or ", "'none'"),
-    ({"certificate": {"weights": [1.0]}}, "certificate.weights", "partition checkerboard has 2", "got 1"),
+    ({"certificate": {"weights": [1.0]}}, "certificate.weights", "of which there are 2", "got 1"),
     ({"certificate": {"weights": [1.0, 0]}}, "certificate.weights.1", "must be > 0", "0"),
     (
         {"certificate": {"weights": [1.0, 2.0], "vote": "mean"}},

@@ -74,7 +74,7 @@ def test_it_gives_exactly_the_certificates_of_a_run(
     run = certify(parse_config(data | sections))
     config = run.record.config
     certificate = config.certificate
-    rule = Rule(certificate.vote, config.confidence, certificate.weights, certificate.rivals, config.pooled)
+    rule = certificate.rule(config.sigmas)
     ids = list(run.record.image_ids)
     data_set = load_dataset("mnist5k")
     images = data_set.images(ids)
@@ -212,7 +212,7 @@ WRONG_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"law": "uniform"}, "law must be lattice or gaussian, got 'uniform'"),
     ({"device": "tpu0"}, "device must be cpu or cuda, got 'tpu0'"),
     ({"device": "mps"}, "device must be cpu, or cuda where there is a GPU, got 'mps'"),
-    ({"weights": [1.0]}, "weights must be 2 positive numbers, one per sub-image, got [1.0]"),
+    ({"weights": [1.0]}, "weights must have one entry per sub-image, of which there are 2, got 1"),
     ({"weights": [1.0, -1.0]}, "weights must be 2 positive numbers"),
     ({"weights": [1.0, 2.0], "rule": Rule()}, "give rule=Rule(weights=...) or weights, not both"),
     ({"name": "none", "rule": Rule(pooled=True)}, "the pooled rule needs two or more sub-images with equal sigmas"),

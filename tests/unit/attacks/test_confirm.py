@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from drs_ray.attacks.confirm import rival_wins
-from drs_ray.certificates.certify import Rule
+from drs_ray.certificates.rule import Rule
 
 SIGMAS = {1: (0.5,), 2: (0.5, 0.25)}
 SAMPLES = 8

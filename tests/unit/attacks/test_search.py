@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from drs_ray.attacks.search import search_directions, smallest_norm
 from drs_ray.attacks.target import Target
-from drs_ray.certificates.certify import Rule
+from drs_ray.certificates.rule import Rule
 from drs_ray.errors import ClassifierError
 from drs_ray.models.inference import VotingClassifier
 from drs_ray.smoothing.partition import make_partition

@@ -10,7 +10,8 @@ from flint import arb, ctx
 from scipy.sparse import csr_array
 
 from drs_ray.auditing.balls import SLACK, AuditedRule, StageVotes, quantile_lower, radius_lower, staircase_level
-from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.stages import doubling_schedule
 from drs_ray.certificates.votes import rivals_of
 

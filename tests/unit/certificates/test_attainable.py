@@ -10,7 +10,8 @@ from scipy.stats import norm
 
 from drs_ray.certificates.attainable import is_attained, largest_bonferroni_radius, largest_radius
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Rivals
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import CertifiedRadii, Rule, certified_radii
+from drs_ray.certificates.certify import CertifiedRadii, certified_radii
+from drs_ray.certificates.rule import Rule
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=100)
 PROBIT, MEAN = Rule("probit"), Rule("mean")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.certify import certified_radii, rule_names
+from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Rivals, rivals_of
 
 steady = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -149,7 +150,7 @@ def test_pooled_and_boxes_share_alpha_and_the_larger_is_certified(votes: list[in
     pooled = 0.5 * np.sqrt(2) * lower_quantile(sum(votes), 2000, alpha / 2)
     assert found.radius[0] == pytest.approx(max(pooled, boxes.radius[0]), rel=1e-14)
     assert found.pooled[0] == (pooled > boxes.radius[0]) == (votes[1] == 1000)
-    assert rule.names(np.array([True, False])).tolist() == [
+    assert rule_names(rule, np.array([True, False])).tolist() == [
         "probit p_A staircase with pooled",
         "probit p_A staircase",
     ]

@@ -14,8 +14,9 @@ from scipy.optimize import brentq
 
 from drs_ray.certificates import confidence
 from drs_ray.certificates.boxes import least_box
-from drs_ray.certificates.certify import Rule, certified_radii
+from drs_ray.certificates.certify import certified_radii
 from drs_ray.certificates.confidence import Region, level_region
+from drs_ray.certificates.rule import Rule
 
 Boxes = NDArray[np.float64]
 ALPHAS = [*np.logspace(-50, -4, 24), 1e-3, 0.00137, 0.01, 0.05, 0.1, 0.25, 0.3, 0.4999, 0.5]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_array
 
-from drs_ray.certificates.certify import Rule
+from drs_ray.certificates.rule import Rule
 from drs_ray.config import parse_config
 from drs_ray.errors import MissingObjectError
 from drs_ray.results.counts import Counts, CountsHistory, assemble

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from drs_ray.certificates.certify import Rule
+from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.stages import doubling_schedule
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError
@@ -29,7 +29,6 @@ from drs_ray.results.readouts import (
     read_columns,
     rule_gains,
     rule_in_words,
-    rule_named,
     saving,
 )
 from drs_ray.results.reduce import RunResult, certify_counts, compare_rule, reduce_history, reduce_run
@@ -95,7 +94,7 @@ def test_convergence_certifies_the_votes_so_far_as_if_that_had_been_the_plan(sub
     points = convergence(run, history)
     assert [point.samples for point in points] == [100, 200, 400, 800]
     for point in points:
-        alone = certify_counts(history.at(point.samples), record, rule_named(run.rule), run.alpha)
+        alone = certify_counts(history.at(point.samples), record, run.certified_by, run.alpha)
         assert all(row["estimation_samples"] == [point.samples] * sub_images for row in alone.to_pylist())
         assert point.radius.tolist() == alone["radius"].to_pylist()
         assert point.correct.tolist() == alone["correct"].to_pylist()
@@ -137,17 +136,12 @@ def test_images_that_stopped_early_keep_their_votes_in_convergence() -> None:
     assert points[-1].radius.tolist() != run.radius.tolist()  # stages are not paid for
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_a_rule_is_found_by_its_name(rule: Rule) -> None:
-    assert rule_named(rule.name) == rule
-
-
-@pytest.mark.parametrize(
-    "name", ["", "probit", "probit p_A fisher", "probit p_B bonferroni", "probit p_A bonferroni w=x", "x y z or pooled"]
-)
-def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(CountsError, match="drs-ray reduce"):
-        rule_named(name)
+def test_certificates_by_a_rule_of_another_version_are_not_guessed_at() -> None:
+    run = make_result(images=2)
+    named = {**run.certificates.schema.metadata, b"drs_ray.rule": b"probit p_A fisher"}
+    unknown = dataclasses.replace(run, certificates=run.certificates.replace_schema_metadata(named))
+    with pytest.raises(CountsError, match=r"no rule is named .probit p_A fisher.*drs-ray reduce"):
+        _ = unknown.certified_by
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.stats import beta, norm
 
-from drs_ray.certificates.certify import Rule
+from drs_ray.certificates.rule import Rule
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import CountsError
 from drs_ray.results.counts import Counts

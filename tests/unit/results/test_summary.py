@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from drs_ray.certificates.certify import Rule
 from drs_ray.certificates.curve import failed_certificates
+from drs_ray.certificates.rule import Rule
 from drs_ray.errors import ConfigError
 from drs_ray.results.reduce import RunResult, certify_counts
 from drs_ray.results.summary import (

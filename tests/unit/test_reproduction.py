@@ -1,0 +1,70 @@
+"""docs/reproduction.md: every number of its tables follows from the runs beside it, and these from the configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pyarrow as pa
+import pytest
+
+from drs_ray import audit, read_run
+from drs_ray.config import load_config
+from drs_ray.results.reduce import RunResult
+from jobs import reproduction, reproduction_tables
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "reproduction.md"
+RUNS = sorted((DOCS / "reproduction" / "runs").glob("*"))
+EXPERIMENTS = {experiment.name: experiment for experiment in reproduction.EXPERIMENTS}
+
+
+def _run(folder: Path) -> RunResult:
+    result = read_run(str(folder))
+    assert isinstance(result, RunResult)
+    return result
+
+
+def test_the_tables_are_those_of_the_runs() -> None:
+    _, _, rest = PAGE.read_text().partition(f"{reproduction_tables.BEGIN}\n")
+    written, end, _ = rest.partition(reproduction_tables.END)
+    assert end
+    assert written.strip() == reproduction_tables.tables(DOCS / "reproduction" / "runs").strip()
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+def test_a_run_is_of_the_committed_config_and_of_the_published_data(folder: Path) -> None:
+    result, experiment = _run(folder), EXPERIMENTS[folder.name]
+    ours = load_config(experiment.file, experiment.settings(["dataset.root=data/cifar10"])).model_dump(mode="json")
+    theirs = result.record.config.model_dump(mode="json")
+    for section in ("dataset", "partition", "classifiers", "noise", "budget", "certificate", "training"):
+        assert ours[section] == theirs[section], section
+    assert result.as_planned
+    assert result.record.dataset.digest.startswith(reproduction.PUBLISHED["test"])
+    assert all(result.record.classifier_digests)
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+def test_a_runs_radii_are_what_other_code_derives_from_its_votes(folder: Path) -> None:
+    pytest.importorskip("flint")
+    report = audit(str(folder))
+    report.check()
+    assert report.images == _run(folder).images
+
+
+def test_what_the_published_code_prints_is_that_of_theory_9() -> None:
+    votes = [[950_000, 600_000], [990_000, 300_000], [400_000, 300_000]]
+    table = pa.table(
+        {
+            "class_votes": votes,
+            "estimation_samples": [[10**6, 10**6]] * 3,
+            "selected_class": [3, 3, 3],
+            "label": [3, 4, 3],
+        }
+    )
+    config = SimpleNamespace(sigmas=(1.0, 1.0))
+    result = SimpleNamespace(certificates=table, alpha=0.001, record=SimpleNamespace(config=config))
+    radius, correct = reproduction_tables.published(cast(Any, result))
+    assert radius == pytest.approx([1.664, 2.326, 0.0], abs=0.02)
+    assert correct.tolist() == [True, False, False]
