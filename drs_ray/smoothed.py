@@ -30,7 +30,7 @@ from drs_ray.engine.worker import make_cuda_reproducible
 from drs_ray.errors import ClassifierError, ConfigError, DataError
 from drs_ray.models.check import FirstBatch, tolerance_of
 from drs_ray.models.inference import VotingClassifier, voting_classifier
-from drs_ray.models.precision import has_bfloat16
+from drs_ray.models.precision import has_bfloat16, plain_torch
 from drs_ray.models.tensors import module_digest
 from drs_ray.results.counts import Counts
 from drs_ray.results.evidence import Evidence, evidence_of
@@ -79,6 +79,7 @@ class SmoothedClassifier:
     several calls is none. And images of different calls that are to be counted together need different `image_ids`.
     """
 
+    @plain_torch()
     def __init__(
         self,
         partition: Partition,
@@ -168,6 +169,7 @@ class SmoothedClassifier:
         confidence = default_confidence(len(self._partition))
         return Rule(confidence=confidence, weights=self._weights, rivals=True, pooled=pooled)
 
+    @plain_torch()
     def predict(
         self,
         x: Tensor | NDArray[np.float32],
@@ -201,6 +203,7 @@ class SmoothedClassifier:
         ids = self._ids_of(images, image_ids)
         return predicted_classes(csr_array(self._votes(images, ids, "estimation", n)[:, 0]), alpha)
 
+    @plain_torch()
     def certify(
         self,
         x: Tensor | NDArray[np.float32],
