@@ -69,6 +69,11 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
         observer.began(record)
         frontier = Frontier(record, store)
         todo = frontier.missing()
+        if foreign := frontier.parts.foreign:
+            observer.event(
+                f"{len(foreign)} objects among the counts cannot be parts and are ignored, first {foreign[0]}; "
+                "`drs-ray repair` moves them aside"
+            )
         if joined:
             for name, version in described.software.items():
                 if version != record.software.get(name):
