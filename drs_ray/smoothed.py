@@ -31,7 +31,7 @@ from drs_ray.engine.worker import make_cuda_reproducible
 from drs_ray.errors import ClassifierError, ConfigError, DataError
 from drs_ray.models.check import FirstBatch, tolerance_of
 from drs_ray.models.inference import VotingClassifier, voting_classifier
-from drs_ray.models.precision import has_bfloat16
+from drs_ray.models.precision import has_bfloat16, plain_torch
 from drs_ray.models.tensors import module_digest
 from drs_ray.results.counts import Counts
 from drs_ray.results.evidence import Evidence, evidence_of
@@ -80,6 +80,7 @@ class SmoothedClassifier:
     several calls is none. And images of different calls that are to be counted together need different `image_ids`.
     """
 
+    @plain_torch()
     def __init__(
         self,
         partition: Partition,
@@ -167,6 +168,7 @@ class SmoothedClassifier:
             return self._fixed_rule
         return Rule.resolved(self._sigmas, weights=self._weights)
 
+    @plain_torch()
     def predict(
         self,
         x: Tensor | NDArray[np.float32],
@@ -200,6 +202,7 @@ class SmoothedClassifier:
         ids = self._ids_of(images, image_ids)
         return predicted_classes(csr_array(self._votes(images, ids, "estimation", n)[:, 0]), alpha)
 
+    @plain_torch()
     def certify(
         self,
         x: Tensor | NDArray[np.float32],

@@ -31,6 +31,7 @@ from drs_ray.data.datasets import Dataset
 from drs_ray.engine.reopen import device_here, located, on_device
 from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible
 from drs_ray.errors import ConfigError, CountsError
+from drs_ray.models.precision import plain_torch
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.schema import ATTACKS, with_metadata
@@ -66,6 +67,7 @@ class _Effort:
         return max(1, self.confirmation // _COARSE)
 
 
+@plain_torch()
 def attack_run(
     store: Store,
     images: int = 20,

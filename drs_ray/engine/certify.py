@@ -54,9 +54,11 @@ def certify_run(config: RunConfig, observer: Observer | None = None, session: Se
 
 def complete_run(config: RunConfig, observer: Observer, session: Session | None = None) -> tuple[Store, RunRecord]:
     """`certify_run` up to its counts: all of them are stored then. Returns where, and the record in force."""
+    from drs_ray.models.precision import plain_torch
+
     store = open_store(config.output.uri, config.output.endpoint_url)
     store.check_writable()
-    with nullcontext(session) if session is not None else open_session(config.engine) as session:
+    with plain_torch(), nullcontext(session) if session is not None else open_session(config.engine) as session:
         stored = stored_record(store)
         described = describe_on(session, config, observer, stored)
         if stored is None:
@@ -67,6 +69,11 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
         observer.began(record)
         frontier = Frontier(record, store)
         todo = frontier.missing()
+        if foreign := frontier.parts.foreign:
+            observer.event(
+                f"{len(foreign)} objects among the counts cannot be parts and are ignored, first {foreign[0]}; "
+                "`drs-ray repair` moves them aside"
+            )
         if joined:
             for name, version in described.software.items():
                 if version != record.software.get(name):

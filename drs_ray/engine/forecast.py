@@ -72,8 +72,10 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
         ConfigError, DataError, ClassifierError: what `certify_run` would refuse.
         EngineError: no worker can be had, or a classifier fails on the image it was tried on.
     """
+    from drs_ray.models.precision import plain_torch
+
     observer = observer or Observer()
-    with open_session(config.engine) as session:
+    with plain_torch(), open_session(config.engine) as session:
         described = describe_on(session, config, observer)
         workers = workers_of(described.config.engine, session)
         record, settled_speeds = settled(described, session, observer)

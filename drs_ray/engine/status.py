@@ -30,7 +30,7 @@ class RunStatus:
     seconds_since_part: age of the newest small part, None where there is none.
     sessions, session_seconds: driver sessions that ended, and their wall time.
     set_aside: reason by key, for missing units that a session set aside. set_aside_unnamed: how many more there may be.
-    unknown_parts: keys among the counts that no planned unit has.
+    unknown_parts: keys among the counts that no planned unit has; those that cannot be parts are ignored by readers.
     """
 
     record: RunRecord
@@ -88,7 +88,7 @@ def run_status(store: Store) -> RunStatus:
         set_aside={unit.key: reasons[unit.key] for unit in todo if unit.key in reasons},
         set_aside_unnamed=sum(note.facts.units_set_aside - len(note.facts.set_aside) for note in notes),
         reduced=any(item.key == CERTIFICATES_KEY for item in store.list(CERTIFICATES_KEY)),
-        unknown_parts=tuple(sorted(set(parts) - {unit.key for unit in done})),
+        unknown_parts=tuple(sorted((set(parts) | set(parts.foreign)) - {unit.key for unit in done})),
     )
 
 

@@ -29,6 +29,7 @@ from drs_ray.engine.plan import Unit, blocks, stage_units
 from drs_ray.engine.recount import Compared, Difference, recount
 from drs_ray.engine.reopen import device_here, located
 from drs_ray.errors import ConfigError, CountsError
+from drs_ray.models.precision import plain_torch
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import PHASES
 from drs_ray.results.store import Store
@@ -104,6 +105,7 @@ class VerifyReport:
         )
 
 
+@plain_torch()
 def verify_run(
     store: Store,
     units: int = 10,

@@ -17,6 +17,7 @@ from drs_ray.config import PixelsConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture, need_colour
 from drs_ray.models.pixels import Shape, shape_seen, with_pixels
+from drs_ray.models.precision import plain_torch
 
 PROGRAM = "torch.export"
 """The name of the architecture whose checkpoint is a program (`drs_ray.models.programs`)."""
@@ -81,7 +82,7 @@ def find_function(name: str) -> Callable[..., object]:
         ClassifierError: if it cannot be imported, or is no function.
     """
     module_name, _, function_name = name.partition(":")
-    with _current_directory_on_path():
+    with _current_directory_on_path(), plain_torch():
         try:
             imported = importlib.import_module(module_name)
         except Exception as error:  # user code: whatever it raises is reported, with the traceback chained
@@ -106,7 +107,7 @@ def call(
     Raises:
         ClassifierError: if it raises, or returns no module.
     """
-    with _current_directory_on_path():
+    with _current_directory_on_path(), plain_torch():
         try:
             built = build(**given, **arguments)
         except Exception as error:  # user code, or a library that does not know an argument

@@ -59,12 +59,15 @@ class Parts:
     """What a listing found. Keys are those of units, except where it says object.
 
     small: the small parts, by key, also under keys that no unit of the run has. compacted: the units of each compacted
-    object. holder: for each compacted unit, the compacted object that it is read from.
+    object. holder: for each compacted unit, the compacted object that it is read from. foreign: keys of what else lies
+    among the counts and cannot be a part, as its name does not end in .parquet (`_SUCCESS`, `Thumbs.db`): nobody reads
+    it.
     """
 
     small: Mapping[str, StoredObject]
     compacted: Mapping[str, tuple[Entry, ...]]
     holder: Mapping[str, str]
+    foreign: tuple[str, ...] = ()
 
     def __contains__(self, key: object) -> bool:
         return key in self.holder or key in self.small
@@ -94,9 +97,11 @@ def survey(store: Store, record: RunRecord) -> tuple[Parts, dict[str, str]]:
     """`list_parts` without the compacted objects that cannot be trusted, and these with the reasons."""
     for _ in range(_LISTINGS):
         # The order is what keeps a reader from missing a unit: see the module.
-        small = {i.key: i for i in store.list(COUNTS_PREFIX) if not i.key.startswith(COMPACTED_PREFIX)}
+        listed = list(store.list(COUNTS_PREFIX))
+        small = {i.key: i for i in listed if _may_be_part(i) and not i.key.startswith(COMPACTED_PREFIX)}
+        foreign = tuple(item.key for item in listed if not _may_be_part(item))
         rewritings = _rewritings(store)
-        keys = [item.key for item in store.list(COMPACTED_PREFIX)]
+        keys = [item.key for item in store.list(COMPACTED_PREFIX) if _may_be_part(item)]
         if _rewritings(store) != rewritings:
             continue
         compacted: dict[str, tuple[Entry, ...]] = {}
@@ -111,8 +116,13 @@ def survey(store: Store, record: RunRecord) -> tuple[Parts, dict[str, str]]:
             unsound |= _contradictions(compacted)
             compacted = {key: entries for key, entries in compacted.items() if key not in unsound}
             holder = {entry.key: name for name in sorted(compacted, reverse=True) for entry in compacted[name]}
-            return Parts(small, compacted, holder), unsound
+            return Parts(small, compacted, holder, foreign), unsound
     raise CountsError(f"{store.uri}: compacted objects vanish while they are read; end what removes them, then go on")
+
+
+def has_parts(store: Store) -> bool:
+    """Whether there are any counts, of whatever run."""
+    return any(_may_be_part(item) for item in store.list(COUNTS_PREFIX))
 
 
 def read_units(
@@ -197,6 +207,11 @@ def _read_small(store: Store, record: RunRecord, keys: Sequence[str], vanished: 
         there = [(key, data) for key, data in batch if data is not None]
         if there:
             yield decode_parts(there, record.run_id, record.dataset.num_classes)
+
+
+def _may_be_part(item: StoredObject) -> bool:
+    """Whatever reads counts reads `counts/**/*.parquet`, tools of others too: such a name is a part, or an error."""
+    return item.key.endswith(".parquet")
 
 
 def _rewritings(store: Store) -> list[str]:

@@ -21,6 +21,7 @@ from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.rule import Rule
 from drs_ray.results.counts import Counts, CountsHistory, read_counts
 from drs_ray.results.imported import ImportedResult, Shown
+from drs_ray.results.parts import has_parts
 from drs_ray.results.reduce import (
     RunResult,
     certify_counts,
@@ -31,7 +32,6 @@ from drs_ray.results.reduce import (
 )
 from drs_ray.results.rounding import exact_text, format_down, format_ratio_down, format_ratio_up
 from drs_ray.results.run_record import read_record
-from drs_ray.results.schema import COUNTS_PREFIX
 from drs_ray.results.store import Store
 from drs_ray.results.summary import SHARE_DIGITS, AtRadius, at_radii, run_names
 from drs_ray.results.tables import ABSTAIN
@@ -221,7 +221,7 @@ def read_columns(runs: Iterable[tuple[Shown, Store]], *, compare_rules: bool) ->
     for result, store in runs:
         if isinstance(result, ImportedResult):
             columns += Columns((result,))
-        elif compare_rules or next(iter(store.list(COUNTS_PREFIX)), None) is not None:
+        elif compare_rules or has_parts(store):
             history = read_counts(store, result.record)
             check_finished(history, result.record)  # a run that was extended may have certificates of before
             columns += columns_of(result, history, compare_rules=compare_rules)

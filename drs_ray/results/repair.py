@@ -119,7 +119,7 @@ def find_unsound(store: Store, record: RunRecord) -> dict[str, str]:
                 blocks.add(units, judge, set())
         except UnsoundError as error:
             unsound[error.key] = error.reason
-    for batch in fetch_batches(store, sorted(parts.small)):
+    for batch in fetch_batches(store, sorted([*parts.small, *parts.foreign])):
         sound, reasons = judge.small([(key, data) for key, data in batch if data is not None])
         unsound |= reasons
         for units in sound:
@@ -129,7 +129,7 @@ def find_unsound(store: Store, record: RunRecord) -> dict[str, str]:
             blocks.add(units, judge, other)
     for unit, reason in blocks.contradictions():
         unsound.setdefault(parts.holder.get(unit, unit), f"{unit}: {reason}" if unit in parts.holder else reason)
-    in_use = {key for key in unsound if key not in parts.holder}
+    in_use = {key for key in unsound if key not in parts.holder and key not in parts.foreign}
     first = dict.fromkeys(_derived(store), _DERIVED) if in_use else {}
     return first | dict(sorted(unsound.items()))  # a certificate never outlives its counts
 

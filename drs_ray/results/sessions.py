@@ -75,6 +75,8 @@ def read_sessions(store: Store) -> list[SessionNote]:
     """
     notes = []
     for item in store.list(SESSIONS_PREFIX):
+        if not item.key.endswith(".json"):
+            continue  # no note: a file of the system's, or of another program
         try:
             content = json.loads(store.get(item.key))
             seconds = content.get("seconds")

@@ -38,7 +38,7 @@ def make_law(name: LawName, sigma: float, device: torch.device) -> NoiseLaw:
     """The law of that name; sigma in pixel units."""
     if name == "lattice":
         integers = lattice_integers(lattice_table(sigma).to(device))
-        return LatticeLaw(integers, torch.tensor(float(LEVELS), device=device))
+        return LatticeLaw(integers, torch.tensor(float(LEVELS), dtype=torch.float32, device=device))
     return GaussianLaw(sigma)
 
 

@@ -89,7 +89,7 @@ def _numpy_slices(
     distribution: Distribution, digest: bytes, wanted: tuple[int, int], values_shape: tuple[int, int], batch: int
 ) -> Iterator[Tensor]:
     fill = distribution.open(digest)
-    buffer = torch.empty((batch, *values_shape), dtype=distribution.dtype)
+    buffer = torch.empty((batch, *values_shape), dtype=distribution.dtype, device="cpu")
     drawn = 0
     while drawn < wanted[0]:  # the stream is sequential: what lies before the range is drawn and dropped
         count = min(batch, wanted[0] - drawn)

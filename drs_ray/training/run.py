@@ -16,6 +16,7 @@ from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, parse_checkpoint, save_checkpoint
 from drs_ray.models.files import check_writable, delete_file, read_if_there
+from drs_ray.models.precision import plain_torch
 from drs_ray.models.tensors import load_tensors
 from drs_ray.training.images import held_if_small
 from drs_ray.training.job import TrainingJob, partition_of, training_split
@@ -37,6 +38,7 @@ _NOT_SETTINGS = {"training", "classes"}
 """Metadata that are no settings of their own: the former is taken apart, the latter follow from the data."""
 
 
+@plain_torch()
 def train_run(
     config: RunConfig,
     *,

@@ -20,12 +20,24 @@ import pytest
 from drs_ray import certify
 from drs_ray.config import parse_config
 from drs_ray.engine.plan import plan_units
+from drs_ray.engine.status import run_status
 from drs_ray.engine.worker import UnitRunner
 from drs_ray.results.encoding import encode_part
 from drs_ray.results.run_record import read_record
 from drs_ray.results.store import Store, open_store
 from tests.servers import BUCKET
-from tests.support.runs import BATCH, Driver, command, counts_digest, drs_ray, run_config, run_data, write_config
+from tests.support.runs import (
+    BATCH,
+    Driver,
+    command,
+    counts_digest,
+    drs_ray,
+    drs_ray_here,
+    run_config,
+    run_data,
+    write_config,
+)
+from tests.unit.engine.factories import Recorder
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,27 @@ def test_what_verify_finds_repair_moves_aside_by_name(place: Place, undisturbed:
     again = drs_ray(["repair", place.store.uri, "--unit", "counts/k0", *place.options])
     assert again.returncode == 2
     assert "counts/k0: no unit of this run has this key" in again.stderr
+
+
+def test_files_of_other_programs_are_ignored_named_and_moved_aside(tmp_path: Path, undisturbed: str) -> None:
+    run = tmp_path / "run"
+    certify(run_config(run))
+    there = ["counts/Thumbs.db", "counts/_SUCCESS", "counts/k0/s0/_SUCCESS"]
+    for key in [*there, "sessions/Thumbs.db"]:
+        (run / key).write_bytes(b"")
+    recorder = Recorder()
+    certify(run_config(run), recorder)
+    note = "3 objects among the counts cannot be parts and are ignored, first counts/Thumbs.db; `drs-ray repair`"
+    assert any(note in event for event in recorder.events)
+    for words in (["reduce"], ["report"], ["verify", "--units", "1"], ["audit"], ["certificate", "0"], ["compact"]):
+        done = drs_ray_here([words[0], str(run), *words[1:]])
+        assert done.returncode == 0, (words, done.stderr)
+    assert run_status(open_store(run)).unknown_parts == tuple(there)
+    found = drs_ray_here(["repair", str(run)])
+    assert [line.partition(":")[0] for line in found.stdout.splitlines()[:3]] == there
+    assert (run / "certificates.parquet").exists()  # no part of theirs was in it
+    assert run_status(open_store(run)).unknown_parts == ()
+    assert counts_digest(run) == undisturbed
 
 
 @pytest.mark.ray

@@ -252,3 +252,17 @@ class _RaisesUnderLoad(_Faulty):
 def raises_under_load(image_shape: tuple[int, int, int], num_classes: int, trigger: int) -> nn.Module:
     """Passes the check on loading, raises in the run."""
     return _RaisesUnderLoad(image_shape, num_classes, trigger)
+
+
+class _SetsDefaults(Prototypes):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.set_default_dtype(torch.float64)
+        return super().forward(x)
+
+
+def sets_defaults(image_shape: tuple[int, int, int], num_classes: int, late: bool = False) -> nn.Module:
+    """`prototypes` by code that changes torch's defaults as it loads; `late`: in every forward pass too."""
+    made = (_SetsDefaults if late else Prototypes)(image_shape, num_classes)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    return made

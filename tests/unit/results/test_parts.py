@@ -10,7 +10,7 @@ from drs_ray.engine.frontier import Frontier
 from drs_ray.errors import CountsError
 from drs_ray.results import compact
 from drs_ray.results.compact import compact_run
-from drs_ray.results.parts import Parts, list_parts, read_units
+from drs_ray.results.parts import Parts, has_parts, list_parts, read_units
 from drs_ray.results.run_record import RunRecord
 from tests.unit.results.factories import MemoryStore
 from tests.unit.results.scale import (
@@ -144,3 +144,29 @@ def test_parts_are_looked_up_by_the_keys_of_units() -> None:
     assert all(key in parts for key in keys)
     assert "counts/k0" not in parts
     assert len(Parts({}, {}, {})) == 0
+
+
+@pytest.mark.parametrize("key", ["counts/_SUCCESS", "counts/k0/s0/Thumbs.db", "counts/compacted-0.parquet.tmp"])
+def test_what_cannot_be_a_part_is_ignored_before_and_after_compacting(key: str) -> None:
+    store = stored(FIXED)
+    rows, keys = rows_in(store, FIXED), small_keys(store)
+    store.put(key, b"not a part")
+    for compacted in (False, True):
+        if compacted:
+            assert compact_run(store, FIXED).unsound == {}
+            assert [item.key for item in store.list("counts/k")] == [key] * key.startswith("counts/k")
+        parts = list_parts(store, FIXED)
+        assert (sorted(parts), parts.foreign) == (keys, (key,))
+        assert rows_in(store, FIXED) == rows
+        assert has_parts(store)
+    alone = MemoryStore()
+    alone.put(key, b"not a part")
+    assert not has_parts(alone)
+
+
+def test_what_has_the_name_of_a_part_must_be_one() -> None:
+    for key in ("counts/k0/copy.parquet", "counts/compacted-copy.parquet"):
+        store = stored(FIXED)
+        store.put(key, b"not a part")
+        with pytest.raises(CountsError, match=key):
+            rows_in(store, FIXED)
