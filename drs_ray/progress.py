@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from drs_ray.config import DatasetConfig, RunConfig
+from drs_ray.errors import counted
 from drs_ray.results.store import Store
 from drs_ray.results.summary import duration_text
 
@@ -101,7 +102,7 @@ def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Calla
         def told(done: int, images: int) -> None:
             nonlocal tenths, state
             progress.update(task, completed=done, total=images)
-            state = f"{done:,} of {images:,} images"
+            state = f"{done:,} of {counted(images, 'image')}"
             if 10 * done // images > tenths:
                 lines.show(state)
             tenths = 10 * done // images
@@ -174,7 +175,7 @@ class TrainingView:
             self._sub_image, self._began, self._first = sub_image, self._clock(), done
         self._done = done
         speed = self._speed()
-        self._state = f"{self._where(epoch)}: {images:,} of {of:,} images, {speed}"
+        self._state = f"{self._where(epoch)}: {images:,} of {counted(of, 'image')}, {speed}"
         self._progress.update(self._epoch, completed=images, total=of, note=speed, visible=True)
         self._lines.show_if_late()
 
@@ -185,7 +186,7 @@ class TrainingView:
         self._progress.update(self._tasks[sub_image], completed=epoch, note=note)
         self._lines.show(f"{self._where(epoch)}: {note}, {self._speed()}")
         if epoch == epochs and self._console.is_terminal and not self._quiet:
-            self.note(f"sub-image {sub_image}, {epochs} epochs: {note}")
+            self.note(f"sub-image {sub_image}, {counted(epochs, 'epoch')}: {note}")
 
     def note(self, note: str) -> None:
         """Show a line, quiet or not."""

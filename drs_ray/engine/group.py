@@ -21,7 +21,7 @@ from drs_ray.engine.driver import cluster_gpus
 from drs_ray.engine.placement import Placement
 from drs_ray.engine.ray_errors import last_line, ray_or_resume, reason_of
 from drs_ray.engine.worker import threads_of
-from drs_ray.errors import ConfigError, DrsError, EngineError
+from drs_ray.errors import ConfigError, DrsError, EngineError, counted
 
 MOST_FAILURES = 3
 """So often a group that lost a worker begins again after its last state; then the training ends."""
@@ -228,7 +228,7 @@ def _check_room(engine: EngineConfig, placement: Placement, workers: int, noted:
     there = sum(placement.workers_on(node) for node in nodes)
     if there >= workers:
         return
-    text = f"{workers} workers with {placement.needs} at once; there: {placement.there(nodes)}"
+    text = f"{counted(workers, 'worker')} with {placement.needs} at once; there: {placement.there(nodes)}"
     if engine.address == "local":
         raise ConfigError(
             f"training.workers: this machine's Ray has room for {there}: asked for {text}; lower training.workers or "

@@ -16,7 +16,7 @@ from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 from drs_ray.engine.reopen import on_device
 from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible, threads_of
-from drs_ray.errors import CountsError
+from drs_ray.errors import CountsError, counted
 from drs_ray.results.encoding import CountsRow
 from drs_ray.results.parts import Parts, read_units
 from drs_ray.results.run_record import RunRecord
@@ -52,7 +52,7 @@ class Difference:
         counts = list(zip(self.classes, self.stored, self.counted, strict=True))
         what += [f"class {number} has {stored} votes, here {here}" for number, stored, here in counts[:_CLASSES_NAMED]]
         if len(counts) > _CLASSES_NAMED:
-            what.append(f"and {len(counts) - _CLASSES_NAMED} more classes")
+            what.append(f"and {counted(len(counts) - _CLASSES_NAMED, 'more class')}")
         return (
             f"{self.unit}: image {self.image_id}, {self.phase} samples {self.first_sample}..{last}: {', '.join(what)}"
         )

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from drs_ray.errors import ConfigError, CountsError
+from drs_ray.errors import ConfigError, CountsError, counted
 from drs_ray.results.parts import list_parts, read_units
 from drs_ray.results.rows import REMEDY, Rows, joined, rows_of
 from drs_ray.results.run_record import RunRecord
@@ -129,7 +129,9 @@ def read_image(store: Store, record: RunRecord, image_id: int) -> tuple[CountsHi
         ConfigError: an image that is not of the run. CountsError: as `read_counts`.
     """
     if image_id not in record.image_ids:
-        raise ConfigError(f"image {image_id} is not of the run in {store.uri} ({len(record.image_ids)} images)")
+        raise ConfigError(
+            f"image {image_id} is not of the run in {store.uri} ({counted(len(record.image_ids), 'image')})"
+        )
     position, units, parts = record.image_ids.index(image_id), RunUnits(record), list_parts(store, record)
     keys = [key for key in parts if (name := units.parse(key)) and name.block[0] <= position <= name.block[1]]
     holding: list[str] = []
@@ -185,7 +187,7 @@ def _read(store: Store, record: RunRecord) -> tuple[Rows, CountsHistory]:
     parts = list_parts(store, record)
     if not len(parts):
         raise CountsError(
-            f"{store.uri}: no counts yet (0 of {len(record.image_ids)} images); run `drs-ray certify` first"
+            f"{store.uri}: no counts yet (0 of {counted(len(record.image_ids), 'image')}); run `drs-ray certify` first"
         )
     rows = joined([units.rows for units in read_units(store, record, parts)])
     return rows, assemble_rows(rows, record, record.image_ids)
@@ -209,9 +211,9 @@ def _check_complete(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> Non
     if len(missing):
         images = len(np.unique(missing // (k * len(PHASES))))
         raise CountsError(
-            f"counts: the run is not finished: {images} of {len(record.image_ids)} images lack samples, first "
-            f"{_describe(int(missing[0]), record)} ({total[missing[0]]} of {planned[missing[0]]}); "
-            "resume it with `drs-ray certify`"
+            f"counts: the run is not finished: {images:,} of {counted(len(record.image_ids), 'image')} "
+            f"{'lacks' if images == 1 else 'lack'} samples, first {_describe(int(missing[0]), record)} "
+            f"({total[missing[0]]} of {planned[missing[0]]}); resume it with `drs-ray certify`"
         )
     ends = rows.first_sample + rows.samples
     beyond = np.flatnonzero(ends > planned[cell])  # the end of any gap too, as the totals fit or exceed
