@@ -843,6 +843,11 @@ def _explain(item: Any) -> str:
         known = _known_keys(location[:-1])
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         remedy = f"did you mean {close[0]}?" if close else f"allowed here: {', '.join(known)}"
+        if location[0] == "certificate" and _OTHER_NORMS.search(str(location[-1])):
+            remedy = (
+                "certificates are of l2 norms; one of radius r also holds for l1 norms below r, and for linf norms "
+                "below r / sqrt(d), d = channels x height x width"
+            )
         return f"{path}: unknown key; {remedy}"
     if kind == "missing":
         return f"{path}: required key is missing; add it (`drs-ray schema` lists all keys)"
@@ -879,6 +884,10 @@ def _explain(item: Any) -> str:
     if path == "certificate.alpha" and kind in ("greater_than_equal", "less_than"):
         rule = "must be in (0, 1)" if kind == "less_than" else "must be in (0, 1), at least 1e-50"
     return f"{path}: {rule}, got {value}"
+
+
+_OTHER_NORMS = re.compile(r"norm|threat|attack|perturbation|(^|_)l_?(inf|[0-9p])|^p$|linf|patch|epsilon|^eps$", re.I)
+"""Keys by which somebody may ask for certificates against other perturbations."""
 
 
 def _is_echo(item: Any, found: Sequence[Any]) -> bool:

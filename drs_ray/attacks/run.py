@@ -170,7 +170,8 @@ def _rule(result: RunResult, uri: str) -> Rule:
 
 def _load(record: RunRecord, rule: Rule, seed: int) -> tuple[Target, Dataset]:
     """The run's classifiers and data, checked as a worker checks them."""
-    runners = [UnitRunner(record, sub_image) for sub_image in range(record.sub_images)]
+    first = UnitRunner(record, 0)
+    runners = [first, *(UnitRunner(record, sub_image, first.dataset) for sub_image in range(1, record.sub_images))]
     target = Target(
         classifiers=tuple(runner.classifier for runner in runners),
         samplers=tuple(runner.sampler for runner in runners),
@@ -179,7 +180,7 @@ def _load(record: RunRecord, rule: Rule, seed: int) -> tuple[Target, Dataset]:
         dataset=record.dataset.digest,
         seed=seed,
     )
-    return target, runners[0].dataset
+    return target, first.dataset
 
 
 def _attack(target: Target, dataset: Dataset, rows: Sequence[dict[str, Any]], effort: _Effort) -> list[dict[str, Any]]:

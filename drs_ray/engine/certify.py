@@ -56,7 +56,7 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
     """`certify_run` up to its counts: all of them are stored then. Returns where, and the record in force."""
     store = open_store(config.output.uri, config.output.endpoint_url)
     store.check_writable()
-    with nullcontext(session) if session is not None else open_session(config.engine) as session:
+    with nullcontext(session) if session is not None else open_session(config.engine, observer) as session:
         stored = stored_record(store)
         described = describe_on(session, config, observer, stored)
         if stored is None:
@@ -258,8 +258,10 @@ def _check_radius(config: RunConfig) -> None:
 class Session:
     """Where units are carried out. Ray is not touched before it is needed; a Ray that runs already is used."""
 
-    def __init__(self, engine: EngineConfig) -> None:
+    def __init__(self, engine: EngineConfig, observer: Observer) -> None:
+        """observer: told which Ray `auto` was."""
         self._engine = engine
+        self._observer = observer
         self._connected = False
         self._ours = False
 
@@ -356,14 +358,14 @@ class Session:
         if not self._connected:
             from drs_ray.engine.connection import connect
 
-            self._ours = connect(self._engine)
+            self._ours = connect(self._engine, self._observer.event)
             self._connected = True
 
 
 @contextmanager
-def open_session(engine: EngineConfig) -> Iterator[Session]:
-    """A session that is closed on the way out."""
-    session = Session(engine)
+def open_session(engine: EngineConfig, observer: Observer | None = None) -> Iterator[Session]:
+    """A session that is closed on the way out. observer: told which Ray `auto` was."""
+    session = Session(engine, observer or Observer())
     try:
         yield session
     finally:

@@ -73,7 +73,7 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
         EngineError: no worker can be had, or a classifier fails on the image it was tried on.
     """
     observer = observer or Observer()
-    with open_session(config.engine) as session:
+    with open_session(config.engine, observer) as session:
         described = describe_on(session, config, observer)
         workers = workers_of(described.config.engine, session)
         record, settled_speeds = settled(described, session, observer)

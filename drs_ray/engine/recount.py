@@ -124,10 +124,12 @@ def recount(
     if device == "cuda":
         make_cuda_reproducible()
     try:
+        dataset = None
         for sub_image in sorted({unit.sub_image for unit in todo}):
             mine = {unit: part for unit, part in todo.items() if unit.sub_image == sub_image}
-            observer.step(f"loading data set and classifier {sub_image}")
-            runner = UnitRunner(here, sub_image)
+            observer.step(f"loading {'data set and ' if dataset is None else ''}classifier {sub_image}")
+            runner = UnitRunner(here, sub_image, dataset)
+            dataset = runner.dataset
             for unit, part in mine.items():
                 there = _stored_rows(store, record, parts, unit)
                 started = time.perf_counter()

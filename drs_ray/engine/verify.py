@@ -29,6 +29,7 @@ from drs_ray.engine.plan import Unit, blocks, stage_units
 from drs_ray.engine.recount import Compared, Difference, recount
 from drs_ray.engine.reopen import device_here, located
 from drs_ray.errors import ConfigError, CountsError, counted
+from drs_ray.results.counts import position_of
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import PHASES
 from drs_ray.results.store import Store
@@ -212,11 +213,7 @@ def _units_of(image_id: int, stored: Sequence[Unit], record: RunRecord, store: S
     Raises:
         ConfigError: an image that is not of the run. CountsError: none of its units is stored.
     """
-    if image_id not in record.image_ids:
-        raise ConfigError(
-            f"image {image_id} is not of the run in {store.uri} ({counted(len(record.image_ids), 'image')})"
-        )
-    position = record.image_ids.index(image_id)
+    position = position_of(image_id, record, store)
     found = {unit: replace(unit, positions=(position,)) for unit in stored if position in unit.positions}
     if not found:
         raise CountsError(f"{store.uri}: no counts of image {image_id} to verify yet; run `drs-ray certify` first")

@@ -6,6 +6,7 @@ sub-image and phase exactly once.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from drs_ray.results.run_record import RunRecord
 from drs_ray.results.schema import PHASES
 from drs_ray.results.store import Store
 from drs_ray.results.units import RunUnits
+
+_NEAREST = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,17 +125,28 @@ def read_reached_counts(store: Store, record: RunRecord) -> CountsHistory:
     return assemble_rows(rows.where((reached[at] > 0) & within), record, there)
 
 
+def position_of(image_id: int, record: RunRecord, store: Store) -> int:
+    """Where an image is in the run's order.
+
+    Raises:
+        ConfigError: an image that is not of the run, with the nearest ids that are.
+    """
+    if image_id not in record.image_ids:
+        nearest = sorted(heapq.nsmallest(_NEAREST, record.image_ids, key=lambda known: abs(known - image_id)))
+        raise ConfigError(
+            f"image {image_id} is not of the run in {store.uri} ({counted(len(record.image_ids), 'image')}); nearest: "
+            f"{', '.join(map(str, nearest))}"
+        )
+    return record.image_ids.index(image_id)
+
+
 def read_image(store: Store, record: RunRecord, image_id: int) -> tuple[CountsHistory, tuple[str, ...]]:
     """The votes of one image, from the parts that hold it alone, and the keys of the units that it is in.
 
     Raises:
         ConfigError: an image that is not of the run. CountsError: as `read_counts`.
     """
-    if image_id not in record.image_ids:
-        raise ConfigError(
-            f"image {image_id} is not of the run in {store.uri} ({counted(len(record.image_ids), 'image')})"
-        )
-    position, units, parts = record.image_ids.index(image_id), RunUnits(record), list_parts(store, record)
+    position, units, parts = position_of(image_id, record, store), RunUnits(record), list_parts(store, record)
     keys = [key for key in parts if (name := units.parse(key)) and name.block[0] <= position <= name.block[1]]
     holding: list[str] = []
     tables: list[pa.Table] = []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -299,6 +301,29 @@ def test_a_missing_key_is_named(key: str) -> None:
 )
 def test_unknown_keys_get_a_suggestion(sections: dict[str, Any], line: str) -> None:
     assert errors_of(drs(**sections)) == [f"config: {line}"]
+
+
+@pytest.mark.parametrize("key", ["norm", "p", "linf", "l1", "l_inf", "threat_model", "patch_size", "epsilon"])
+def test_who_asks_for_another_norm_is_told_what_l2_gives(key: str) -> None:
+    (line,) = errors_of(drs(certificate={key: "linf"}))
+    assert line.startswith(f"config: certificate.{key}: unknown key; certificates are of l2 norms; ")
+    assert line.endswith("linf norms below r / sqrt(d), d = channels x height x width")
+
+
+@pytest.mark.parametrize("key", ["alhpa", "vot", "radiuss", "pooling", "level"])
+def test_other_unknown_keys_of_the_certificate_are_as_anywhere(key: str) -> None:
+    (line,) = errors_of(drs(certificate={key: 1}))
+    assert "did you mean" in line or "allowed here" in line
+
+
+def test_the_norms_that_l2_gives() -> None:
+    """|x|_2 <= |x|_1, and |x|_2 <= sqrt(d) |x|_inf, with equality for a constant."""
+    rng = np.random.default_rng(0)
+    for d in (1, 3, 784):
+        x = rng.normal(size=(100, d))
+        l1, l2, linf = (np.linalg.norm(x, order, axis=1) for order in (1, 2, np.inf))
+        assert np.all(l2 <= l1 * (1 + 1e-12))
+        assert np.all(l2 <= math.sqrt(d) * linf * (1 + 1e-12))
 
 
 def test_several_mistakes_get_a_line_each() -> None:
