@@ -22,7 +22,7 @@ from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.pace import Meter
 from drs_ray.engine.plan import Unit
 from drs_ray.errors import counted
-from drs_ray.progress import Lines
+from drs_ray.progress import Display, Lines
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.summary import duration_text
 
@@ -47,7 +47,7 @@ class _TimeLeft(ProgressColumn):
         return Text(f"left {task.fields['at_least']}{left}")
 
 
-class ConsoleObserver(Observer):
+class ConsoleObserver(Display, Observer):
     """Draws units, samples/s and time left; events go above the bar. `quiet` leaves events only."""
 
     def __init__(self, console: Console, label: str, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,15 +76,6 @@ class ConsoleObserver(Observer):
         self._meter = Meter(clock())
         self._rate: float | None = None
         self._measured = clock()
-
-    def __enter__(self) -> ConsoleObserver:
-        self._progress.start()
-        self._lines.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._lines.__exit__()
-        self._progress.stop()
 
     def step(self, message: str) -> None:
         """Name the phase in the bar's label, or on a line where there is no bar."""

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -78,6 +78,22 @@ class Lines:
             self.show_if_late()
 
 
+class Display:
+    """A bar, or lines where there is no terminal, within `with`."""
+
+    _progress: Progress
+    _lines: Lines
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        self._lines.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lines.__exit__()
+        self._progress.stop()
+
+
 @contextmanager
 def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar over images, moved by calling it with (done, all); lines where there is no terminal."""
@@ -124,7 +140,7 @@ def pack_with_progress(config: DatasetConfig, store: Store, console: Console, qu
         return pack_dataset(dataset, config.image_size, store, lambda done: told(done, len(dataset)))
 
 
-class TrainingView:
+class TrainingView(Display):
     """Shows a training: bars over epochs and within the epoch, or a line per epoch and in long ones.
 
     Its speed is the mean since a classifier's training began or went on; the time left is that of all classifiers.
@@ -157,15 +173,6 @@ class TrainingView:
         self._lines = Lines(console, "train", quiet, lambda: self._state, clock)
         self._sub_image, self._of = -1, 0
         self._began, self._first, self._done = clock(), 0, 0
-
-    def __enter__(self) -> TrainingView:
-        self._progress.start()
-        self._lines.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._lines.__exit__()
-        self._progress.stop()
 
     def images(self, sub_image: int, epoch: int, images: int, of: int) -> None:
         """See `drs_ray.training.run.ImagesReport`."""
