@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from drs_ray.errors import counted
 from drs_ray.results.certificate import BOUND_DIGITS, ImageCertificate
 from drs_ray.results.rounding import exact_text, format_down, format_up
 from drs_ray.results.tables import ABSTAIN
@@ -18,7 +19,7 @@ def certificate_facts(found: ImageCertificate) -> dict[str, str]:
     row, k = found.row, len(found.sigmas)
     abstains = row["prediction"] == ABSTAIN
     each = [""] if k == 1 else [f", sub-image {index}" for index in range(k)]
-    chosen = [f"{votes:,} of {found.selection_samples:,} votes" for votes in found.selection_votes]
+    chosen = [f"{votes:,} of {counted(found.selection_samples, 'vote')}" for votes in found.selection_votes]
     facts = {
         "run": found.uri,
         "image": f"{found.image_id}, label {row['label']}",
@@ -60,7 +61,9 @@ def _at_fixed_radius(found: ImageCertificate, radius: float, each: Sequence[str]
     votes = zip(row["class_votes"], row["estimation_samples"], each, strict=True)
     return {
         "question": f"radius {exact_text(radius)} or none; no other radius was asked for",
-        f"class {row['selected_class']}": ", ".join(f"{mine:,} of {n:,} votes{name}" for mine, n, name in votes),
+        f"class {row['selected_class']}": ", ".join(
+            f"{mine:,} of {counted(n, 'vote')}{name}" for mine, n, name in votes
+        ),
         "evidence": "\n".join(
             f"n = {stage.samples:,}: log E >= {format_down(stage.log_e, _LOG_DIGITS)}"
             + (" (certified)" if stage.radius > 0 else "")
@@ -84,7 +87,7 @@ def _pooled_bound(found: ImageCertificate) -> dict[str, str]:
     row = found.row
     votes, samples = sum(row["class_votes"]), sum(row["estimation_samples"])
     return {
-        f"class {row['selected_class']}": f"{votes:,} of {samples:,} votes of all sub-images; at level "
+        f"class {row['selected_class']}": f"{votes:,} of {counted(samples, 'vote')} of all sub-images; at level "
         f"{_level(found.class_levels[0])}: mean probability >= {format_down(row['p_lower'][0], BOUND_DIGITS)}, "
         f"a = Phi^-1 >= {format_down(found.a_lower[0], BOUND_DIGITS)}"
     }
@@ -96,7 +99,7 @@ def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
         number = "" if len(each) == 1 else f"_{index}"
         votes, samples = row["class_votes"][index], row["estimation_samples"][index]
         facts[f"class {row['selected_class']}{name}"] = (
-            f"{votes:,} of {samples:,} votes; at level {_level(found.class_levels[index])}: probability >= "
+            f"{votes:,} of {counted(samples, 'vote')}; at level {_level(found.class_levels[index])}: probability >= "
             f"{format_down(row['p_lower'][index], BOUND_DIGITS)}, "
             f"a{number} = Phi^-1 >= {format_down(found.a_lower[index], BOUND_DIGITS)}"
         )
@@ -105,7 +108,7 @@ def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
         rival = "a class without votes" if found.rival == -1 else f"class {found.rival}"
         rest = " (what the class leaves)" if found.b_upper[index] == -found.a_lower[index] else ""
         facts[f"closest rival{name}"] = (
-            f"{rival}, {found.rival_votes[index]:,} of {samples:,} votes; "
+            f"{rival}, {found.rival_votes[index]:,} of {counted(samples, 'vote')}; "
             f"at level {_level(found.rival_levels[index])}: "
             f"probability <= {format_up(row['rival_upper'][index], BOUND_DIGITS)}, "
             f"b{number} = Phi^-1 <= {format_up(found.b_upper[index], BOUND_DIGITS)}{rest}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drs_ray.errors import ConfigError, DrsError, InterruptedRunError
+from drs_ray.errors import ConfigError, DrsError, InterruptedRunError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +28,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file (see `drs-ray schema`).")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Directory or s3:// URI of a run.")]
+
+def _place(param: typer.CallbackParam, value: Any) -> Any:
+    """A path, URI or place=path of the command line (or several), with variables and `~` expanded."""
+    from drs_ray.config import expanded
+
+    if value is None:
+        return None
+    if isinstance(value, list | tuple):
+        return [_place(param, one) for one in value]
+    try:
+        return type(value)(os.path.expanduser(expanded(str(value))))  # noqa: PTH111 - it may be a URI
+    except ValueError as error:
+        name = param.opts[-1] if param.param_type_name == "option" else param.metavar
+        raise ConfigError(f"{name}: {error}, got {value}") from error
+
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file (see `drs-ray schema`).", callback=_place)
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Directory or s3:// URI of a run.", callback=_place)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. budget.estimation=1000.")
 ]
@@ -39,7 +58,12 @@ RadiiOption = Annotated[str | None, typer.Option(help="Radii of the table, e.g. 
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda [default: the run's, where it is here].")]
 PlacesOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="dataset.root or classifiers.N.checkpoint on this machine."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="dataset.root or classifiers.N.checkpoint on this machine.",
+        callback=_place,
+    ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, results only.")]
 EndpointOption = Annotated[
@@ -79,7 +103,9 @@ def options(
 
 @app.command(epilog="Example: `drs-ray demo --directory runs/demo`")
 def demo(
-    directory: Annotated[Path, typer.Option(help="Where classifiers, runs and report go.")] = Path("runs/demo"),
+    directory: Annotated[Path, typer.Option(help="Where classifiers, runs and report go.", callback=_place)] = Path(
+        "runs/demo"
+    ),
     images: Annotated[int, typer.Option(min=1, max=1000, help="Test images to certify.")] = 200,
     samples: Annotated[int, typer.Option(min=1, help="Estimation samples per image and sub-image.")] = 3000,
     address: AddressOption = None,
@@ -123,7 +149,11 @@ def certify(
     address: AddressOption = None,
     log: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Append a JSON object per event; - writes them to stderr, not progress."),
+        typer.Option(
+            metavar="FILE",
+            help="Append a JSON object per event; - writes them to stderr, not progress.",
+            callback=_place,
+        ),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -157,7 +187,10 @@ def submit(
     ] = "http://127.0.0.1:8265",
     set_: SetOption = None,
     working_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="What the job gets, without what .gitignore and .rayignore name.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="What the job gets, without what .gitignore and .rayignore name.", callback=_place
+        ),
     ] = Path(),
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Submit, and do not follow.")] = False,
 ) -> None:
@@ -200,8 +233,10 @@ def reduce(
 
 @app.command(epilog="Example: `drs-ray report runs/demo/rs runs/demo/drs --output runs/demo`")
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="One or more reduced runs.")],
-    output: Annotated[str | None, typer.Option(help="Where the report goes [default: the first run].")] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="One or more reduced runs.", callback=_place)],
+    output: Annotated[
+        str | None, typer.Option(help="Where the report goes [default: the first run].", callback=_place)
+    ] = None,
     compare_rules: Annotated[
         bool, typer.Option("--compare-rules", help="Beside each run, what the plain rule makes of the same counts.")
     ] = False,
@@ -240,11 +275,16 @@ def report(
 
 @app.command(epilog="Example: `drs-ray export runs/demo/drs --format tsv --output drs.tsv`")
 def export(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="A reduced or imported run; several for tables.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="A reduced or imported run; several for tables.", callback=_place),
+    ],
     format_: Annotated[
         str, typer.Option("--format", help="tsv or csv (every image), markdown or latex (certified accuracy at radii).")
     ],
-    output: Annotated[str | None, typer.Option(help="File or s3:// object to write [default: stdout].")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="File or s3:// object to write [default: stdout].", callback=_place)
+    ] = None,
     radii: RadiiOption = None,
     endpoint_url: EndpointOption = None,
 ) -> None:
@@ -271,8 +311,8 @@ def export(
     epilog="Example: `drs-ray import log.tsv runs/cohen --dataset cifar10 --sigma 0.5 --n 100000 --alpha 0.001`",
 )
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Log in the format of certify.py.")],
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Directory or s3:// URI to keep it in.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Log in the format of certify.py.", callback=_place)],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Directory or s3:// URI to keep it in.", callback=_place)],
     dataset: Annotated[str, typer.Option(help="Name of the data set, as in configs.")],
     sigma: Annotated[str, typer.Option(help="Noise level, one for each sub-image: 0.5 or 0.36,0.36.")],
     n: Annotated[int, typer.Option(help="Estimation samples per image and sub-image.")],
@@ -388,7 +428,10 @@ def attack(
     seed: Annotated[int | None, typer.Option(min=0, help="Repeat an earlier attack.")] = None,
     device: DeviceOption = None,
     output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Parquet file or s3:// URI for the table and the images found.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Parquet file or s3:// URI for the table and the images found.", callback=_place
+        ),
     ] = None,
     set_: PlacesOption = None,
     endpoint_url: EndpointOption = None,
@@ -438,7 +481,8 @@ def compact(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
     store = _open(run, endpoint_url)
     with interruptible("no part is lost; run the same command to go on"):
         done = compact_run(store, read_record(store))
-    print(f"{done.units:,} units merged into {len(done.objects):,} objects, {done.deleted:,} small parts deleted")
+    merged, into = counted(done.units, "unit"), counted(len(done.objects), "object")
+    print(f"{merged} merged into {into}, {counted(done.deleted, 'small part')} deleted")
     for key, reason in done.unsound.items():
         print(f"left alone: {key}: {reason}")
     done.check(run)
@@ -487,7 +531,10 @@ def repair(
 @app.command(epilog="Example: `drs-ray pack config.yaml s3://bucket/cifar10 --set dataset.split=train`")
 def pack(
     config: ConfigArgument,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Directory or s3:// URI; the split goes below it.")],
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="Directory or s3:// URI; the split goes below it.", callback=_place),
+    ],
     set_: SetOption = None,
     endpoint_url: EndpointOption = None,
     quiet: QuietOption = False,
@@ -502,8 +549,9 @@ def pack(
         index, was_there = pack_with_progress(load_dataset_config(config, set_ or ()), store, _stderr(), quiet)
     shape = " x ".join(str(size) for size in index.image_shape)
     print(
-        f"{index.images:,} images ({shape}, {index.num_classes} classes) {'were' if was_there else 'are'} packed in "
-        f"{len(index.shards):,} objects, {index.size:,} bytes, digest {index.digest[:12]}"
+        f"{counted(index.images, 'image')} ({shape}, {counted(index.num_classes, 'class')}) "
+        f"{'packed already' if was_there else 'packed'} in {counted(len(index.shards), 'object')}, {index.size:,} "
+        f"bytes, digest {index.digest[:12]}"
     )
     print(f"use: dataset: {{name: parquet, root: {store.uri}, split: {index.split}}}")
 

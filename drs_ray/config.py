@@ -11,6 +11,7 @@ import difflib
 import itertools
 import json
 import math
+import os
 import re
 import struct
 from collections import Counter
@@ -50,6 +51,36 @@ def float32(value: float) -> float:
     """The nearest float32: noise is added in float32, so its standard deviation is one, and certificates use it too."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
+
+def expanded(text: str) -> str:
+    """A path or URI with `$NAME` and `${NAME}` replaced by environment variables, and `$$` by a dollar sign.
+
+    Raises:
+        ValueError: a variable that is not set, or is empty.
+    """
+
+    def value_of(found: re.Match[str]) -> str:
+        if found[0] == "$$":
+            return "$"
+        name = found[1] or found[2]
+        if name is None:
+            raise ValueError("a variable must be $NAME or ${NAME}; write $$ for a dollar sign")
+        if not os.environ.get(name):
+            raise ValueError(f"the environment variable {name} is not set; set it, or write $$ for a dollar sign")
+        return os.environ[name]
+
+    return re.sub(r"\$(?:\$|([A-Za-z_]\w*)|\{(?:([A-Za-z_]\w*)\})?)", value_of, text, flags=re.ASCII)
+
+
+def _expanded_where_read(text: str, info: ValidationInfo) -> str:
+    return expanded(text) if info.context == _AS_READ else text
+
+
+_AS_READ = "as the user wrote it"
+"""Context of a validation that expands variables: those of a run's record are expanded already, maybe elsewhere."""
+
+Location = Annotated[str, AfterValidator(_expanded_where_read)]
+"""A path or URI; a config file may name environment variables in it."""
 
 Sigma = Annotated[float, Field(ge=1e-3, le=100), AfterValidator(float32)]
 """Noise standard deviation in pixel units; far below 1/255 the sum of pixel and noise would hardly be Gaussian."""
@@ -97,7 +128,7 @@ class DatasetConfig(Section):
     """Which images: a data set by name, its split, and the image ids."""
 
     name: DatasetName = Field(description="mnist5k comes with the `demo` extra; the others are read from root.")
-    root: str | None = Field(
+    root: Location | None = Field(
         None, description="Directory that holds the data set (not needed for mnist5k); parquet: or an s3:// URI."
     )
     endpoint_url: str | None = Field(
@@ -123,9 +154,9 @@ class DatasetConfig(Section):
 
     @field_validator("classes", mode="before")
     @classmethod
-    def _names_in_a_file(cls, value: object) -> object:
+    def _names_in_a_file(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
-            return read_class_names(Path(value).expanduser())
+            return read_class_names(Path(_expanded_where_read(value, info)).expanduser())
         if isinstance(value, list | tuple):  # YAML reads the names 0, 1, 10 as numbers
             return [str(name) if type(name) is int else name for name in value]
         return value
@@ -238,7 +269,7 @@ class DenoiserConfig(Section):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
-    checkpoint: str | None = Field(None, description="As a classifier's. Only a factory may do without.")
+    checkpoint: Location | None = Field(None, description="As a classifier's. Only a factory may do without.")
 
 
 class ClassifierConfig(Section):
@@ -252,7 +283,7 @@ class ClassifierConfig(Section):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
-    checkpoint: str | None = Field(
+    checkpoint: Location | None = Field(
         None,
         description=".safetensors, .pt, .pth, .pth.tar, or .pt2 (torch.export); a path or s3:// URI. Only a factory "
         "may do without.",
@@ -502,7 +533,9 @@ class CertificateConfig(Section):
 class OutputConfig(Section):
     """Where the run is stored: a directory or an s3:// prefix of its own."""
 
-    uri: str = Field(min_length=1, description="Directory, or s3://bucket/prefix. Credentials: the AWS chain only.")
+    uri: Location = Field(
+        min_length=1, description="Directory, or s3://bucket/prefix. Credentials: the AWS chain only."
+    )
     endpoint_url: str | None = Field(
         None,
         pattern=r"^https?://[^@\s]+$",
@@ -540,7 +573,7 @@ class TrainingConfig(Section):
         description="Images of the split that are not trained on, so that settings can be compared on them: certify "
         "with dataset.split the same and these as dataset.images.",
     )
-    start_from: str | None = Field(
+    start_from: Location | None = Field(
         None,
         min_length=1,
         description="Checkpoint (path or s3://) whose weights every sub-image's classifier starts from, for example "
@@ -641,17 +674,17 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a YAML file, apply `a.b=c` overrides (values are YAML), validate.
+    """Read a YAML file, apply `a.b=c` overrides (values are YAML), expand variables in paths, validate.
 
     Raises:
         ConfigError: naming the file, the key, the rule, the value and the remedy.
     """
-    return parse_config(_read_file(Path(path), overrides), source=str(path))
+    return _validated(RunConfig, read_config(path, overrides), str(path), _AS_READ)
 
 
 def load_dataset_config(path: str | Path, overrides: Iterable[str] = ()) -> DatasetConfig:
     """The section `dataset` of a YAML file, which need not have any other. Errors: see `load_config`."""
-    return _validated(_DatasetAlone, _read_file(Path(path), overrides), str(path)).dataset
+    return _validated(_DatasetAlone, read_config(path, overrides), str(path), _AS_READ).dataset
 
 
 class _DatasetAlone(BaseModel):
@@ -660,7 +693,9 @@ class _DatasetAlone(BaseModel):
     dataset: DatasetConfig
 
 
-def _read_file(file: Path, overrides: Iterable[str]) -> dict[str, Any]:
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A YAML file with `a.b=c` overrides, not validated. Errors: see `load_config`."""
+    file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -675,7 +710,7 @@ def _read_file(file: Path, overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
-    """Validate a mapping; `source` names it in messages.
+    """Validate a mapping; `source` names it in messages. Variables in its paths are not expanded.
 
     Raises:
         ConfigError: one line per mistake.
@@ -683,9 +718,9 @@ def parse_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
     return _validated(RunConfig, data, source)
 
 
-def _validated(model: type[_Model], data: Mapping[str, Any], source: str) -> _Model:
+def _validated(model: type[_Model], data: Mapping[str, Any], source: str, context: str | None = None) -> _Model:
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as error:
         raise ConfigError(explain(error, source)) from error
 
@@ -777,6 +812,11 @@ def _explain(item: Any) -> str:
         known = _known_keys(location[:-1])
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         remedy = f"did you mean {close[0]}?" if close else f"allowed here: {', '.join(known)}"
+        if location[0] == "certificate" and _OTHER_NORMS.search(str(location[-1])):
+            remedy = (
+                "certificates are of l2 norms; one of radius r also holds for l1 norms below r, and for linf norms "
+                "below r / sqrt(d), d = channels x height x width"
+            )
         return f"{path}: unknown key; {remedy}"
     if kind == "missing":
         return f"{path}: required key is missing; add it (`drs-ray schema` lists all keys)"
@@ -813,6 +853,10 @@ def _explain(item: Any) -> str:
     if path == "certificate.alpha" and kind in ("greater_than_equal", "less_than"):
         rule = "must be in (0, 1)" if kind == "less_than" else "must be in (0, 1), at least 1e-50"
     return f"{path}: {rule}, got {value}"
+
+
+_OTHER_NORMS = re.compile(r"norm|threat|attack|perturbation|(^|_)l_?(inf|[0-9p])|^p$|linf|patch|epsilon|^eps$", re.I)
+"""Keys by which somebody may ask for certificates against other perturbations."""
 
 
 def _is_echo(item: Any, found: Sequence[Any]) -> bool:

@@ -21,7 +21,8 @@ from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.pace import Meter
 from drs_ray.engine.plan import Unit
-from drs_ray.progress import Lines
+from drs_ray.errors import counted
+from drs_ray.progress import Display, Lines
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.summary import duration_text
 
@@ -46,7 +47,7 @@ class _TimeLeft(ProgressColumn):
         return Text(f"left {task.fields['at_least']}{left}")
 
 
-class ConsoleObserver(Observer):
+class ConsoleObserver(Display, Observer):
     """Draws units, samples/s and time left; events go above the bar. `quiet` leaves events only."""
 
     def __init__(self, console: Console, label: str, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,7 +59,7 @@ class ConsoleObserver(Observer):
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[units]} units"),
+            TextColumn("{task.fields[units]}"),
             _SampleRate(),
             TimeElapsedColumn(),
             _TimeLeft(),
@@ -67,7 +68,7 @@ class ConsoleObserver(Observer):
             transient=True,
             get_time=clock,
         )
-        self._task = self._progress.add_task(label, total=None, units="?", rate=None, ends=None, at_least="")
+        self._task = self._progress.add_task(label, total=None, units="? units", rate=None, ends=None, at_least="")
         self._units = self._stored = self._done = self._done_since_line = 0
         self._samples_left = 0
         self._at_least = ""
@@ -75,15 +76,6 @@ class ConsoleObserver(Observer):
         self._meter = Meter(clock())
         self._rate: float | None = None
         self._measured = clock()
-
-    def __enter__(self) -> ConsoleObserver:
-        self._progress.start()
-        self._lines.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._lines.__exit__()
-        self._progress.stop()
 
     def step(self, message: str) -> None:
         """Name the phase in the bar's label, or on a line where there is no bar."""
@@ -111,7 +103,9 @@ class ConsoleObserver(Observer):
             ends=None,
             at_least=self._at_least,
         )
-        self._lines.show(f"{len(todo)} of {self._units} units to do, {self._samples_left:,} noise samples")
+        self._lines.show(
+            f"{len(todo):,} of {counted(self._units, 'unit')} to do, {counted(self._samples_left, 'noise sample')}"
+        )
 
     def added(self, units: Sequence[Unit]) -> None:
         """Make the bar longer."""
@@ -155,15 +149,15 @@ class ConsoleObserver(Observer):
         if self._phase:
             return f"still {self._phase}"
         self._done_since_line = 0
-        parts = [f"{self._fraction()} units done", rate_text(self._rate)]
+        parts = [f"{self._fraction()} done", rate_text(self._rate)]
         if self._rate and self._samples_left:
             parts.append(f"{self._at_least}{duration_text(self._samples_left / self._rate)} left")
         if self._workers:
-            parts.append(f"{sum(self._workers.values())} workers")
+            parts.append(counted(sum(self._workers.values()), "worker"))
         return ", ".join(parts)
 
     def _fraction(self) -> str:
-        return f"{self._done}/{self._units}"
+        return f"{self._done}/{self._units} {'unit' if self._units == 1 else 'units'}"
 
 
 def rate_text(rate: float | None) -> str:

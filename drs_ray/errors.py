@@ -6,6 +6,13 @@ A message says what was given, the rule, the value and the remedy. Anything that
 from __future__ import annotations
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number and what it counts, as messages say it: `1 image`, `1,200 images`, `2 classes`."""
+    if plural is None:
+        plural = noun + ("es" if noun.endswith(("s", "x", "ch")) else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 class DrsError(Exception):
     """Base of all errors that drs-ray raises on purpose; `exit_code` is what the command line ends with."""
 

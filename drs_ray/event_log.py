@@ -12,7 +12,7 @@ from types import TracebackType
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
-from drs_ray.errors import ConfigError
+from drs_ray.errors import ConfigError, counted
 from drs_ray.results.run_record import RunRecord
 
 STDERR = "-"
@@ -79,13 +79,13 @@ class EventLog(Observer):
     def planned(self, todo: Sequence[Unit], stored: int) -> None:
         """How much is to do."""
         samples = sum(unit.samples for unit in todo)
-        self._write("planned", f"{len(todo)} units to do", todo=len(todo), stored=stored, samples=samples)
+        self._write("planned", f"{counted(len(todo), 'unit')} to do", todo=len(todo), stored=stored, samples=samples)
 
     def added(self, units: Sequence[Unit]) -> None:
         """How much more is to do."""
         if units:
             samples = sum(unit.samples for unit in units)
-            self._write("added", f"{len(units)} further units to do", units=len(units), samples=samples)
+            self._write("added", f"{counted(len(units), 'further unit')} to do", units=len(units), samples=samples)
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """What was done, and how long it took."""
@@ -104,7 +104,7 @@ class EventLog(Observer):
         """A line where the numbers have changed."""
         if self._workers.get(sub_image) != (working, starting):
             self._workers[sub_image] = (working, starting)
-            message = f"sub-image {sub_image}: {working} workers, {starting} more starting"
+            message = f"sub-image {sub_image}: {counted(working, 'worker')}, {starting} more starting"
             self._write("workers", message, sub_image=sub_image, working=working, starting=starting)
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:

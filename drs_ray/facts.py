@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from drs_ray.console import rate_text
+from drs_ray.errors import counted
 from drs_ray.results.rounding import exact_text, format_down, format_up
 from drs_ray.results.summary import duration_text
 
@@ -68,7 +69,7 @@ def status_facts(status: RunStatus) -> dict[str, str]:
         if len(status.set_aside) > len(lines):
             lines.append("...")
         facts["set aside"] = "\n".join(
-            [f"{len(status.set_aside):,} units{more}; mend the cause, then run certify again", *lines]
+            [f"{counted(len(status.set_aside), 'unit')}{more}; mend the cause, then run certify again", *lines]
         )
     if status.unknown_parts:
         facts["unknown parts"] = ", ".join(status.unknown_parts)
@@ -93,13 +94,15 @@ def plan_facts(planned: RunPlan, price: float | None) -> dict[str, str]:
         return low if low == high else f"{low} to {high}"
 
     engine = record.config.engine
-    pieces = "" if engine.samples_per_unit is None else f", at most {engine.samples_per_unit:,} samples of each"
+    pieces = (
+        "" if engine.samples_per_unit is None else f", at most {counted(engine.samples_per_unit, 'sample')} of each"
+    )
     facts = {
         "run": record.run_id,
         "images": f"{len(record.image_ids):,}",
         **_asked(record),
         "sub-images": str(record.sub_images),
-        "unit": f"{record.images_per_unit:,} images of a sub-image{pieces}",
+        "unit": f"{counted(record.images_per_unit, 'image')} of a sub-image{pieces}",
         "units": each(lambda size: f"{size.units:,}"),
         "noise samples": each(lambda size: f"{size.samples:,}"),
         "bytes of parts": each(lambda size: decimal(size.bytes)),
@@ -181,7 +184,8 @@ def attack_facts(found: AttackReport) -> dict[str, str]:
     ratio, slack = found.median_ratio, found.smallest_slack
     return {
         "run": found.run_id,
-        "attacked": f"{found.attacked:,} images, {found.skipped:,} more abstain (--seed {found.seed}, {found.device})",
+        "attacked": f"{counted(found.attacked, 'image')}, {counted(found.skipped, 'more abstains', 'more abstain')} "
+        f"(--seed {found.seed}, {found.device})",
         "broken": f"{broken:,}, confirmed by fresh samples; all hold with probability >= 1 - {found.level:g}",
         "median norm / radius": "-" if ratio is None else f"{ratio:.3f}",
         "smallest norm - radius": "-" if slack is None else f"{slack:.4f}",

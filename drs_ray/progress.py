@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from drs_ray.config import DatasetConfig, RunConfig
+from drs_ray.errors import counted
 from drs_ray.results.store import Store
 from drs_ray.results.summary import duration_text
 
@@ -77,6 +78,22 @@ class Lines:
             self.show_if_late()
 
 
+class Display:
+    """A bar, or lines where there is no terminal, within `with`."""
+
+    _progress: Progress
+    _lines: Lines
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        self._lines.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lines.__exit__()
+        self._progress.stop()
+
+
 @contextmanager
 def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar over images, moved by calling it with (done, all); lines where there is no terminal."""
@@ -101,7 +118,7 @@ def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Calla
         def told(done: int, images: int) -> None:
             nonlocal tenths, state
             progress.update(task, completed=done, total=images)
-            state = f"{done:,} of {images:,} images"
+            state = f"{done:,} of {counted(images, 'image')}"
             if 10 * done // images > tenths:
                 lines.show(state)
             tenths = 10 * done // images
@@ -123,7 +140,7 @@ def pack_with_progress(config: DatasetConfig, store: Store, console: Console, qu
         return pack_dataset(dataset, config.image_size, store, lambda done: told(done, len(dataset)))
 
 
-class TrainingView:
+class TrainingView(Display):
     """Shows a training: bars over epochs and within the epoch, or a line per epoch and in long ones.
 
     Its speed is the mean since a classifier's training began or went on; the time left is that of all classifiers.
@@ -157,15 +174,6 @@ class TrainingView:
         self._sub_image, self._of = -1, 0
         self._began, self._first, self._done = clock(), 0, 0
 
-    def __enter__(self) -> TrainingView:
-        self._progress.start()
-        self._lines.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._lines.__exit__()
-        self._progress.stop()
-
     def images(self, sub_image: int, epoch: int, images: int, of: int) -> None:
         """See `drs_ray.training.run.ImagesReport`."""
         self._of = of
@@ -174,7 +182,7 @@ class TrainingView:
             self._sub_image, self._began, self._first = sub_image, self._clock(), done
         self._done = done
         speed = self._speed()
-        self._state = f"{self._where(epoch)}: {images:,} of {of:,} images, {speed}"
+        self._state = f"{self._where(epoch)}: {images:,} of {counted(of, 'image')}, {speed}"
         self._progress.update(self._epoch, completed=images, total=of, note=speed, visible=True)
         self._lines.show_if_late()
 
@@ -185,7 +193,7 @@ class TrainingView:
         self._progress.update(self._tasks[sub_image], completed=epoch, note=note)
         self._lines.show(f"{self._where(epoch)}: {note}, {self._speed()}")
         if epoch == epochs and self._console.is_terminal and not self._quiet:
-            self.note(f"sub-image {sub_image}, {epochs} epochs: {note}")
+            self.note(f"sub-image {sub_image}, {counted(epochs, 'epoch')}: {note}")
 
     def note(self, note: str) -> None:
         """Show a line, quiet or not."""

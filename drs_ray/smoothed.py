@@ -28,7 +28,7 @@ from drs_ray.certificates.rule import Rule
 from drs_ray.config import Precision, float32
 from drs_ray.engine.certify import DEFAULT_BATCH
 from drs_ray.engine.worker import make_cuda_reproducible
-from drs_ray.errors import ClassifierError, ConfigError, DataError
+from drs_ray.errors import ClassifierError, ConfigError, DataError, counted
 from drs_ray.models.check import FirstBatch, tolerance_of
 from drs_ray.models.inference import VotingClassifier, voting_classifier
 from drs_ray.models.precision import has_bfloat16, plain_torch
@@ -383,5 +383,7 @@ def _ids(image_ids: Sequence[int] | None, images: int) -> NDArray[np.int64]:
         return np.arange(images)
     ids = [_whole_number("image_ids", image_id, 0) for image_id in image_ids]
     if len(ids) != images or len(set(ids)) != len(ids):
-        raise ConfigError(f"image_ids must be {images} different ids, one per image, got {len(ids)}: {ids[:5]}")
+        raise ConfigError(
+            f"image_ids must be {counted(images, 'different id')}, one per image, got {len(ids)}: {ids[:5]}"
+        )
     return np.array(ids, np.int64)

@@ -13,7 +13,7 @@ from PIL import Image
 from drs_ray.data.datasets import Dataset, load_dataset
 from drs_ray.data.pixels import encode_png
 from drs_ray.data.torchvision_sets import TORCHVISION_SETS
-from drs_ray.errors import DataError, DrsError
+from drs_ray.errors import DataError, DrsError, counted
 from drs_ray.results.image_table import Pictures
 from drs_ray.results.run_record import RunRecord
 
@@ -59,7 +59,7 @@ def _pictures(dataset: Dataset, image_ids: Sequence[int]) -> Pictures:
         uri = _data_uri(dataset.encoded(image_id)[1])
         size += len(uri)
         if size > MOST_BYTES:
-            return Pictures(uris, f"Pictures: of the first {len(uris):,} images only, to keep this page small")
+            return Pictures(uris, f"Pictures: of the first {counted(len(uris), 'image')} only, to keep this page small")
         uris[image_id] = uri
     return Pictures(uris)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from drs_ray.errors import ConfigError, SoundnessError
+from drs_ray.errors import ConfigError, SoundnessError, counted
 from drs_ray.results.rounding import format_down, format_up
 from drs_ray.results.store import Store, open_place_of
 
@@ -87,7 +87,8 @@ class AttackReport:
             return
         worst = self.table.slice(int((self.norm / self.radius).argmin()), 1).to_pylist()[0]
         raise SoundnessError(
-            f"{self.uri}: NOT SOUND: {below} of {self.attacked} attacked images have a confirmed perturbation inside "
+            f"{self.uri}: NOT SOUND: {below:,} of {counted(self.attacked, 'attacked image')} "
+            f"{'has' if below == 1 else 'have'} a confirmed perturbation inside "
             f"their certified radius, worst image {worst['image_id']}: class {worst['prediction']} is certified up to "
             f"l2 norm {format_down(worst['radius'], _DIGITS)}, but at {format_up(worst['norm'], _DIGITS)} class "
             f"{worst['rival']} wins (votes {worst['rival_votes']} against {worst['prediction_votes']} of "

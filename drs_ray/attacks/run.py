@@ -30,7 +30,7 @@ from drs_ray.certificates.rule import Rule
 from drs_ray.data.datasets import Dataset
 from drs_ray.engine.reopen import device_here, located, on_device
 from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible
-from drs_ray.errors import ConfigError, CountsError
+from drs_ray.errors import ConfigError, CountsError, counted
 from drs_ray.models.precision import plain_torch
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.run_record import RunRecord
@@ -108,7 +108,10 @@ def attack_run(
     seed = secrets.randbits(_SEED_BITS) if seed is None else seed
     rows, skipped = _chosen(result, images, seed)
     if not rows:
-        raise CountsError(f"{store.uri}: the run abstains on all {skipped} images drawn: there is nothing to attack")
+        raise CountsError(
+            f"{store.uri}: the run abstains on {counted(skipped, 'image drawn', 'images drawn')}, all of them: there "
+            "is nothing to attack"
+        )
     effort, rule = _Effort(steps, samples, confirmation, level / len(rows)), result.certified_by
     _check_power(effort, rule, record)
     if used == "cuda":
@@ -161,7 +164,8 @@ def _chosen(result: RunResult, images: int, seed: int) -> tuple[list[dict[str, A
 
 def _load(record: RunRecord, rule: Rule, seed: int) -> tuple[Target, Dataset]:
     """The run's classifiers and data, checked as a worker checks them."""
-    runners = [UnitRunner(record, sub_image) for sub_image in range(record.sub_images)]
+    first = UnitRunner(record, 0)
+    runners = [first, *(UnitRunner(record, sub_image, first.dataset) for sub_image in range(1, record.sub_images))]
     target = Target(
         classifiers=tuple(runner.classifier for runner in runners),
         samplers=tuple(runner.sampler for runner in runners),
@@ -170,7 +174,7 @@ def _load(record: RunRecord, rule: Rule, seed: int) -> tuple[Target, Dataset]:
         dataset=record.dataset.digest,
         seed=seed,
     )
-    return target, runners[0].dataset
+    return target, first.dataset
 
 
 def _attack(target: Target, dataset: Dataset, rows: Sequence[dict[str, Any]], effort: _Effort) -> list[dict[str, Any]]:

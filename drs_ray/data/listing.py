@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drs_ray.class_names import out_of_number_order, shown
-from drs_ray.errors import DataError
+from drs_ray.errors import DataError, counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 """File names that are images, in any case: those of torchvision. Others are counted; hidden ones are not looked at."""
@@ -172,14 +172,17 @@ def _warnings(
 ) -> list[str]:
     texts = []
     if loose:
-        texts.append(f"{len(loose):,} images lie in no class directory (first: {loose[0].path}) and are left out")
+        texts.append(
+            f"{counted(len(loose), 'image lies', 'images lie')} in no class directory (first: {loose[0].path}), left "
+            "out"
+        )
     if seen.unknown:
         kinds = ", ".join(
             f"{shown(kind) or 'no suffix'}: {count:,}" for kind, count in seen.unknown.most_common(_NAMED)
         )
         texts.append(
-            f"{seen.unknown.total():,} files are no images by their names ({kinds}) and are left out; images end in "
-            f"{', '.join(SUFFIXES)}"
+            f"{counted(seen.unknown.total(), 'file is no image by its name', 'files are no images by their names')} "
+            f"({kinds}), left out; images end in {', '.join(SUFFIXES)}"
         )
     if seen.deeper:
         texts.append(
@@ -188,7 +191,10 @@ def _warnings(
         )
     empty = [name for name, found in images.items() if not found]
     if empty:
-        texts.append(f"{len(empty):,} of {len(images):,} classes have no images ({_few(empty)}) but keep their numbers")
+        texts.append(
+            f"{len(empty):,} of {counted(len(images), 'class')} {'has' if len(empty) == 1 else 'have'} no images "
+            f"({_few(empty)}), and {'keeps its number' if len(empty) == 1 else 'keep their numbers'}"
+        )
     if order is None and out_of_number_order(list(images)):
         texts.append(
             f"classes are numbered in text order ({_few(list(images))}), not in the order of the numbers that they are "

@@ -11,7 +11,7 @@ from drs_ray.class_names import read_class_names
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.folders import FolderDataset, folder_dataset, split_directory
 from drs_ray.data.listing import ImageFile, Listing, list_classes, list_images
-from drs_ray.errors import DataError
+from drs_ray.errors import DataError, counted
 
 TINY_SITE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 STL10_SITE = "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
@@ -36,7 +36,8 @@ def load_tiny_imagenet(
         raise DataError(f"data set {name}: {error}; dataset.root must hold what {TINY_SITE} has") from error
     if classes is not None and sorted(classes) != known:
         raise DataError(
-            f"data set {name}: dataset.classes must name the {len(known)} classes of {root / 'wnids.txt'}, each once"
+            f"data set {name}: dataset.classes must name the {counted(len(known), 'class')} of {root / 'wnids.txt'}, "
+            "each once"
         )
     order = classes or known
     images = list_images(directory / "images") if split == "val" and (directory / "images").is_dir() else []
@@ -63,8 +64,8 @@ def _annotated(directory: Path, images: Sequence[ImageFile], order: Sequence[str
     missing = class_of.keys() - {image.path for image in images}
     if missing:
         raise DataError(
-            f"data set tiny-imagenet: {directory / 'images'} lacks {len(missing):,} images of {_ANNOTATIONS}, first "
-            f"{min(missing)}; restore them from {TINY_SITE}"
+            f"data set tiny-imagenet: {directory / 'images'} lacks {counted(len(missing), 'image')} of {_ANNOTATIONS}, "
+            f"first {min(missing)}; restore them from {TINY_SITE}"
         )
     return Listing(found, ())
 
@@ -85,8 +86,8 @@ def load_stl10(root: Path, split: str) -> ArrayDataset:
         raise DataError(f"data set stl10: {error.filename or directory}: {error.strerror}; {remedy}") from error
     if not labels.size or pixels.size != labels.size * 3 * _SIDE**2:
         raise DataError(
-            f"data set stl10: {directory} has {pixels.size / (3 * _SIDE**2):g} images and {labels.size} labels of the "
-            f"{split} split; {remedy}"
+            f"data set stl10: {directory} has {pixels.size / (3 * _SIDE**2):g} images and "
+            f"{counted(labels.size, 'label')} of the {split} split; {remedy}"
         )
     if labels.min() < 1 or labels.max() > len(STL10_CLASSES):
         raise DataError(

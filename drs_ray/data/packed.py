@@ -13,7 +13,7 @@ from typing import Literal, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from drs_ray.errors import DataError
+from drs_ray.errors import DataError, counted
 
 INDEX = "_dataset.json"
 """Name of a split's index, beside its shards. Readers of Parquet directories leave out what begins with `_`."""
@@ -78,9 +78,9 @@ class PackedIndex(_Part):
     def _adds_up(self) -> Self:
         found = sum(group.images for shard in self.shards for group in shard.row_groups)
         if found != self.images:
-            raise ValueError(f"its row groups have {found} images, not {self.images}")
+            raise ValueError(f"its row groups have {counted(found, 'image')}, not {self.images}")
         if self.classes is not None and len(self.classes) != self.num_classes:
-            raise ValueError(f"it names {len(self.classes)} classes, not {self.num_classes}")
+            raise ValueError(f"it names {counted(len(self.classes), 'class')}, not {self.num_classes}")
         return self
 
     @property

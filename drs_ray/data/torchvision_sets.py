@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drs_ray.data.arrays import DIGITS, ArrayDataset
-from drs_ray.errors import DataError
+from drs_ray.errors import DataError, counted
 
 
 class _Files(NamedTuple):
@@ -63,8 +63,8 @@ def load_torchvision(name: str, root: Path, split: str, download: bool) -> Array
         raise DataError(f"data set {name}: {what} in {root} ({reason}); {advice}") from error
     if len(pixels) != len(targets):
         raise DataError(
-            f"data set {name}: {root} has {len(pixels)} images and {len(targets)} labels of the {split} split; "
-            f"they must be as many, from one source: {remedy}"
+            f"data set {name}: {root} has {counted(len(pixels), 'image')} and {counted(len(targets), 'label')} of the "
+            f"{split} split; they must be as many, from one source: {remedy}"
         )
     wrong = np.flatnonzero((targets < 0) | (targets >= files.num_classes))
     if wrong.size:

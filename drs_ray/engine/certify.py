@@ -19,7 +19,7 @@ from drs_ray.engine.plan import Unit, missing_units, plan_units
 from drs_ray.engine.probe import Measurements, measure_inline
 from drs_ray.engine.sizing import sized
 from drs_ray.engine.tally import Tally
-from drs_ray.errors import ClassifierError, ConfigError, EngineError, UnitsSetAsideError
+from drs_ray.errors import ClassifierError, ConfigError, EngineError, UnitsSetAsideError, counted
 from drs_ray.results.parts import list_parts
 from drs_ray.results.reduce import RunResult, reduce_run
 from drs_ray.results.rounding import exact_text, format_down
@@ -58,7 +58,10 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
 
     store = open_store(config.output.uri, config.output.endpoint_url)
     store.check_writable()
-    with plain_torch(), nullcontext(session) if session is not None else open_session(config.engine) as session:
+    with (
+        plain_torch(),
+        nullcontext(session) if session is not None else open_session(config.engine, observer) as session,
+    ):
         stored = stored_record(store)
         described = describe_on(session, config, observer, stored)
         if stored is None:
@@ -83,7 +86,8 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
                         "warning",
                     )
             observer.event(
-                f"resuming run {record.run_id}: {len(frontier.stored)} units are stored, {len(todo)} are to do",
+                f"resuming run {record.run_id}: {counted(len(frontier.stored), 'unit is', 'units are')} "
+                f"stored, {counted(len(todo), 'is', 'are')} to do",
                 "resumed",
                 stored=len(frontier.stored),
                 todo=len(todo),
@@ -255,17 +259,19 @@ def _check_radius(config: RunConfig) -> None:
     )
     if certificate.radius > most:
         raise ConfigError(
-            f"certificate.radius: {exact_text(certificate.radius)} is out of reach: {samples:,} samples of each "
-            f"sub-image certify {format_down(most, 3)} at most; "
-            "use a smaller radius, a larger budget.estimation or larger sigmas"
+            f"certificate.radius: {exact_text(certificate.radius)} is out of reach: {counted(samples, 'sample')} of "
+            f"each sub-image certify {format_down(most, 3)} at most; use a smaller radius, a larger budget.estimation "
+            "or larger sigmas"
         )
 
 
 class Session:
     """Where units are carried out. Ray is not touched before it is needed; a Ray that runs already is used."""
 
-    def __init__(self, engine: EngineConfig) -> None:
+    def __init__(self, engine: EngineConfig, observer: Observer) -> None:
+        """observer: told which Ray `auto` was."""
         self._engine = engine
+        self._observer = observer
         self._connected = False
         self._ours = False
 
@@ -362,14 +368,14 @@ class Session:
         if not self._connected:
             from drs_ray.engine.connection import connect
 
-            self._ours = connect(self._engine)
+            self._ours = connect(self._engine, self._observer.event)
             self._connected = True
 
 
 @contextmanager
-def open_session(engine: EngineConfig) -> Iterator[Session]:
-    """A session that is closed on the way out."""
-    session = Session(engine)
+def open_session(engine: EngineConfig, observer: Observer | None = None) -> Iterator[Session]:
+    """A session that is closed on the way out. observer: told which Ray `auto` was."""
+    session = Session(engine, observer or Observer())
     try:
         yield session
     finally:
@@ -381,13 +387,13 @@ def _verify(set_aside: dict[Unit, str], record: RunRecord, store: Store) -> None
     if set_aside:
         first, reason = next(iter(set_aside.items()))
         raise UnitsSetAsideError(
-            f"{len(set_aside)} units were set aside, first {first.key}: {reason}; all others are "
-            f"stored in {store.uri}; mend the cause, then run the same command to resume"
+            f"{counted(len(set_aside), 'unit was', 'units were')} set aside, first {first.key}: {reason}; all others "
+            f"are stored in {store.uri}; mend the cause, then run the same command to resume"
         )
     missing = missing_units(plan_units(record), list_parts(store, record))
     if missing:
         raise EngineError(
-            f"{store.uri}: {len(missing)} parts are not there although they were written, first "
+            f"{store.uri}: {counted(len(missing), 'part is', 'parts are')} not there although written, first "
             f"{missing[0].key}; was the place changed meanwhile? Run the same command to resume"
         )
 
@@ -403,4 +409,4 @@ def hardware_of(device: str) -> str:
     from drs_ray.models.precision import has_bfloat16
 
     units = " with bfloat16 units" if has_bfloat16("cpu") else ""
-    return f"{platform.machine()} CPU{units}, {os.cpu_count()} cores"
+    return f"{platform.machine()} CPU{units}, {counted(os.cpu_count() or 1, 'core')}"

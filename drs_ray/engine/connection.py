@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -14,7 +15,7 @@ from ray._private.services import get_ray_address_from_environment  # no public 
 
 from drs_ray.config import EngineConfig
 from drs_ray.engine.ray_errors import last_line, ray_or_resume
-from drs_ray.errors import EngineError
+from drs_ray.errors import DrsError, EngineError, counted
 
 CONNECT_SECONDS = 10.0
 _HTTP2_BEGIN = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -24,11 +25,13 @@ _FRAME_TYPE = 3
 
 
 @ray_or_resume()
-def connect(engine: EngineConfig) -> bool:
+def connect(engine: EngineConfig, noted: Callable[[str], None] = lambda note: None) -> bool:
     """Start a local Ray, or attach to a running one. Returns False where this process is connected already.
 
+    noted: told which Ray was joined, where neither the config nor RAY_ADDRESS names it.
+
     Raises:
-        EngineError: no Ray answers at the address, or one of another version.
+        EngineError: no Ray answers at the address, or one of another version, or none can be started here.
     """
     if ray.is_initialized():
         return False
@@ -40,7 +43,11 @@ def connect(engine: EngineConfig) -> bool:
     try:
         _check_answers(get_ray_address_from_environment("auto", None) if engine.address == "auto" else engine.address)
         ray.init(address=engine.address, log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if engine.address == "auto" and not os.environ.get("RAY_ADDRESS"):
+            noted(_joined())
+    except (DrsError, SystemError):  # the latter may be a signal's (`ray_or_resume`)
+        raise
+    except Exception as error:  # besides ConnectionError, RuntimeError, ValueError and OSError, Ray raises plain ones
         versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
         if "Version mismatch" in str(error) and len(versions) == 2:
             (their_ray, their_python), (ray_, python) = versions
@@ -48,11 +55,23 @@ def connect(engine: EngineConfig) -> bool:
                 f"engine.address: the cluster at '{engine.address}' has Ray {their_ray} on Python {their_python}, this "
                 f"process Ray {ray_} on Python {python}; install the cluster's versions here"
             ) from error
+        if engine.address == "local":
+            raise _cannot_start(last_line(error)) from error
         raise _nobody_at(engine.address, last_line(error)) from error
     finally:
         if on_sigterm is not None:
             signal.signal(signal.SIGTERM, on_sigterm)
     return True
+
+
+def _joined() -> str:
+    """Which Ray `auto` was, in words."""
+    there = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return (
+        f"engine.address: auto: joined the Ray at {ray.get_runtime_context().gcs_address} ({counted(nodes, 'node')}, "
+        f"{there.get('CPU', 0.0):g} CPUs, {there.get('GPU', 0.0):g} GPUs); RAY_ADDRESS would name another"
+    )
 
 
 def _check_answers(address: str) -> None:
@@ -86,6 +105,15 @@ def _is_grpc(host: str, port: int) -> bool:
         while len(answer) <= _FRAME_TYPE and (more := connection.recv(16)):
             answer += more
     return len(answer) > _FRAME_TYPE and answer[_FRAME_TYPE] == _SETTINGS
+
+
+def _cannot_start(reason: str) -> EngineError:
+    if "AF_UNIX" in reason:  # the path of a socket has room for about 50 characters before Ray's own part
+        key = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+        remedy = f"set {key} to a directory with a shorter path, for example /tmp, or use address inline"
+    else:
+        remedy = "try again where it is less busy, see Ray's logs (/tmp/ray/session_latest/logs), or use address inline"
+    return EngineError(f"engine.address: no local Ray can be started on this machine ({reason}); {remedy}")
 
 
 def _nobody_at(address: str, reason: str) -> EngineError:

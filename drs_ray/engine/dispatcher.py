@@ -22,7 +22,7 @@ from drs_ray.engine.ledger import RETRY_SECONDS, Ledger
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit
 from drs_ray.engine.ray_errors import last_line, node_was_lost, ray_or_resume, reason_of, start_error
-from drs_ray.errors import EngineError, StoreError
+from drs_ray.errors import EngineError, StoreError, counted
 
 _TICK_SECONDS = 1.0
 _FAILED_STARTS_AT_FIRST = 3
@@ -306,8 +306,8 @@ class Dispatcher:
         allowed = _FAILED_STARTS_LATER if pool.has_started else _FAILED_STARTS_AT_FIRST
         if pool.failed_starts >= allowed and not pool.starting and not pool.working:
             raise EngineError(
-                f"sub-image {pool.sub_image}: {pool.failed_starts} workers in a row died while starting; last: "
-                f"{reason}; see the worker logs of Ray (out of memory?), then resume"
+                f"sub-image {pool.sub_image}: {counted(pool.failed_starts, 'worker')} in a row died while starting; "
+                f"last: {reason}; see the worker logs of Ray (out of memory?), then resume"
             )
         pause = min(pool.failed_starts * _TICK_SECONDS, _LONGEST_PAUSE_SECONDS)
         pool.no_start_before = time.monotonic() + pause

@@ -75,7 +75,7 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
     from drs_ray.models.precision import plain_torch
 
     observer = observer or Observer()
-    with plain_torch(), open_session(config.engine) as session:
+    with plain_torch(), open_session(config.engine, observer) as session:
         described = describe_on(session, config, observer)
         workers = workers_of(described.config.engine, session)
         record, settled_speeds = settled(described, session, observer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +22,15 @@ from drs_ray.engine.driver import cluster_gpus
 from drs_ray.engine.placement import Placement
 from drs_ray.engine.ray_errors import last_line, ray_or_resume, reason_of
 from drs_ray.engine.worker import threads_of
-from drs_ray.errors import ConfigError, DrsError, EngineError
+from drs_ray.errors import ConfigError, DrsError, EngineError, counted
 
 MOST_FAILURES = 3
 """So often a group that lost a worker begins again after its last state; then the training ends."""
 _START_SECONDS = 60.0
 """How long Ray Train waits for a group's workers before it asks again; it has no name for it but an environment key."""
 _POLL_SECONDS = 0.2
+_END_SECONDS = 60.0
+"""How long a worker whose work cannot succeed waits to be ended with its group."""
 
 
 Tell = Callable[[Any, Any], None]
@@ -104,7 +107,7 @@ def run_group(
         DrsError: what the job raised.
         EngineError: workers cannot be had, or fail again and again.
     """
-    connected = connect(engine)
+    connected = connect(engine, noted)
     try:
         device = engine.device
         if device == "auto":
@@ -171,7 +174,8 @@ def _work(config: dict[str, Any]) -> None:
         )
     except DrsError as error:
         ray.get(board.fail.remote(error))
-        if context.get_world_size() > 1:  # the others may wait for this one: end the group, and its successor at once
+        if context.get_world_size() > 1:  # the others may wait for this one, and the driver ends the group (`_follow`):
+            time.sleep(_END_SECONDS)  # to raise at once would make Ray Train begin another group first
             raise
 
 
@@ -197,8 +201,8 @@ def _follow(fitting: Any, board: Any, heard: Callable[[Any], None]) -> None:
             told, error = ray.get(board.take.remote())
             for message in told:
                 heard(message)
-        if error is not None:
-            raise error
+            if error is not None:
+                raise error
         try:
             reason = ray.get(fitting)
         except RayTaskError as failure:
@@ -228,7 +232,7 @@ def _check_room(engine: EngineConfig, placement: Placement, workers: int, noted:
     there = sum(placement.workers_on(node) for node in nodes)
     if there >= workers:
         return
-    text = f"{workers} workers with {placement.needs} at once; there: {placement.there(nodes)}"
+    text = f"{counted(workers, 'worker')} with {placement.needs} at once; there: {placement.there(nodes)}"
     if engine.address == "local":
         raise ConfigError(
             f"training.workers: this machine's Ray has room for {there}: asked for {text}; lower training.workers or "

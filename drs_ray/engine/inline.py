@@ -38,7 +38,8 @@ def run_inline(
         while queue:
             unit = queue.popleft()
             if unit.sub_image not in runners:
-                runners[unit.sub_image] = UnitRunner(record, unit.sub_image)
+                shared = next((runner.dataset for runner in runners.values()), None)
+                runners[unit.sub_image] = UnitRunner(record, unit.sub_image, shared)
             try:
                 outcome = runners[unit.sub_image].run(unit, store)
             except StoreError as error:

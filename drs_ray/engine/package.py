@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging  # Ray has no public way to say what it would pack
 
-from drs_ray.config import RunConfig
+from drs_ray.config import RunConfig, parse_config, read_config
 from drs_ray.errors import ConfigError
 
 LIMIT_BYTES = 100 * 2**20
@@ -76,14 +76,38 @@ def path_within(config_file: Path, directory: Path) -> str:
         ) from None
 
 
-def check_names(config: RunConfig, config_path: str, files: Mapping[str, int], directory: Path) -> None:
-    """Whatever the config names by a relative path must be in the package, and results must not.
+def checked_config(
+    config_file: Path, overrides: Sequence[str], config_path: str, files: Mapping[str, int], directory: Path
+) -> RunConfig:
+    """The config as the job will find it: variables in paths are the job's, so they are left as they are.
+
+    Args:
+        config_file: where it is here.
+        overrides: `key=value`, as for `load_config`.
+        config_path: where it is in the package.
+        files: what is in the package.
+        directory: the working directory that is packed.
 
     Raises:
-        ConfigError: what is missing, or an output that would be thrown away with the package.
+        ConfigError: a mistake in it, a relative path of it that is not in the package, or an output that would be
+            thrown away with the package.
     """
+    data = read_config(config_file, overrides)
+    section = data.get("dataset")
+    names = section.get("classes") if isinstance(section, dict) else None
+    if isinstance(names, str) and isinstance(section, dict):  # a file, which is read where the config is
+        _check_packed({"dataset.classes": names}, files, directory)
+        here = directory / names
+        data["dataset"] = section | {"classes": str(here) if _is_packed_name(names) else None}
+    config = parse_config(data, source=str(config_file))
+    _check_names(config, config_path, files, directory)
+    return config
+
+
+def _check_names(config: RunConfig, config_path: str, files: Mapping[str, int], directory: Path) -> None:
+    """Whatever the config names by a relative path must be in the package, and results must not."""
     place = config.output.uri
-    if "://" not in place and not Path(place).is_absolute():
+    if "://" not in place and not place.startswith("$") and not Path(place).is_absolute():
         raise ConfigError(
             f"output: {place} would be thrown away with the job's working directory; use s3://bucket/prefix, or the "
             "absolute path of a directory that all nodes share"
@@ -95,9 +119,18 @@ def check_names(config: RunConfig, config_path: str, files: Mapping[str, int], d
             named[f"classifiers.{number}.denoiser.checkpoint"] = classifier.denoiser.checkpoint or ""
     if not config.dataset.download:
         named["dataset.root"] = config.dataset.root or ""
+    _check_packed(named, files, directory)
+
+
+def _is_packed_name(name: str) -> bool:
+    """Whether a path means something in the package; any other a node finds by itself."""
+    return bool(name) and not name.startswith(("/", "~")) and "://" not in name and "$" not in name
+
+
+def _check_packed(named: Mapping[str, str], files: Mapping[str, int], directory: Path) -> None:
     for key, name in named.items():
-        if not name or "://" in name or name.startswith(("/", "~")):
-            continue  # a node finds it by itself
+        if not _is_packed_name(name):
+            continue
         path = Path(name).as_posix()
         if path not in files and not any(file.startswith(f"{path}/") for file in files):
             why = "is left out by .gitignore or .rayignore" if (directory / path).exists() else "is not there"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drs_ray.config import EngineConfig
+from drs_ray.errors import counted
 
 Node = Mapping[str, Any]
 """One entry of `ray.nodes()`: "Alive", "Resources" (name -> total) and "Labels" (key -> value) are used."""
@@ -52,7 +53,7 @@ class Placement:
         custom = "".join(f" and {amount:g} {name}" for name, amount in self.resources.items())
         labels = ", ".join(f"{key}={value}" for key, value in self.labels.items())
         where = f", on nodes labelled {labels}" if labels else ""
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs{custom} per worker{where}"
+        return f"{_amount('CPU', self.cpus)} and {_amount('GPU', self.gpus)}{custom} per worker{where}"
 
     def allows(self, node: Node) -> bool:
         """Whether the node lives and its labels are those asked for."""
@@ -77,12 +78,14 @@ class Placement:
         alive = [node for node in nodes if node["Alive"]]
         totals = {name: sum(node["Resources"].get(name, 0.0) for node in alive) for name in self._names}
         labelled = f", {sum(map(self.allows, alive))} of them so labelled" if self.labels else ""
-        return f"{len(alive)} nodes with {self._amounts(totals)}{labelled}"
+        return f"{counted(len(alive), 'node')} with {self._amounts(totals)}{labelled}"
 
     def free(self, available: Mapping[str, float], nodes: Sequence[Node]) -> str:
         """What the cluster has left of what is asked for, in words; available: as `ray.available_resources()` says."""
         alive = [node for node in nodes if node["Alive"]]
-        labelled = f", {sum(map(self.allows, alive))} of {len(alive)} nodes so labelled" if self.labels else ""
+        labelled = (
+            f", {sum(map(self.allows, alive))} of {counted(len(alive), 'node')} so labelled" if self.labels else ""
+        )
         return f"{self._amounts(available)}{labelled}"
 
     @property
@@ -90,8 +93,12 @@ class Placement:
         return ("CPU", "GPU", *self.resources)
 
     def _amounts(self, have: Mapping[str, float]) -> str:
-        plural = {"CPU": "s", "GPU": "s"}
-        return ", ".join(f"{have.get(name, 0.0):g} {name}{plural.get(name, '')}" for name in self._names)
+        return ", ".join(_amount(name, have.get(name, 0.0)) for name in self._names)
+
+
+def _amount(name: str, amount: float) -> str:
+    """1 CPU, 0.5 GPUs, 2 fast_disk."""
+    return f"{amount:g} {name}{'s' if name in ('CPU', 'GPU') and amount != 1 else ''}"
 
 
 def _times(want: float, have: float) -> int:

@@ -103,8 +103,10 @@ def measure_inline(units: list[Unit], record: RunRecord) -> Measurements:
         make_cuda_reproducible()
     found: dict[int, list[Measured]] = {}
     try:
+        dataset = None
         for unit in units:
-            runner = UnitRunner(record, unit.sub_image)
+            runner = UnitRunner(record, unit.sub_image, dataset)
+            dataset = runner.dataset
             try:
                 measured = runner.measure(unit, PROBE_SECONDS)
             except DrsError:  # the run itself will say what is wrong with which image

@@ -16,7 +16,7 @@ from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 from drs_ray.engine.reopen import on_device
 from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible, threads_of
-from drs_ray.errors import CountsError
+from drs_ray.errors import CountsError, counted
 from drs_ray.results.encoding import CountsRow
 from drs_ray.results.parts import Parts, read_units
 from drs_ray.results.run_record import RunRecord
@@ -52,7 +52,7 @@ class Difference:
         counts = list(zip(self.classes, self.stored, self.counted, strict=True))
         what += [f"class {number} has {stored} votes, here {here}" for number, stored, here in counts[:_CLASSES_NAMED]]
         if len(counts) > _CLASSES_NAMED:
-            what.append(f"and {len(counts) - _CLASSES_NAMED} more classes")
+            what.append(f"and {counted(len(counts) - _CLASSES_NAMED, 'more class')}")
         return (
             f"{self.unit}: image {self.image_id}, {self.phase} samples {self.first_sample}..{last}: {', '.join(what)}"
         )
@@ -124,10 +124,12 @@ def recount(
     if device == "cuda":
         make_cuda_reproducible()
     try:
+        dataset = None
         for sub_image in sorted({unit.sub_image for unit in todo}):
             mine = {unit: part for unit, part in todo.items() if unit.sub_image == sub_image}
-            observer.step(f"loading data set and classifier {sub_image}")
-            runner = UnitRunner(here, sub_image)
+            observer.step(f"loading {'data set and ' if dataset is None else ''}classifier {sub_image}")
+            runner = UnitRunner(here, sub_image, dataset)
+            dataset = runner.dataset
             for unit, part in mine.items():
                 there = _stored_rows(store, record, parts, unit)
                 started = time.perf_counter()

@@ -19,8 +19,8 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from drs_ray.config import RunConfig, load_config
-from drs_ray.engine.package import check_names, check_size, packed_files, path_within
+from drs_ray.config import RunConfig
+from drs_ray.engine.package import check_size, checked_config, packed_files, path_within
 from drs_ray.engine.ray_errors import last_line
 from drs_ray.errors import ConfigError, EngineError, JobEndedError
 
@@ -105,9 +105,8 @@ def submit_run(config_file: Path, overrides: Sequence[str], working_dir: Path, a
     """
     host, port = _endpoint(address)
     config_path = path_within(config_file, working_dir)
-    config = load_config(config_file, overrides)
     files = packed_files(working_dir)
-    check_names(config, config_path, files, working_dir)
+    config = checked_config(config_file, overrides, config_path, files, working_dir)
     check_size(files, working_dir)
     client = _connect(address, host, port)
     command = ["python", "-m", "drs_ray", "certify", config_path, "--address", "auto"]

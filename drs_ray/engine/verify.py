@@ -28,8 +28,9 @@ from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit, blocks, stage_units
 from drs_ray.engine.recount import Compared, Difference, recount
 from drs_ray.engine.reopen import device_here, located
-from drs_ray.errors import ConfigError, CountsError
+from drs_ray.errors import ConfigError, CountsError, counted
 from drs_ray.models.precision import plain_torch
+from drs_ray.results.counts import position_of
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import PHASES
 from drs_ray.results.store import Store
@@ -98,10 +99,11 @@ class VerifyReport:
         units = sorted({difference.unit for difference in self.differences})
         named = " ".join(f"--unit {unit}" for unit in units)
         raise CountsError(
-            f"{self.uri}: {len(self.differences)} of {self.comparisons} comparisons differ, in {len(units)} of "
-            f"{len(self.checked)} units checked, first {self.differences[0]}; unless its worker had other hardware or "
-            "versions than run.json names, that part is not this run's: find out who wrote it, move it aside with "
-            f"`drs-ray repair {self.uri} {named}`, then `drs-ray certify` computes it again"
+            f"{self.uri}: {len(self.differences):,} of {counted(self.comparisons, 'comparison')} differ, in "
+            f"{len(units):,} of {counted(len(self.checked), 'unit')} checked, first {self.differences[0]}; unless its "
+            "worker had other hardware or versions than run.json names, that part is not this run's: find out who "
+            f"wrote it, move it aside with `drs-ray repair {self.uri} {named}`, then `drs-ray certify` computes it "
+            "again"
         )
 
 
@@ -164,7 +166,7 @@ def verify_run(
     for unit in chosen:
         mine = [difference for difference in differences if difference.unit == unit.key]
         if mine:
-            observer.event(f"{len(mine)} differences, first {mine[0]}", "warning")
+            observer.event(f"{counted(len(mine), 'difference')}, first {mine[0]}", "warning")
     return VerifyReport(
         uri=store.uri,
         record=record,
@@ -213,9 +215,7 @@ def _units_of(image_id: int, stored: Sequence[Unit], record: RunRecord, store: S
     Raises:
         ConfigError: an image that is not of the run. CountsError: none of its units is stored.
     """
-    if image_id not in record.image_ids:
-        raise ConfigError(f"image {image_id} is not of the run in {store.uri} ({len(record.image_ids)} images)")
-    position = record.image_ids.index(image_id)
+    position = position_of(image_id, record, store)
     found = {unit: replace(unit, positions=(position,)) for unit in stored if position in unit.positions}
     if not found:
         raise CountsError(f"{store.uri}: no counts of image {image_id} to verify yet; run `drs-ray certify` first")

@@ -41,8 +41,13 @@ _MOST_DRAWS = 5000
 class UnitRunner:
     """Holds one sub-image's base classifier on one device, and does that sub-image's units."""
 
-    def __init__(self, record: RunRecord, sub_image: int) -> None:
+    def __init__(self, record: RunRecord, sub_image: int, dataset: Dataset | None = None) -> None:
         """Load the data set and the classifier of `sub_image`.
+
+        Args:
+            record: the run.
+            sub_image: whose classifier.
+            dataset: that of another runner of the run in this process; None: load it.
 
         Raises:
             DataError, ClassifierError: what the run's config names is not here, or not what the driver saw.
@@ -50,15 +55,7 @@ class UnitRunner:
         config = record.config
         self._record = record
         self._writer = PartWriter(config.engine.store_seconds)
-        chosen = config.dataset
-        self._dataset = load_dataset(
-            chosen.name, chosen.root, chosen.split, False, chosen.image_size, chosen.endpoint_url, chosen.classes
-        )
-        if self._dataset.digest != record.dataset.digest:
-            raise DataError(
-                f"data set {config.dataset.name}: what this worker reads has digest {self._dataset.digest[:12]}, the "
-                f"run has {record.dataset.digest[:12]}; give every node the same data"
-            )
+        self._dataset = _dataset_of(record) if dataset is None else dataset
         _, height, width = record.dataset.image_shape
         cut = config.partition
         partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
@@ -165,6 +162,19 @@ class UnitRunner:
             if time.perf_counter() - started >= seconds:
                 break
         return Measured(time.perf_counter() - started, 0.0, samples=rows * size, classes=classes / rows)
+
+
+def _dataset_of(record: RunRecord) -> Dataset:
+    chosen = record.config.dataset
+    dataset = load_dataset(
+        chosen.name, chosen.root, chosen.split, False, chosen.image_size, chosen.endpoint_url, chosen.classes
+    )
+    if dataset.digest != record.dataset.digest:
+        raise DataError(
+            f"data set {chosen.name}: what this worker reads has digest {dataset.digest[:12]}, the run has "
+            f"{record.dataset.digest[:12]}; give every node the same data"
+        )
+    return dataset
 
 
 def classifier_of(

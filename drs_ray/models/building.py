@@ -60,7 +60,7 @@ def _network(architecture: str, arguments: Mapping[str, JsonValue], image_shape:
             if key.startswith(("pretrained", "weights", "checkpoint", "num_classes", "in_chans")):
                 raise ClassifierError(
                     f"classifier {architecture}: argument {key!r} is not for you to set: weights come from "
-                    "classifiers.<k>.checkpoint, classes and channels from the data set; remove it"
+                    "the key checkpoint, classes and channels from the data set; remove it"
                 )
         build = _LIBRARIES[library](name, image_shape)
         given: dict[str, object] = {"num_classes": num_classes}

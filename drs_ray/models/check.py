@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drs_ray.errors import ClassifierError
+from drs_ray.errors import ClassifierError, counted
 from drs_ray.models.building import told
 from drs_ray.models.tensors import few, tensor_digests
 
@@ -275,7 +275,7 @@ def _answer(module: nn.Module, inputs: Tensor, num_classes: int, who: str) -> Te
     if list(logits.shape) != expected:
         raise ClassifierError(
             f"{who} must return logits of shape {expected} for inputs {list(inputs.shape)} "
-            f"({num_classes} classes), got {list(logits.shape)}"
+            f"({counted(num_classes, 'class')}), got {list(logits.shape)}"
         )
     largest = logits.amax(dim=1)  # NaN where there is one
     if not bool(torch.isfinite(largest).all()):

@@ -64,13 +64,16 @@ def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMet
     write_file(location, data)
 
 
-def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointMetadata | None]:
+def load_checkpoint(
+    path: str | Path, remedy: str = "check the path"
+) -> tuple[dict[str, Tensor], CheckpointMetadata | None]:
     """Read a checkpoint onto the CPU.
 
     Args:
         path: .safetensors, .pt, .pth or .pth.tar; a local path or an s3:// URI. The latter hold a state_dict, or a dict
             with one under `state_dict` or `model`, and are read with `weights_only`: a pickle that would run code is
             refused. What else is in the dict (an optimizer's state, epochs) is ignored.
+        remedy: what to do if there is no such file.
 
     Returns:
         The tensors by name, and the metadata if drs-ray wrote the file.
@@ -86,7 +89,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], CheckpointMeta
         )
     if suffix not in (".safetensors", ".pt", ".pth") and not location.endswith(".pth.tar"):
         raise ClassifierError(f"checkpoint {location}: must end in .safetensors, .pt, .pth or .pth.tar, got {suffix!r}")
-    data = read_file(location)
+    data = read_file(location, remedy)
     if suffix == ".safetensors":
         return parse_checkpoint(location, data)
     return _from_pickle(location, data), None

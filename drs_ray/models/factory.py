@@ -18,7 +18,7 @@ from drs_ray.models.building import PROGRAM, build_module, is_factory
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint
 from drs_ray.models.denoisers import load_denoiser
-from drs_ray.models.pixels import with_pixels
+from drs_ray.models.pixels import check_channels, with_pixels
 from drs_ray.models.programs import load_program
 from drs_ray.models.tensors import load_tensors, module_digest
 
@@ -78,15 +78,22 @@ def load_classifier(
             warning only.
     """
     warnings: tuple[str, ...] = ()
+    correct = f"correct classifiers.{sub_image}.checkpoint"
+    check_channels(pixels, image_shape[0], sub_image)
     if architecture == PROGRAM:
         if arguments:
             raise ClassifierError(f"sub-image {sub_image}: {PROGRAM} takes no arguments, got {dict(arguments)}")
-        module = with_pixels(load_program(_needed(checkpoint, architecture, sub_image)), pixels, image_shape[0])
+        module = with_pixels(
+            load_program(_needed(checkpoint, architecture, sub_image), correct), pixels, image_shape[0]
+        )
     else:
         module = build_module(architecture, arguments, image_shape, num_classes, pixels)
         if checkpoint is not None or not is_factory(architecture):
             source = _needed(checkpoint, architecture, sub_image)
-            tensors, metadata = load_checkpoint(source)
+            trainable = source.endswith(".safetensors")
+            tensors, metadata = load_checkpoint(
+                source, f"{correct}, or train it with `drs-ray train`" if trainable else correct
+            )
             if metadata is not None:
                 expected = {
                     "sub_image": sub_image,

@@ -10,17 +10,15 @@ from drs_ray.errors import ClassifierError, ConfigError, MissingObjectError, Sto
 from drs_ray.results.store import open_place_of
 
 
-def read_file(location: str) -> bytes:
+def read_file(location: str, remedy: str = "check the path") -> bytes:
     """The bytes at a location.
 
     Raises:
-        ClassifierError: if there is no such file, or it cannot be read.
+        ClassifierError: if there is no such file (`remedy` says what to do), or it cannot be read.
     """
     data = read_if_there(location)
     if data is None:
-        raise ClassifierError(
-            f"checkpoint {location}: not found; correct classifiers.<k>.checkpoint, or train it with `drs-ray train`"
-        )
+        raise ClassifierError(f"checkpoint {location}: not found; {remedy}")
     return data
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from drs_ray.config import Precision
-from drs_ray.errors import ClassifierError
+from drs_ray.errors import ClassifierError, counted
 from drs_ray.models.building import told
 from drs_ray.models.check import check_classifier
 
@@ -189,7 +189,7 @@ class _Compiled(nn.Module):
         with _fixed_choices(self._is_cuda), torch.inference_mode():
             self._run(torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last))
         if graphs != 1:  # TORCH_COMPILE_DISABLE, for one
-            raise RuntimeError(f"it made {graphs} graphs instead of one: is it turned off?")
+            raise RuntimeError(f"it made {counted(graphs, 'graph')} instead of one: is it turned off?")
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drs_ray.config import PixelsConfig
-from drs_ray.errors import ClassifierError
+from drs_ray.errors import ClassifierError, counted
 from drs_ray.models.architectures import Normalize
 
 Shape = tuple[int, int, int]
@@ -18,18 +18,8 @@ class Pixels(nn.Module):
     """Noisy pixels in units of [0, 1] -> what a network was trained on. It has no weights of its own."""
 
     def __init__(self, pixels: PixelsConfig, channels: int) -> None:
-        """Prepare for images with so many channels.
-
-        Raises:
-            ClassifierError: when mean and std are not one number per channel.
-        """
+        """Prepare for images with so many channels, of which mean and std have one number each (`check_channels`)."""
         super().__init__()
-        for name, values in (("mean", pixels.mean), ("std", pixels.std)):
-            if values is not None and len(values) != channels:
-                raise ClassifierError(
-                    f"classifiers.<k>.pixels.{name} must be a list of {channels} numbers, one per channel of the data "
-                    f"set's images, got {list(values)}; choose a data set and a classifier of as many channels"
-                )
         self._size = pixels.resize
         self._low, high = pixels.range
         self._scale = high - self._low
@@ -44,6 +34,22 @@ class Pixels(nn.Module):
         if (self._low, self._scale) != (0.0, 1.0):
             x = x * self._scale + self._low
         return x if self._normalize is None else self._normalize(x)
+
+
+def check_channels(pixels: PixelsConfig | None, channels: int, sub_image: int) -> None:
+    """See that mean and std, if they are given, are one number per channel of the data set's images.
+
+    Raises:
+        ClassifierError: naming the key of the sub-image's classifier.
+    """
+    for name in ("mean", "std") if pixels is not None else ():
+        values = getattr(pixels, name)
+        if values is not None and len(values) != channels:
+            raise ClassifierError(
+                f"classifiers.{sub_image}.pixels.{name} must be a list of {counted(channels, 'number')}, one per "
+                f"channel of the data set's images, got {list(values)}; choose a data set and a classifier of as many "
+                "channels"
+            )
 
 
 def shape_seen(image_shape: Shape, pixels: PixelsConfig | None) -> Shape:

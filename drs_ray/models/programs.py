@@ -47,8 +47,8 @@ class Program(nn.Module):
         return self.graph(x)
 
 
-def load_program(location: str) -> Program:
-    """Read a .pt2 file, a local path or an s3:// URI, onto the CPU.
+def load_program(location: str, remedy: str = "check the path") -> Program:
+    """Read a .pt2 file, a local path or an s3:// URI, onto the CPU. remedy: what to do if there is no such file.
 
     Raises:
         ClassifierError: another suffix, or not a program of this version of torch.
@@ -58,7 +58,7 @@ def load_program(location: str) -> Program:
             f"checkpoint {location}: the architecture {PROGRAM} takes a .pt2 file of torch.export.save; "
             "name one, or the architecture whose weights this file has"
         )
-    data = read_file(location)
+    data = read_file(location, remedy)
     try:
         with warnings.catch_warnings(), _no_pickled_code():
             warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from drs_ray.errors import ClassifierError
+from drs_ray.errors import ClassifierError, counted
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -47,12 +47,12 @@ def _likely_cause(misshapen: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> s
     outputs = {(given[0], needed[0]) for given, needed in misshapen if given[1:] == needed[1:] and given and needed}
     if len(outputs) == 1 and all(given[1:] == needed[1:] for given, needed in misshapen):
         ((given, needed),) = outputs
-        return f"it was probably trained for {given} classes, the run has {needed}: check the data set"
+        return f"it was probably trained for {counted(given, 'class')}, the run has {needed}: check the data set"
     if len(misshapen) == 1 and len(misshapen[0][0]) == 4:
         (given_shape, needed_shape) = misshapen[0]
         if given_shape[:1] + given_shape[2:] == needed_shape[:1] + needed_shape[2:]:
             return (
-                f"it takes images with {given_shape[1]} channels, the data set has {needed_shape[1]}: "
+                f"it takes images with {counted(given_shape[1], 'channel')}, the data set has {needed_shape[1]}: "
                 "check the data set, or choose another checkpoint"
             )
     return "check the architecture's arguments, the image size and the number of classes"

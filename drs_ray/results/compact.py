@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from drs_ray.errors import CountsError
+from drs_ray.errors import CountsError, counted
 from drs_ray.results.compacted import digests, encode_compacted
 from drs_ray.results.encoding import UnitRows
 from drs_ray.results.judge import Judge
@@ -50,8 +50,9 @@ class Compaction:
         """
         if self.unsound:
             raise CountsError(
-                f"{uri}: {len(self.unsound)} objects cannot be trusted and were left alone, first "
-                f"{next(iter(self.unsound))}; move them aside with `drs-ray repair {uri}`, then resume the run"
+                f"{uri}: {counted(len(self.unsound), 'object')} cannot be trusted and "
+                f"{'was' if len(self.unsound) == 1 else 'were'} left alone, first {next(iter(self.unsound))}; move "
+                f"them aside with `drs-ray repair {uri}`, then resume the run"
             )
 
 

@@ -6,6 +6,7 @@ sub-image and phase exactly once.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from drs_ray.errors import ConfigError, CountsError
+from drs_ray.errors import ConfigError, CountsError, counted
 from drs_ray.results.parts import list_parts, read_units
 from drs_ray.results.rows import REMEDY, Rows, joined, rows_of
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.schema import PHASES
 from drs_ray.results.store import Store
 from drs_ray.results.units import RunUnits
+
+_NEAREST = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +125,28 @@ def read_reached_counts(store: Store, record: RunRecord) -> CountsHistory:
     return assemble_rows(rows.where((reached[at] > 0) & within), record, there)
 
 
+def position_of(image_id: int, record: RunRecord, store: Store) -> int:
+    """Where an image is in the run's order.
+
+    Raises:
+        ConfigError: an image that is not of the run, with the nearest ids that are.
+    """
+    if image_id not in record.image_ids:
+        nearest = sorted(heapq.nsmallest(_NEAREST, record.image_ids, key=lambda known: abs(known - image_id)))
+        raise ConfigError(
+            f"image {image_id} is not of the run in {store.uri} ({counted(len(record.image_ids), 'image')}); nearest: "
+            f"{', '.join(map(str, nearest))}"
+        )
+    return record.image_ids.index(image_id)
+
+
 def read_image(store: Store, record: RunRecord, image_id: int) -> tuple[CountsHistory, tuple[str, ...]]:
     """The votes of one image, from the parts that hold it alone, and the keys of the units that it is in.
 
     Raises:
         ConfigError: an image that is not of the run. CountsError: as `read_counts`.
     """
-    if image_id not in record.image_ids:
-        raise ConfigError(f"image {image_id} is not of the run in {store.uri} ({len(record.image_ids)} images)")
-    position, units, parts = record.image_ids.index(image_id), RunUnits(record), list_parts(store, record)
+    position, units, parts = position_of(image_id, record, store), RunUnits(record), list_parts(store, record)
     keys = [key for key in parts if (name := units.parse(key)) and name.block[0] <= position <= name.block[1]]
     holding: list[str] = []
     tables: list[pa.Table] = []
@@ -185,7 +201,7 @@ def _read(store: Store, record: RunRecord) -> tuple[Rows, CountsHistory]:
     parts = list_parts(store, record)
     if not len(parts):
         raise CountsError(
-            f"{store.uri}: no counts yet (0 of {len(record.image_ids)} images); run `drs-ray certify` first"
+            f"{store.uri}: no counts yet (0 of {counted(len(record.image_ids), 'image')}); run `drs-ray certify` first"
         )
     rows = joined([units.rows for units in read_units(store, record, parts)])
     return rows, assemble_rows(rows, record, record.image_ids)
@@ -209,9 +225,9 @@ def _check_complete(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> Non
     if len(missing):
         images = len(np.unique(missing // (k * len(PHASES))))
         raise CountsError(
-            f"counts: the run is not finished: {images} of {len(record.image_ids)} images lack samples, first "
-            f"{_describe(int(missing[0]), record)} ({total[missing[0]]} of {planned[missing[0]]}); "
-            "resume it with `drs-ray certify`"
+            f"counts: the run is not finished: {images:,} of {counted(len(record.image_ids), 'image')} "
+            f"{'lacks' if images == 1 else 'lack'} samples, first {_describe(int(missing[0]), record)} "
+            f"({total[missing[0]]} of {planned[missing[0]]}); resume it with `drs-ray certify`"
         )
     ends = rows.first_sample + rows.samples
     beyond = np.flatnonzero(ends > planned[cell])  # the end of any gap too, as the totals fit or exceed

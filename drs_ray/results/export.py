@@ -129,7 +129,7 @@ def latex_table(runs: Sequence[RunSummary]) -> str:
     rows = [" & ".join(map(_tex, _cells(run))) + r" \\" for run in runs]
     return "\n".join(
         [
-            f"% {_caption(runs)}",
+            f"% {' '.join(_caption(runs).split())}",  # a line break would end the comment
             rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
             r"\toprule",
             " & ".join(head) + r" \\",
@@ -151,6 +151,7 @@ _TEX = (
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {character: f"\\{character}" for character in "&%$#_{}"}
     | {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+    | {"[": "{[}", "*": "{*}"}  # after the end of a row they would be its arguments
 )
 
 
@@ -186,4 +187,4 @@ def _caption(runs: Sequence[RunSummary]) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
+    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.votes import Integers
-from drs_ray.errors import DataError
+from drs_ray.errors import DataError, counted
 from drs_ray.results.tables import ABSTAIN
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct")
@@ -115,7 +115,7 @@ def _rows(
 
 def _miscounted(line: str, found: int, width: int, separator: str) -> str:
     """Why a line has another number of fields than the header."""
-    expected = f"{found} fields, the header has {width}"
+    expected = f"{counted(found, 'field')}, the header has {width}"
     for other, name in _SEPARATORS.items():
         if other != separator and len(line.split(other)) == width:
             return f"{expected}: it is separated by {name}, the header by {_SEPARATORS[separator]}; use one of them"

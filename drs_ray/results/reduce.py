@@ -14,7 +14,7 @@ from drs_ray.certificates.certify import pooled_images, rule_names
 from drs_ray.certificates.rule import RULES_VERSION, Rule
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
-from drs_ray.errors import CountsError
+from drs_ray.errors import CountsError, counted
 from drs_ray.results.counts import Counts, CountsHistory, read_counts, read_reached_counts
 from drs_ray.results.evidence import evidence_of, rule_of, waiting_images
 from drs_ray.results.run_record import RunRecord, read_record
@@ -44,7 +44,7 @@ class Progress:
     def text(self) -> str:
         """ "partial: 120 of 200 images", with those that are not done yet."""
         waiting = f", {self.waiting:,} of them to be continued" if self.waiting else ""
-        return f"partial: {self.certified:,} of {self.planned:,} images{waiting}"
+        return f"partial: {self.certified:,} of {counted(self.planned, 'image')}{waiting}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,8 +204,9 @@ def check_finished(history: CountsHistory, record: RunRecord) -> None:
     waiting = np.flatnonzero(waiting_images(history, record))
     if len(waiting):
         raise CountsError(
-            f"counts: the run is not finished: {len(waiting)} of {len(history.image_ids)} images need a further stage, "
-            f"first image {history.image_ids[waiting[0]]}; resume it with `drs-ray certify`"
+            f"counts: the run is not finished: {len(waiting):,} of {counted(len(history.image_ids), 'image')} "
+            f"{'needs' if len(waiting) == 1 else 'need'} a further stage, first image "
+            f"{history.image_ids[waiting[0]]}; resume it with `drs-ray certify`"
         )
 
 

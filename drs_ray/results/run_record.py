@@ -16,7 +16,7 @@ from drs_ray.certificates.rule import RULES_VERSION
 from drs_ray.certificates.stages import LOOKS, Schedule, doubling_schedule
 from drs_ray.class_names import first_difference
 from drs_ray.config import CertificateConfig, ClassifierConfig, Precision, RunConfig, Section
-from drs_ray.errors import ConfigError, CountsError, MissingObjectError
+from drs_ray.errors import ConfigError, CountsError, MissingObjectError, counted
 from drs_ray.results.schema import EXTENSION_KEY, IMPORTED, RUN_KEY, SCHEMA_VERSION, check_version
 from drs_ray.results.store import Store
 
@@ -282,9 +282,10 @@ def _extend(store: Store, there: RunRecord, estimation: int) -> None:
     budget = there.config.budget
     if budget.planned is None or not budget.estimation < estimation <= budget.planned:
         raise ConfigError(
-            f"budget.estimation: the run in {store.uri} has {budget.estimation} samples, got {estimation}; a run can "
-            "only be extended to a later stage that its budget.planned foresaw, since certificates that were seen have "
-            f"spent their alpha (planned: {budget.planned}); restore the budget or choose another output"
+            f"budget.estimation: the run in {store.uri} has {counted(budget.estimation, 'sample')}, got {estimation}; "
+            "a run can only be extended to a later stage that its budget.planned foresaw, since certificates that "
+            f"were seen have spent their alpha (planned: {budget.planned}); restore the budget or choose another "
+            "output"
         )
     store.put(EXTENSION_KEY, json.dumps({"run_id": there.run_id, "estimation": estimation}).encode())
 
@@ -336,6 +337,9 @@ def _first_few(differences: list[str]) -> str:
 
 def _brief(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{', '.join(map(str, value[:3]))}{', ...' if len(value) > 3 else ''}] ({len(value)} entries)"
+        return (
+            f"[{', '.join(map(str, value[:3]))}{', ...' if len(value) > 3 else ''}] "
+            f"({counted(len(value), 'entry', 'entries')})"
+        )
     text = str(value)
     return text if len(text) <= 24 else text[:12] + "..."

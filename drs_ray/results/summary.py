@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from drs_ray.certificates.curve import certified_accuracy_curve, failed_certificates
 from drs_ray.certificates.radius import Floats
 from drs_ray.config import DatasetConfig
-from drs_ray.errors import ConfigError
+from drs_ray.errors import ConfigError, counted
 from drs_ray.results.imported import MARK, ImportedRecord, ImportedResult, Shown
 from drs_ray.results.reduce import Progress, RunResult
 from drs_ray.results.rounding import exact_text, format_down, format_ratio_down, format_ratio_up, format_up
@@ -171,12 +171,12 @@ class RunSummary:
     def scope_text(self) -> str:
         """How many images, and of how many: 200 images must not be mistaken for all 10,000."""
         if self.progress is not None:
-            return f"{self.images:,} of {self.progress.planned:,} planned images"
+            return f"{self.images:,} of {counted(self.progress.planned, 'planned image')}"
         if self.split_size is None:
-            return f"{self.images:,} images"
+            return counted(self.images, "image")
         if self.split_size == self.images:
-            return f"all {self.images:,} images"
-        return f"{self.images:,} of {self.split_size:,} images"
+            return "the one image" if self.images == 1 else f"all {self.images:,} images"
+        return f"{self.images:,} of {counted(self.split_size, 'image')}"
 
     @property
     def middle(self) -> AtRadius:
@@ -421,7 +421,7 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     yield "data digest", record.dataset.digest
     yield "images", _ids_text(record.image_ids)
     shape = " x ".join(str(size) for size in record.dataset.image_shape)
-    yield "image shape", f"{shape} (channels x height x width), {record.dataset.num_classes} classes"
+    yield "image shape", f"{shape} (channels x height x width), {counted(record.dataset.num_classes, 'class')}"
     partition = config.partition
     yield "partition", partition.label if partition.sub_images == 1 else f"{partition.label}, layout {partition.layout}"
     for index, (classifier, digest) in enumerate(zip(config.classifiers, record.classifier_digests, strict=True)):
@@ -430,7 +430,7 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
         yield which, f"{classifier.architecture}, sigma {exact_text(classifier.sigma)}{checkpoint}"
         yield "weights digest", digest
     noise = config.noise
-    yield "noise", f"{noise.law}, seed {noise.seed}, keyed in blocks of {noise.block:,} samples"
+    yield "noise", f"{noise.law}, seed {noise.seed}, keyed in blocks of {counted(noise.block, 'sample')}"
     yield "forward passes", record.arithmetic
     yield "forward batch", "chosen by device" if config.engine.batch is None else f"{config.engine.batch:,}"
     yield "device", config.engine.device

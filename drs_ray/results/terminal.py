@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from drs_ray.errors import counted
 from drs_ray.results.imported import Shown
 from drs_ray.results.readouts import AtSamples, Columns, saving
 from drs_ray.results.reduce import RunResult
@@ -49,10 +50,10 @@ def render_table(results: Sequence[Shown]) -> Table:
         )
         table.add_row("finished", *at_least)
     if many:
-        failed = ("not known" if run.imported else f"<= {run.failures_allowed:,} images" for run in runs)
+        failed = ("not known" if run.imported else f"<= {counted(run.failures_allowed, 'image')}" for run in runs)
         table.add_row("failed", *failed)
     table.add_row("ACR", *(Text(run.acr_text, "bold") for run in runs))
-    table.add_row("abstains", *(f"{run.abstention_text} ({run.abstained:,} images)" for run in runs))
+    table.add_row("abstains", *(f"{run.abstention_text} ({counted(run.abstained, 'image')})" for run in runs))
     table.add_row("samples", *(_samples(result) for result in results))
     table.add_row("time", *(run.time_text for run in runs))
     return table

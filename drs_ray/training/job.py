@@ -13,6 +13,7 @@ from drs_ray.data.datasets import Dataset, load_dataset, select_image_ids
 from drs_ray.data.split import Subset
 from drs_ray.errors import ConfigError, DataError
 from drs_ray.models.building import build_module
+from drs_ray.models.pixels import check_channels
 from drs_ray.smoothing.partition import Partition, make_partition
 from drs_ray.training.images import held_if_small
 from drs_ray.training.loop import EpochDone, Place, Report, derived_seed, train_classifier
@@ -38,6 +39,7 @@ class TrainingJob:
         """The untrained module; the same for equal configs."""
         classifier = self.config.classifiers[self.sub_image]
         shape = partition_of(self.config, dataset).layout_shape(self.sub_image, dataset.image_shape[0])
+        check_channels(classifier.pixels, shape[0], self.sub_image)
         # Layers draw their initial weights from torch's global generator: seed a copy of it, and put the old one back.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)

@@ -15,6 +15,8 @@ import drs_ray
 from drs_ray.attacks.report import AttackReport
 from drs_ray.attacks.run import attack_run
 from drs_ray.config import parse_config
+from drs_ray.data.datasets import load_dataset
+from drs_ray.engine import worker
 from drs_ray.errors import ClassifierError, ConfigError, CountsError, SoundnessError, StoreError
 from drs_ray.results.reduce import read_result
 from drs_ray.results.schema import ATTACKS, CERTIFICATES_KEY, metadata
@@ -51,6 +53,24 @@ def edited(run: Path, place: Path, **columns: list[Any]) -> str:
         table = table.set_column(at, kind, [np.array(values, kind.type.to_pandas_dtype())])
     pq.write_table(table, place / CERTIFICATES_KEY)
     return str(place)
+
+
+def test_one_process_reads_the_data_set_once_for_all_sub_images(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+
+    def load(*arguments: Any) -> Any:
+        loads.append(arguments[0])
+        return load_dataset(*arguments)
+
+    monkeypatch.setattr(worker, "load_dataset", load)
+    drs_ray.attack(str(finished), 1, **QUICK)
+    assert len(loads) == 1
+    drs_ray.verify(str(finished), 99).check()
+    assert len(loads) == 2
+    drs_ray.certify(run_config(tmp_path / "run", images=6))
+    assert len(loads) == 3
 
 
 def test_the_command_line_gives_the_same_table(finished: Path, honest: AttackReport, tmp_path: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 import yaml
 
-from drs_ray import certify, read_run
+from drs_ray import certify, cli, read_run
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
 from tests.support.runs import drs_ray, run_config, run_data, write_config
@@ -50,6 +52,39 @@ def test_certify_status_reduce_report(tmp_path):
         "certified_accuracy.svg",
         "report.html",
     ]
+
+
+def test_variables_are_expanded_in_every_path_of_the_command_line(tmp_path, monkeypatch, capsys):
+    no_path = {"address", "endpoint_url", "radii", "vote", "device", "format_", "unit"}
+    no_path |= {"dataset", "split", "sigma", "radius_rule"}
+    texts = set()
+    for command in cli.app.registered_commands:
+        for parameter, hint in get_type_hints(command.callback, include_extras=True).items():
+            if re.search(r"\bstr\b|Path", str(get_args(hint)[:1])) and parameter not in no_path:
+                texts.add((command.callback.__name__, parameter, hint.__metadata__[0].callback is not None))
+    whole = {name for name, parameter, _ in texts if parameter == "config"}  # read with load_config, --set and all
+    assert {item for item in texts if not item[2]} == {(name, "set_", False) for name in whole}
+    paths = texts - {(name, "set_", False) for name in whole}
+    assert len(paths) > 20
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    monkeypatch.delenv("NOT_HERE", raising=False)
+    cases = {
+        ("status", "$PLACE/none"): f"{tmp_path}/none: no drs-ray run here",
+        ("status", "~/nothing/at/all"): f"{Path.home()}/nothing/at/all: no drs-ray run here",
+        ("status", "$NOT_HERE/run"): "RUN: the environment variable NOT_HERE is not set; set it, or write $$",
+        ("report", "$PLACE/a", "${NOT_HERE}/b"): "RUN...: the environment variable NOT_HERE is not set",
+        ("verify", "$PLACE", "--set", "dataset.root=$NOT_HERE"): "--set: the environment variable NOT_HERE is not set",
+        ("export", "a", "--format", "tsv", "--output", "$NOT_HERE"): "--output: the environment variable NOT_HERE is",
+        ("certify", "${PLACE}/none.yaml"): f"config {tmp_path}/none.yaml: cannot be read",
+    }
+    for arguments, message in cases.items():
+        monkeypatch.setattr(sys, "argv", ["drs-ray", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: {message}"), line
+        assert line.count("\n") == 1
+        assert ended.value.code in (1, 2)
 
 
 def test_an_unfinished_run_is_reported_as_such_and_goes_on(finished, tmp_path):

@@ -137,7 +137,7 @@ def test_bad_usage_gets_one_line(finished: Path, tmp_path: Path) -> None:
         )
     assert refused(1, "export", place, "--format", "tsv").startswith(f"{place}: no drs-ray run here")
     for arguments in (["certificate", finished, 99], ["verify", finished, "--image", 99, "--quiet"]):
-        assert refused(2, *arguments) == f"image 99 is not of the run in {finished} (6 images)"
+        assert refused(2, *arguments) == f"image 99 is not of the run in {finished} (6 images); nearest: 3, 4, 5"
 
 
 def test_one_certificate_in_full_and_its_audit(finished: Path) -> None:

@@ -88,7 +88,7 @@ def test_compact_then_damage_then_repair(place: Place, undisturbed: str) -> None
     assert len(place.small()) == 8
     done = place.drs_ray("compact")
     assert done.returncode == 0, done.stderr
-    assert "8 units merged into 1 objects, 8 small parts deleted" in done.stdout
+    assert "8 units merged into 1 object, 8 small parts deleted" in done.stdout
     assert place.small() == []
     assert counts_digest(place.store) == undisturbed
 

@@ -52,12 +52,12 @@ def test_packed_on_s3_by_the_command_line_and_certified_by_ray_workers_gives_the
     arguments = ["pack", str(config), place, "--set", "dataset.split=test", "--endpoint-url", seaweed.endpoint]
     assert _exit_code(monkeypatch, arguments) == 0
     done = capsys.readouterr()
-    assert "1,000 images (1 x 28 x 28, 10 classes) are packed in 1 objects" in done.out
+    assert "1,000 images (1 x 28 x 28, 10 classes) packed in 1 object," in done.out
     assert done.out.splitlines()[-1] == f"use: dataset: {{name: parquet, root: {place}, split: test}}"
     assert "1,000 of 1,000 images" in done.err
     assert _exit_code(monkeypatch, [*arguments, "--quiet"]) == 0
     again = capsys.readouterr()
-    assert "1,000 images (1 x 28 x 28, 10 classes) were packed" in again.out
+    assert "1,000 images (1 x 28 x 28, 10 classes) packed already" in again.out
     assert again.err == ""
     data = _packed_run(tmp_path / "run", place, address="local", endpoint_url=seaweed.endpoint)
     run = write_config(tmp_path / "run.yaml", data)

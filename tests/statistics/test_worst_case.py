@@ -127,7 +127,7 @@ def test_too_much_of_alpha_is_caught(classes: int) -> None:
 
 @pytest.mark.parametrize("sub_images", [2, 3])
 def test_bonferroni_levels_that_are_not_shared_are_caught(sub_images: int) -> None:
-    """Radii a little larger than the staircase's, by all of alpha on each sub-image and the best of them, miss more."""
+    """Radii from all of alpha on each sub-image, with the largest margin taken for every one, miss more than alpha."""
     n, alpha = (12,) * sub_images, 0.25
     one = all_radii((12,), 2, Rule("probit"), alpha)
     best = functools.reduce(np.maximum.outer, [one] * sub_images) * np.sqrt(sub_images)  # one margin for all of them

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from drs_ray.config import CertificateConfig, RunConfig, apply_overrides, json_schema, load_config, parse_config
+from drs_ray.config import (
+    CertificateConfig,
+    RunConfig,
+    apply_overrides,
+    json_schema,
+    load_config,
+    load_dataset_config,
+    parse_config,
+)
 from drs_ray.errors import ConfigError
 from drs_ray.results.run_record import DatasetRecord, identity, run_id
 
@@ -292,6 +303,29 @@ def test_unknown_keys_get_a_suggestion(sections: dict[str, Any], line: str) -> N
     assert errors_of(drs(**sections)) == [f"config: {line}"]
 
 
+@pytest.mark.parametrize("key", ["norm", "p", "linf", "l1", "l_inf", "threat_model", "patch_size", "epsilon"])
+def test_who_asks_for_another_norm_is_told_what_l2_gives(key: str) -> None:
+    (line,) = errors_of(drs(certificate={key: "linf"}))
+    assert line.startswith(f"config: certificate.{key}: unknown key; certificates are of l2 norms; ")
+    assert line.endswith("linf norms below r / sqrt(d), d = channels x height x width")
+
+
+@pytest.mark.parametrize("key", ["alhpa", "vot", "radiuss", "pooling", "level"])
+def test_other_unknown_keys_of_the_certificate_are_as_anywhere(key: str) -> None:
+    (line,) = errors_of(drs(certificate={key: 1}))
+    assert "did you mean" in line or "allowed here" in line
+
+
+def test_the_norms_that_l2_gives() -> None:
+    """|x|_2 <= |x|_1, and |x|_2 <= sqrt(d) |x|_inf, with equality for a constant."""
+    rng = np.random.default_rng(0)
+    for d in (1, 3, 784):
+        x = rng.normal(size=(100, d))
+        l1, l2, linf = (np.linalg.norm(x, order, axis=1) for order in (1, 2, np.inf))
+        assert np.all(l2 <= l1 * (1 + 1e-12))
+        assert np.all(l2 <= math.sqrt(d) * linf * (1 + 1e-12))
+
+
 def test_several_mistakes_get_a_line_each() -> None:
     lines = errors_of(drs(budget={"estimation": 0}, certificate={"alpha": 2}, noise={"sed": 1}))
     assert sorted(line.split(": ")[1] for line in lines) == ["budget.estimation", "certificate.alpha", "noise.sed"]
@@ -350,6 +384,102 @@ class TestFiles:
         file.write_text(DRS.replace("name: mnist5k", "name: 2026-01-01"))
         with pytest.raises(ConfigError, match=r"dataset\.name: "):
             load_config(file)
+
+
+class TestVariables:
+    """$NAME and ${NAME} in paths of a config file, and in those alone."""
+
+    PATHS: Mapping[str, tuple[str | int, ...]] = {
+        "dataset.root": ("dataset", "root"),
+        "classifiers.0.checkpoint": ("classifiers", 0, "checkpoint"),
+        "classifiers.1.denoiser.checkpoint": ("classifiers", 1, "denoiser", "checkpoint"),
+        "training.start_from": ("training", "start_from"),
+        "output.uri": ("output", "uri"),
+    }
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        (tmp_path / "drs.yaml").write_text(DRS)
+        return tmp_path / "drs.yaml"
+
+    @staticmethod
+    def path_in(config: RunConfig, path: tuple[str | int, ...]) -> object:
+        found: Any = config
+        for part in path:
+            found = found[part] if isinstance(part, int) else getattr(found, part)
+        return found
+
+    def all_of(self, value: str) -> list[str]:
+        denoiser = "classifiers.1.denoiser.architecture=dncnn"
+        return [denoiser, *(f"{key}={value}" for key in self.PATHS)]
+
+    @pytest.mark.parametrize(
+        ("text", "path"),
+        [
+            ("$SCRATCH/run", "/scratch/me/run"),
+            ("${SCRATCH}/run", "/scratch/me/run"),
+            ("${SCRATCH}_2/$JOB-a", "/scratch/me_2/7-a"),
+            ("s3://bucket-$JOB/a", "s3://bucket-7/a"),
+            ("/a/$$JOB/b$$", "/a/$JOB/b$"),
+            ("/a/b$/$-/~/$1", "/a/b$/$-/~/$1"),
+        ],
+    )
+    def test_every_path_of_a_file_is_expanded(
+        self, file: Path, text: str, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SCRATCH", "/scratch/me")
+        monkeypatch.setenv("JOB", "7")
+        config = load_config(file, self.all_of(text))
+        assert [self.path_in(config, keys) for keys in self.PATHS.values()] == [path] * len(self.PATHS)
+        assert load_dataset_config(file, [f"dataset.root={text}"]).root == path
+
+    def test_no_path_of_the_schema_is_forgotten(self) -> None:
+        """Whatever its description calls a path, a directory or a URI; classes may be a file, and are read at once."""
+        found = set()
+        for name, section in {**json.loads(json_schema())["$defs"], "": {}}.items():
+            for key, item in section.get("properties", {}).items():
+                if re.search(r"[Dd]irectory|\bpath\b|s3://|As a classifier's", item.get("description", "")):
+                    found.add((name.removesuffix("Config").lower(), key))
+        assert found - {("dataset", "split"), ("dataset", "classes")} == {
+            ("dataset", "root"),
+            ("classifier", "checkpoint"),
+            ("denoiser", "checkpoint"),
+            ("training", "start_from"),
+            ("output", "uri"),
+        }
+
+    def test_a_file_of_class_names(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (file.parent / "names.txt").write_text("cat\ndog\n")
+        folder = ["dataset.name=folder", "dataset.root=x", "dataset.classes=$HERE/names.txt"]
+        monkeypatch.setenv("HERE", str(file.parent))
+        assert load_config(file, folder).dataset.classes == ("cat", "dog")
+        monkeypatch.delenv("HERE")
+        with pytest.raises(ConfigError, match=r"^\S+: dataset.classes: the environment variable HERE is not set; "):
+            load_config(file, folder)
+
+    @pytest.mark.parametrize("value", [None, ""])
+    def test_a_variable_that_is_not_set_is_named_with_the_key(
+        self, file: Path, value: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("NOT_HERE", raising=False)
+        if value is not None:
+            monkeypatch.setenv("NOT_HERE", value)
+        for key in self.PATHS:
+            with pytest.raises(ConfigError) as error:
+                load_config(file, ["classifiers.1.denoiser.architecture=dncnn", f"{key}=$NOT_HERE/x"])
+            assert str(error.value) == (
+                f"{file}: {key}: the environment variable NOT_HERE is not set; set it, or write $$ for a dollar sign, "
+                "got '$NOT_HERE/x'"
+            )
+        with pytest.raises(ConfigError, match=r"output.uri: a variable must be \$NAME or \$\{NAME\}; write \$\$ "):
+            load_config(file, ["output=${NOT_HERE:-x}/run"])
+
+    def test_what_is_read_once_is_not_read_again(self, file: Path) -> None:
+        """A config in a run's record is expanded: it is used on other machines, and may have dollar signs."""
+        config = load_config(file, ["output=/a/$$b"])
+        assert config.output.uri == "/a/$b"
+        assert config.updated("noise", seed=1).output.uri == "/a/$b"
+        assert RunConfig.model_validate_json(config.model_dump_json()).output.uri == "/a/$b"
 
 
 class TestOverrides:

@@ -124,7 +124,7 @@ def test_units_that_need_no_time_at_all_are_no_division_by_zero() -> None:
     with screen.observer as observer:
         observer.planned([large(0)], 0)
         screen.work(range(1), 0.0)
-    assert screen.lines[-1] == "certify: 1/1 units done, - samples/s"
+    assert screen.lines[-1] == "certify: 1/1 unit done, - samples/s"
 
 
 def test_quiet_shows_events_only() -> None:

@@ -85,7 +85,7 @@ def test_each_event_is_one_line_with_its_keys(tmp_path: Path) -> None:
             "put_seconds": 0.1235,
             "put_retries": 2,
         },
-        {"kind": "added", "message": "1 further units to do", "units": 1, "samples": 10},
+        {"kind": "added", "message": "1 further unit to do", "units": 1, "samples": 10},
         {"kind": "unit_retried", "message": "lost a worker", "unit": "counts/a", "reason": "killed"},
         {"kind": "ended", "message": "done", "exit_code": 0},
     ]

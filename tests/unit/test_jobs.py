@@ -21,7 +21,7 @@ def _run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=JOBS.parent, timeout=120)
 
 
-@pytest.mark.parametrize("name", ["certify", "train", "reduce", "report", "verify"])
+@pytest.mark.parametrize("name", ["certify", "train", "reduce", "report", "verify", "audit"])
 def test_an_entry_point_is_its_command(name: str, tmp_path: Path) -> None:
     nothing = _run(name, str(tmp_path / "none"))
     assert nothing.returncode == (2 if name in ("certify", "train") else 1)

@@ -89,7 +89,7 @@ def test_unknown_files_are_counted_in_a_warning(root: Path) -> None:
     dataset = load_dataset("folder", root)
     assert files_of(dataset) == [("cat/1.png", 0), ("dog/2.png", 1)]
     loose, unknown = dataset.warnings
-    assert "1 images lie in no class directory (first: loose.png) and are left out" in loose
+    assert "1 image lies in no class directory (first: loose.png), left out" in loose
     counts = r"(.jfif: 2, .jpe: 1, no suffix: 1, no regular file: 1, .db: 1)"
     assert "6 files are no images by their names" in unknown
     assert sorted(unknown.partition("(")[2].partition(")")[0].split(", ")) == sorted(counts[1:-1].split(", "))
@@ -137,7 +137,7 @@ def test_litter_is_no_class_and_empty_classes_stay_with_a_warning(root: Path) ->
     assert dataset.classes == ("bird", "cat", "dog", "emu")
     assert files_of(dataset) == [("cat/1.png", 1), ("dog/2.png", 2)]
     (warning,) = dataset.warnings
-    assert "2 of 4 classes have no images (bird, emu) but keep their numbers" in warning
+    assert "2 of 4 classes have no images (bird, emu), and keep their numbers" in warning
 
 
 @pytest.mark.parametrize(

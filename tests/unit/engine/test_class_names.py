@@ -91,7 +91,7 @@ def test_what_the_refusal_says_helps(tmp_path: Path) -> None:
     record = read_record(LocalStore(tmp_path / "run"))
     assert record.dataset.classes == record.config.dataset.classes == ("dog", "cat", "bird")
     assert len(heard.warnings) == 1
-    assert "1 of 3 classes have no images (bird)" in heard.warnings[0]
+    assert "1 of 3 classes has no images (bird), and keeps its number" in heard.warnings[0]
     (tmp_path / "names.txt").unlink()  # the run has the names
     assert parse_config(record.config.model_dump(mode="json")).dataset.classes == ("dog", "cat", "bird")
 
@@ -160,7 +160,7 @@ def test_packed_sets_of_old_have_no_names(tmp_path: Path) -> None:
     index, _ = pack_dataset(load_dataset("folder", tmp_path), None, LocalStore(tmp_path / "a"), lambda done: None)
     old = index.model_dump_json(exclude={"classes"}).encode()
     assert parse_index(old, "a").classes is None
-    with pytest.raises(DataError, match=r"it names 1 classes, not 2"):
+    with pytest.raises(DataError, match=r"it names 1 class, not 2"):
         parse_index(index.model_copy(update={"classes": ("cat",)}).model_dump_json().encode(), "a")
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray._private import services
@@ -134,3 +135,56 @@ def test_a_ray_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_that_is_connected_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
     assert not connect(EngineConfig(address=_nobody()))
+
+
+def test_a_local_ray_that_cannot_start_is_not_advised_to_be_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(error: Exception) -> str:
+        def raises() -> None:
+            raise error
+
+        _init(monkeypatch, raises)
+        with pytest.raises(EngineError) as caught:
+            connect(EngineConfig(address="local"))
+        line = str(caught.value)
+        assert line.startswith(f"engine.address: no local Ray can be started on this machine ({error}); ")
+        return line.partition("); ")[2]
+
+    long = OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /long/plasma_store")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert fails(long) == "set TMPDIR to a directory with a shorter path, for example /tmp, or use address inline"
+    monkeypatch.setenv("RAY_TMPDIR", "/long")
+    assert fails(long).startswith("set RAY_TMPDIR to a directory")
+    busy = fails(Exception("The current node timed out during startup."))  # Ray raises just that
+    assert busy.startswith("try again where it is less busy")
+    assert busy.endswith("or use address inline")
+
+
+def test_ray_makes_its_sockets_below_the_directory_that_the_remedy_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._common.utils import get_default_system_temp_dir
+
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    assert get_default_system_temp_dir() == str(tmp_path / "RAY_TMPDIR")
+    monkeypatch.delenv("RAY_TMPDIR")
+    assert get_default_system_temp_dir() == str(tmp_path / "TMPDIR")
+
+
+def test_auto_says_which_ray_it_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _init(monkeypatch, lambda: None)
+    monkeypatch.setattr(connection.ray, "cluster_resources", lambda: {"CPU": 6.0, "memory": 1.0})
+    monkeypatch.setattr(connection.ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    context = SimpleNamespace(gcs_address="10.0.0.7:6379")
+    monkeypatch.setattr(connection.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(connection, "_check_answers", lambda address: None)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    notes: list[str] = []
+    assert connect(EngineConfig(address="auto"), notes.append)
+    assert notes == [
+        "engine.address: auto: joined the Ray at 10.0.0.7:6379 (1 node, 6 CPUs, 0 GPUs); RAY_ADDRESS would name another"
+    ]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    assert connect(EngineConfig(address="auto"), notes.append)
+    assert connect(EngineConfig(address="local"), notes.append)
+    assert len(notes) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,3 +70,60 @@ def test_room_is_needed_for_all_workers_at_once(monkeypatch: pytest.MonkeyPatch)
     assert notes[0].startswith(
         "the cluster has no room for 3 workers with 2 CPUs and 0 GPUs per worker at once; there: 2"
     )
+
+
+class _Unended:
+    """A group that goes on, and a board whose job has failed for good."""
+
+    cancelled = False
+    stopped = False
+
+    def wait(self, tasks: list[object], timeout: float) -> tuple[list[object], list[object]]:
+        return [], tasks
+
+    def get(self, reference: object) -> object:
+        return reference
+
+    def cancel(self, task: object, force: bool) -> None:
+        self.cancelled = force
+
+
+def test_a_group_whose_work_cannot_succeed_is_ended_before_ray_train_begins_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ray = _Unended()
+    monkeypatch.setattr(group, "ray", ray)
+    failure = DataError("image 3 is gone")
+    board = SimpleNamespace(
+        take=SimpleNamespace(remote=lambda: (["last"], failure)), stop=SimpleNamespace(remote=lambda: None)
+    )
+    heard: list[str] = []
+    with pytest.raises(DataError, match="image 3 is gone"):
+        group._follow("fitting", board, heard.append)
+    assert heard == ["last"]
+    assert ray.cancelled
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_fails_tells_and_waits_to_be_ended(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To raise at once would end the group while the driver does not know yet, and begin another."""
+    told: list[object] = []
+    waited: list[float] = []
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: workers)
+    monkeypatch.setattr(group, "ray", _Unended())
+    monkeypatch.setattr(group, "get_context", lambda: context)
+    monkeypatch.setattr(group, "get_device", lambda: "cpu")
+    monkeypatch.setattr(group.time, "sleep", lambda seconds: waited.append(seconds))
+    failure = DataError("image 3 is gone")
+
+    def work(*arguments: object) -> None:
+        raise failure
+
+    board = SimpleNamespace(
+        begin=SimpleNamespace(remote=lambda: "start"), fail=SimpleNamespace(remote=lambda error: told.append(error))
+    )
+    config = {"job": SimpleNamespace(work=work), "board": board, "directory": "/nowhere", "threads": 1}
+    with nullcontext() if workers == 1 else pytest.raises(DataError):
+        group._work(config)
+    assert told == [failure]
+    assert waited == ([] if workers == 1 else [group._END_SECONDS])

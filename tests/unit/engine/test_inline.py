@@ -20,8 +20,8 @@ from tests.unit.results.factories import MemoryStore
 class Runner:
     """Stands for a worker; votes are hand-made."""
 
-    def __init__(self, record: RunRecord, sub_image: int) -> None:
-        self._record = record
+    def __init__(self, record: RunRecord, sub_image: int, dataset: object = None) -> None:
+        self._record, self.dataset = record, dataset or object()
 
     def run(self, unit: Unit, store: Store) -> Outcome:
         part = part_of(self._record, unit, lambda image_id: 0.6)

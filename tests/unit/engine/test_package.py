@@ -11,11 +11,10 @@ import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from drs_ray.config import parse_config
 from drs_ray.engine import package
-from drs_ray.engine.package import check_names, check_size, packed_files, path_within
+from drs_ray.engine.package import check_size, checked_config, packed_files, path_within
 from drs_ray.errors import ConfigError
-from tests.support.runs import run_data
+from tests.support.runs import run_data, write_config
 
 ROOT = Path(__file__).parents[3]
 
@@ -89,7 +88,8 @@ def _data(**changes: Any) -> dict[str, Any]:
 
 
 def _check(directory: Path, data: dict[str, Any]) -> None:
-    check_names(parse_config(data), "config.yaml", packed_files(directory), directory)
+    config = write_config(directory / "config.yaml", data)
+    checked_config(config, [], "config.yaml", packed_files(directory), directory)
 
 
 def test_relative_names_must_be_packed(tmp_path: Path) -> None:
@@ -117,6 +117,31 @@ def test_relative_names_must_be_packed(tmp_path: Path) -> None:
     (tmp_path / ".rayignore").write_text("*.yaml\n")
     with pytest.raises(ConfigError, match=r"^config: config\.yaml is left out"):
         _check(tmp_path, data)
+
+
+def test_a_file_of_class_names_must_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    _write(work, "config.yaml", "images/test/cat/1.png", ".rayignore")
+    _write(elsewhere, "names.txt")
+    monkeypatch.chdir(elsewhere)  # where the submitting shell is does not matter
+    data = _data(dataset={"name": "folder", "root": "images", "classes": "names.txt"})
+    with pytest.raises(ConfigError, match=rf"^dataset\.classes: names\.txt is not there in the working .* {work}, "):
+        _check(work, data)
+    (work / "names.txt").write_text("cat\ndog\n")
+    _check(work, data)
+    (work / ".rayignore").write_text("*.txt\n")
+    with pytest.raises(ConfigError, match=r"^dataset\.classes: names\.txt is left out by \.gitignore or \.rayignore"):
+        _check(work, data)
+    for name in ("/on/every/node.txt", "$ON_THE_CLUSTER/names.txt", ["cat", "dog"]):
+        _check(work, data | {"dataset": data["dataset"] | {"classes": name}})
+
+
+def test_variables_are_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ON_THE_CLUSTER", raising=False)
+    data = _data(dataset={"name": "cifar10", "root": "$ON_THE_CLUSTER/cifar"}, output="$ON_THE_CLUSTER/run")
+    config = write_config(tmp_path / "config.yaml", data)
+    checked = checked_config(config, [], "config.yaml", packed_files(tmp_path), tmp_path)
+    assert (checked.dataset.root, checked.output.uri) == ("$ON_THE_CLUSTER/cifar", "$ON_THE_CLUSTER/run")
 
 
 def test_results_must_not_go_into_the_package(tmp_path: Path) -> None:

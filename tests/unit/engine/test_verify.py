@@ -50,8 +50,8 @@ class Runner:
     noise = 0
     asked: list[Unit] = []  # noqa: RUF012
 
-    def __init__(self, record: RunRecord, sub_image: int) -> None:
-        self._record, self._sub_image = record, sub_image
+    def __init__(self, record: RunRecord, sub_image: int, dataset: object = None) -> None:
+        self._record, self._sub_image, self.dataset = record, sub_image, dataset or object()
 
     def count(self, unit: Unit) -> Iterator[CountsRow]:
         assert unit.sub_image == self._sub_image
@@ -162,7 +162,7 @@ def test_any_row_is_compared(phase: str, first_sample: int) -> None:
     recorder = Recorder()
     (difference,) = verify_run(store, 8, observer=recorder).differences
     assert (difference.phase, difference.first_sample) == (phase, first_sample)
-    assert recorder.events == [f"1 differences, first {difference}"]
+    assert recorder.events == [f"1 difference, first {difference}"]
 
 
 def test_the_first_difference_is_named_with_both_counts() -> None:
@@ -354,8 +354,8 @@ def test_another_device_gets_a_forward_batch_of_its_own() -> None:
     seen: list[RunRecord] = []
 
     class Watching(Runner):
-        def __init__(self, record: RunRecord, sub_image: int) -> None:
-            super().__init__(record, sub_image)
+        def __init__(self, record: RunRecord, sub_image: int, dataset: object = None) -> None:
+            super().__init__(record, sub_image, dataset)
             seen.append(record)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -440,7 +440,7 @@ def test_a_wrong_vote_of_a_named_image_is_found_and_of_another_is_not_looked_for
 
 
 def test_a_named_image_must_be_there() -> None:
-    with pytest.raises(ConfigError, match=r"image 12 is not of the run in memory \(12 images\)"):
+    with pytest.raises(ConfigError, match=r"image 12 is not of the run in memory \(12 images\); nearest: 9, 10, 11$"):
         verify_run(stored_run(), image=12)
     with pytest.raises(CountsError, match="memory: no counts of image 11 to verify yet; run `drs-ray certify` first"):
         verify_run(stored_run(units=2), image=11)

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from drs_ray.config import DenoiserConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.check import check_classifier, same_probe
@@ -320,3 +321,21 @@ def test_the_probe_tells_other_code_behind_the_same_weights() -> None:
     assert same_probe(first, again)
     assert not same_probe(first, other)
     assert not same_probe(first, first[:-1])
+
+
+def test_a_missing_file_is_said_with_the_key_that_names_it(tmp_path: Path, user_module: Path) -> None:
+    """And to train one is advised where training would write it."""
+
+    def remedy(name: str, **given: Any) -> str:
+        with pytest.raises(ClassifierError, match=rf"^checkpoint {tmp_path}/{name}: not found; ") as caught:
+            load_classifier(**GIVEN | given)
+        return str(caught.value).partition("; ")[2]
+
+    key, train = "correct classifiers.1.checkpoint", ", or train it with `drs-ray train`"
+    assert GIVEN["sub_image"] == 1
+    assert remedy("a.safetensors", checkpoint=str(tmp_path / "a.safetensors")) == key + train
+    assert remedy("a.pth", checkpoint=str(tmp_path / "a.pth")) == key
+    assert remedy("a.pt2", checkpoint=str(tmp_path / "a.pt2"), architecture="torch.export", arguments={}) == key
+    denoiser = DenoiserConfig(architecture="dncnn", checkpoint=str(tmp_path / "d.pth"))
+    factory = {"architecture": "users_factory:make", "arguments": {}, "checkpoint": None, "denoiser": denoiser}
+    assert remedy("d.pth", **factory) == "correct classifiers.1.denoiser.checkpoint"

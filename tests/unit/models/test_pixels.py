@@ -14,7 +14,7 @@ from drs_ray.errors import ClassifierError
 from drs_ray.models.building import build_module
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, save_checkpoint
 from drs_ray.models.factory import load_classifier
-from drs_ray.models.pixels import Pixels, shape_seen
+from drs_ray.models.pixels import Pixels, check_channels, shape_seen
 from drs_ray.models.tensors import module_digest
 
 GIVEN: dict[str, Any] = {
@@ -61,12 +61,15 @@ def test_the_architecture_is_built_for_what_it_sees() -> None:
     assert module.get_parameter("network.fc1.weight").shape == plain.get_parameter("fc1.weight").shape
 
 
-def test_means_are_one_per_channel() -> None:
-    with pytest.raises(
-        ClassifierError,
-        match=r"pixels.mean must be a list of 1 numbers, one per channel of the data set's images, got .* choose",
-    ):
-        build_module("resnet20", {}, (1, 28, 28), 10, PixelsConfig(mean=(0.5, 0.5, 0.5)))
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_means_are_one_per_channel(name: str) -> None:
+    rule = rf"^classifiers\.3\.pixels\.{name} must be a list of 1 number, one per channel of .*, got .* choose"
+    with pytest.raises(ClassifierError, match=rule):
+        check_channels(PixelsConfig.model_validate({name: (0.5, 0.5, 0.5)}), 1, 3)
+    given = GIVEN | {"sub_image": 1, "partition": "checkerboard", "pixels": PixelsConfig.model_validate({name: (0.5,)})}
+    with pytest.raises(ClassifierError, match=rf"^classifiers\.1\.pixels\.{name} must be a list of 3 numbers"):
+        load_classifier(**given, checkpoint="nowhere.safetensors")
+    check_channels(None, 1, 0)
 
 
 def test_checkpoints_are_of_one_convention(tmp_path: Path) -> None:

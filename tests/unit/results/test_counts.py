@@ -256,7 +256,7 @@ class TestWholeRuns:
                 lambda rows: [*rows, row(0, 0, "estimation", -50, 50)],
                 "samples are there twice for image 0, sub-image 0, estimation",
             ),
-            (lambda rows: rows[1:], "1 of 3 images lack samples, first image 0, sub-image 0, selection (0 of 100)"),
+            (lambda rows: rows[1:], "1 of 3 images lacks samples, first image 0, sub-image 0, selection (0 of 100)"),
             (lambda rows: [r for r in rows if r.image_id == 1], "2 of 3 images lack samples, first image 0"),
             (
                 lambda rows: [dataclasses.replace(r, image_id=9) if r.image_id == 2 else r for r in rows],

@@ -154,6 +154,23 @@ def test_a_markdown_table_of_several_runs() -> None:
     )
 
 
+TEX_OF = {
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "#": r"\#",
+    "%": r"\%",
+    "&": r"\&",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "$": r"\$",
+}
+
+
 def test_a_latex_table() -> None:
     ours = make_result(40, uri=r"runs/100%_&#${}~^\x|<y>")
     text = export([ours, imported(ours)], "latex", [0.25, 0.5])
@@ -171,6 +188,21 @@ def test_a_latex_table() -> None:
         r"\bottomrule",
     ]
     assert lines[-1] == r"\end{tabular}"
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("[a]", "{[}a] & "),  # after \\\\ and \\midrule, [ begins an argument
+        ("*a", "{*}a & "),
+        ("a\n\nb\tc", "a b c & "),  # an empty line would end the paragraph
+        ("|<>#%&_{}~^\\$", "".join(TEX_OF.values()) + " & "),
+    ],
+)
+def test_a_name_is_text_to_latex(name: str, cell: str) -> None:
+    lines = export([make_result(40, uri=f"runs/{name}")], "latex").splitlines()
+    assert lines[5].startswith(cell)
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize(

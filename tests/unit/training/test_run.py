@@ -285,7 +285,7 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path: Path) -> None
     assert "\n" not in str(caught.value)
     with pytest.raises(ClassifierError, match=r"training.start_from: .* holds digits-cnn, sub-image 0 is resnet20"):
         train_run(_changed(halves, 0, architecture="resnet20", arguments={}))
-    with pytest.raises(ClassifierError, match=r"nowhere.safetensors: not found"):
+    with pytest.raises(ClassifierError, match=r"nowhere.safetensors: not found; correct training.start_from$"):
         train_run(_config(tmp_path, start_from=str(tmp_path / "nowhere.safetensors")))
 
 
