@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import overrides
 from torch.backends import mkldnn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _device
 
 
 @contextmanager
@@ -18,49 +15,22 @@ def plain_torch() -> Iterator[None]:
 
     A notebook may have set all of these, and a user's factory the first two. On the way out they are as they were.
     """
-    dtype, device = torch.get_default_dtype(), _device.CURRENT_DEVICE
-    modes = _replaced([])
-    _replaced([mode for mode in modes if not isinstance(mode, _device.DeviceContext)])
-    torch.set_default_dtype(torch.float32)
-    _device.CURRENT_DEVICE = None
-    autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
-    depth = _autocast_depth()  # where it is not 0, an autocast of ours would keep converted weights when it is left
-    _enter_autocast(-depth)
-    for kind in autocast:
-        torch.set_autocast_enabled(kind, False)
-    try:
-        with torch.inference_mode(False):
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    with ExitStack() as before:
+        if device.type != "cpu":  # only then: under such a context torch leaves some of its fast kernels
+            before.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):  # no cache: converted weights would outlive an optimizer's step
+                before.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
+        before.enter_context(torch.inference_mode(False))
+        before.enter_context(torch.enable_grad())
+        torch.set_default_dtype(torch.float32)
+        try:
             yield
-    finally:
-        for kind, enabled in autocast.items():
-            torch.set_autocast_enabled(kind, enabled)
-        _enter_autocast(depth)
-        torch.set_default_dtype(dtype)
-        _device.CURRENT_DEVICE = device
-        _replaced(modes)
-
-
-def _autocast_depth() -> int:
-    torch.autocast_increment_nesting()
-    return torch.autocast_decrement_nesting()
-
-
-def _enter_autocast(times: int) -> None:
-    """Count so many contexts more, or less."""
-    for _ in range(abs(times)):
-        (torch.autocast_increment_nesting if times > 0 else torch.autocast_decrement_nesting)()
-
-
-def _replaced(modes: Sequence[TorchFunctionMode]) -> list[TorchFunctionMode]:
-    """Put other modes in the place of those that torch functions are called in now; returns these, outermost first.
-
-    A default device is such a mode. Another one for the CPU would do too, but under any mode torch leaves some of its
-    fast kernels, and compiles anew.
-    """
-    before = [overrides._pop_mode() for _ in range(torch._C._len_torch_function_stack())]  # type: ignore[no-untyped-call]
-    for mode in modes:
-        overrides._push_mode(mode)  # type: ignore[no-untyped-call]
-    return before[::-1]
+        finally:
+            torch.set_default_dtype(dtype)
+            if device.type == "cpu" != torch.get_default_device().type:  # set within
+                torch.set_default_device(None)
 
 
 def has_bfloat16(device: str) -> bool:
