@@ -128,12 +128,10 @@ def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Calla
 
 def pack_with_progress(config: DatasetConfig, store: Store, console: Console, quiet: bool) -> tuple[PackedIndex, bool]:
     """Pack a data set, and show how far it is; see `pack_dataset`."""
-    from drs_ray.data.datasets import load_dataset
+    from drs_ray.data.datasets import open_dataset
     from drs_ray.data.packing import pack_dataset
 
-    dataset = load_dataset(
-        config.name, config.root, config.split, config.download, config.image_size, config.endpoint_url, config.classes
-    )
+    dataset = open_dataset(config)
     for warning in dataset.warnings:
         console.print(f"pack: warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     with images_progress(console, "pack", quiet) as told:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from drs_ray.data.datasets import Dataset, load_dataset
+from drs_ray.data.datasets import Dataset, open_dataset
 from drs_ray.data.pixels import encode_png
 from drs_ray.data.torchvision_sets import TORCHVISION_SETS
 from drs_ray.errors import DataError, DrsError, counted
@@ -43,12 +43,11 @@ def thumbnails(record: RunRecord, image_ids: Sequence[int]) -> Pictures:
 
 
 def _open(record: RunRecord) -> Dataset:
-    chosen = record.config.dataset
-    dataset = load_dataset(
-        chosen.name, chosen.root, chosen.split, False, chosen.image_size, chosen.endpoint_url, chosen.classes
-    )
+    dataset = open_dataset(record.config.dataset, download=False)
     if dataset.digest != record.dataset.digest:
-        raise DataError(f"what is here under the name of data set {chosen.name} is not what was certified")
+        raise DataError(
+            f"what is here under the name of data set {record.config.dataset.name} is not what was certified"
+        )
     return dataset
 
 

@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from drs_ray.config import RunConfig, load_config
-from drs_ray.data.datasets import load_dataset
+from drs_ray.data.datasets import open_dataset
 from drs_ray.errors import DrsError, InterruptedRunError
 from drs_ray.interrupts import interruptible
 
@@ -197,8 +197,7 @@ def warn_of_other_data(config: RunConfig) -> None:
         ConfigError, DataError: no such data.
     """
     for split, digest in PUBLISHED.items():
-        named = config.dataset
-        found = load_dataset(named.name, named.root, split, image_size=named.image_size, classes=named.classes).digest
+        found = open_dataset(config.dataset, split).digest
         if not found.startswith(digest):
             print(
                 f"warning: the {split} images have the digest {found[:12]}, those of docs/reproduction.md {digest}: "

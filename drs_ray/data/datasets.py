@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from drs_ray.config import DatasetConfig
 from drs_ray.data.arrays import load_mnist5k
 from drs_ray.data.folders import load_folder
 from drs_ray.data.named_layouts import load_stl10, load_tiny_imagenet
@@ -162,6 +163,28 @@ def load_dataset(
     if name == "imagenet" and image_size is None:
         image_size = 224
     return load_folder(name, directory, split, image_size, classes)
+
+
+def open_dataset(named: DatasetConfig, split: str | None = None, *, download: bool | None = None) -> Dataset:
+    """The data set that a config names.
+
+    Args:
+        named: the config's section `dataset`.
+        split: in place of the named one, such as that of training.
+        download: in place of the named one; False: it must be here already.
+
+    Raises:
+        ConfigError, DataError, StoreError: as `load_dataset`.
+    """
+    return load_dataset(
+        named.name,
+        named.root,
+        named.split if split is None else split,
+        named.download if download is None else download,
+        named.image_size,
+        named.endpoint_url,
+        named.classes,
+    )
 
 
 def select_image_ids(

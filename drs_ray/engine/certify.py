@@ -149,23 +149,19 @@ def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = Fa
     observer.step("loading data set and classifiers")
     import torch
 
-    from drs_ray.data.datasets import load_dataset, select_image_ids
+    from drs_ray.data.datasets import open_dataset, select_image_ids
     from drs_ray.engine.worker import classifier_of
     from drs_ray.models.inference import inference_module
-    from drs_ray.smoothing.partition import make_partition
+    from drs_ray.smoothing.partition import partition_of
 
-    chosen = config.dataset
-    dataset = load_dataset(
-        chosen.name, chosen.root, chosen.split, chosen.download, chosen.image_size, chosen.endpoint_url, chosen.classes
-    )
-    images = chosen.images
+    dataset = open_dataset(config.dataset)
+    images = config.dataset.images
     image_ids = select_image_ids(len(dataset), images.start, images.stop, images.skip, images.ids)
     for warning in dataset.warnings:
         observer.event(f"warning: {warning}", "warning")
     dataset.check(image_ids)
     shape = dataset.image_shape
-    cut = config.partition
-    partition = make_partition(cut.name, shape[1], shape[2], cut.layout, cut.interleave)
+    partition = partition_of(config.partition, shape)
     of_data = (shape, dataset.num_classes, dataset.name, dataset.classes)
     digests, probes, modules = [], [], []
     for sub_image in range(len(partition)):

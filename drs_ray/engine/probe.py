@@ -119,11 +119,10 @@ def measure_inline(units: list[Unit], record: RunRecord) -> Measurements:
 
 def _kinds(record: RunRecord) -> dict[int, int]:
     """For each sub-image the first one whose classifier does the same work."""
-    from drs_ray.smoothing.partition import make_partition
+    from drs_ray.smoothing.partition import partition_of
 
-    config, (channels, height, width) = record.config, record.dataset.image_shape
-    cut = config.partition
-    partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
+    config, channels = record.config, record.dataset.image_shape[0]
+    partition = partition_of(config.partition, record.dataset.image_shape)
     work = [
         (
             classifier.architecture,

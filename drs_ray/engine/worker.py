@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from drs_ray.config import RunConfig
-from drs_ray.data.datasets import Dataset, load_dataset
+from drs_ray.data.datasets import Dataset, open_dataset
 from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.plan import Draw, Unit
 from drs_ray.engine.storing import PartWriter
@@ -26,7 +26,7 @@ from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.store import Store, open_store
 from drs_ray.smoothing.keys import NoiseKey
-from drs_ray.smoothing.partition import Partition, make_partition
+from drs_ray.smoothing.partition import Partition, partition_of
 from drs_ray.smoothing.voting import Sampler, count_votes
 
 
@@ -56,9 +56,7 @@ class UnitRunner:
         self._record = record
         self._writer = PartWriter(config.engine.store_seconds)
         self._dataset = _dataset_of(record) if dataset is None else dataset
-        _, height, width = record.dataset.image_shape
-        cut = config.partition
-        partition = make_partition(cut.name, height, width, cut.layout, cut.interleave)
+        partition = partition_of(config.partition, record.dataset.image_shape)
         classifier = classifier_of(
             config, partition, sub_image, record.dataset.image_shape, self._classes, record.dataset_name
         )
@@ -165,14 +163,11 @@ class UnitRunner:
 
 
 def _dataset_of(record: RunRecord) -> Dataset:
-    chosen = record.config.dataset
-    dataset = load_dataset(
-        chosen.name, chosen.root, chosen.split, False, chosen.image_size, chosen.endpoint_url, chosen.classes
-    )
+    dataset = open_dataset(record.config.dataset, download=False)
     if dataset.digest != record.dataset.digest:
         raise DataError(
-            f"data set {chosen.name}: what this worker reads has digest {dataset.digest[:12]}, the run has "
-            f"{record.dataset.digest[:12]}; give every node the same data"
+            f"data set {record.config.dataset.name}: what this worker reads has digest {dataset.digest[:12]}, the run "
+            f"has {record.dataset.digest[:12]}; give every node the same data"
         )
     return dataset
 

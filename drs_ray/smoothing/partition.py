@@ -7,9 +7,10 @@ sub-image's pixels, and the noise of an image is the same in every layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from drs_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from drs_ray.config import PartitionConfig
 
 Owner = NDArray[np.int64]
 
@@ -119,6 +123,12 @@ class Partition:
         if self.parts[sub_image].filled:
             raise ConfigError("partition.layout: filled cannot be taken apart exactly; use packed or masked")
         return arranged.flatten(-2)[..., self.parts[sub_image].cells.to(arranged.device)]
+
+
+def partition_of(cut: PartitionConfig, image_shape: Sequence[int]) -> Partition:
+    """The partition that a config's section `partition` names, for images (C, H, W)."""
+    _, height, width = image_shape
+    return make_partition(cut.name, height, width, cut.layout, cut.interleave)
 
 
 def make_partition(

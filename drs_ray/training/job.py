@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from drs_ray.config import RunConfig
-from drs_ray.data.datasets import Dataset, load_dataset, select_image_ids
+from drs_ray.data.datasets import Dataset, open_dataset, select_image_ids
 from drs_ray.data.split import Subset
 from drs_ray.errors import ConfigError, DataError
 from drs_ray.models.building import build_module
 from drs_ray.models.pixels import check_channels
-from drs_ray.smoothing.partition import Partition, make_partition
+from drs_ray.smoothing.partition import partition_of
 from drs_ray.training.images import held_if_small
 from drs_ray.training.loop import EpochDone, Place, Report, derived_seed, train_classifier
 from drs_ray.training.state import TrainingState
@@ -35,10 +35,15 @@ class TrainingJob:
         """Each sub-image has streams of its own: what one learns does not depend on which others are trained."""
         return derived_seed(self.config.training.seed, self.sub_image)
 
+    def layout_shape(self, dataset: Dataset) -> tuple[int, int, int]:
+        """(C, h, w) of the sub-image as its classifier sees it."""
+        partition = partition_of(self.config.partition, dataset.image_shape)
+        return partition.layout_shape(self.sub_image, dataset.image_shape[0])
+
     def build(self, dataset: Dataset) -> nn.Module:
         """The untrained module; the same for equal configs."""
         classifier = self.config.classifiers[self.sub_image]
-        shape = partition_of(self.config, dataset).layout_shape(self.sub_image, dataset.image_shape[0])
+        shape = self.layout_shape(dataset)
         check_channels(classifier.pixels, shape[0], self.sub_image)
         # Layers draw their initial weights from torch's global generator: seed a copy of it, and put the old one back.
         with torch.random.fork_rng(devices=[]):
@@ -56,7 +61,7 @@ class TrainingJob:
         train_classifier(
             self.build(dataset),
             dataset,
-            partition_of(self.config, dataset),
+            partition_of(self.config.partition, dataset.image_shape),
             self.sub_image,
             self.config.sigmas[self.sub_image],
             self.config.training,
@@ -92,16 +97,7 @@ def training_split(config: RunConfig) -> Dataset:
     Raises:
         ConfigError, DataError: as `load_dataset`.
     """
-    named = config.dataset
-    dataset = load_dataset(
-        named.name,
-        named.root,
-        config.training.split,
-        named.download,
-        named.image_size,
-        named.endpoint_url,
-        named.classes,
-    )
+    dataset = open_dataset(config.dataset, config.training.split)
     held = config.training.hold_out
     if held is None:
         return dataset
@@ -111,10 +107,3 @@ def training_split(config: RunConfig) -> Dataset:
             f"training.hold_out: holds out all {len(dataset):,} images of the split {dataset.split}; set skip, or stop"
         )
     return Subset(dataset, [image_id for image_id in range(len(dataset)) if image_id not in held_out])
-
-
-def partition_of(config: RunConfig, dataset: Dataset) -> Partition:
-    """The config's partition for the images of a data set."""
-    _, height, width = dataset.image_shape
-    cut = config.partition
-    return make_partition(cut.name, height, width, cut.layout, cut.interleave)

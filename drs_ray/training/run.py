@@ -19,7 +19,7 @@ from drs_ray.models.files import check_writable, delete_file, read_if_there
 from drs_ray.models.precision import plain_torch
 from drs_ray.models.tensors import load_tensors
 from drs_ray.training.images import held_if_small
-from drs_ray.training.job import TrainingJob, partition_of, training_split
+from drs_ray.training.job import TrainingJob, training_split
 from drs_ray.training.loop import ImagesDone, Place, Report
 from drs_ray.training.state import TrainingState, load_state, save_state, weights_of
 
@@ -181,7 +181,7 @@ def _metadata(job: TrainingJob, dataset: Dataset, bfloat16: bool) -> CheckpointM
         sub_image=job.sub_image,
         sigma=classifier.sigma,
         num_classes=dataset.num_classes,
-        image_shape=partition_of(config, dataset).layout_shape(job.sub_image, dataset.image_shape[0]),
+        image_shape=job.layout_shape(dataset),
         dataset=dataset.name,
         classes=dataset.classes or (),
         training=json.dumps(_learned(job, bfloat16), separators=(",", ":")),

@@ -14,8 +14,8 @@ import pytest
 import drs_ray
 from drs_ray.attacks.report import AttackReport
 from drs_ray.attacks.run import attack_run
-from drs_ray.config import parse_config
-from drs_ray.data.datasets import load_dataset
+from drs_ray.config import DatasetConfig, parse_config
+from drs_ray.data.datasets import open_dataset
 from drs_ray.engine import worker
 from drs_ray.errors import ClassifierError, ConfigError, CountsError, SoundnessError, StoreError
 from drs_ray.results.reduce import read_result
@@ -60,11 +60,11 @@ def test_one_process_reads_the_data_set_once_for_all_sub_images(
 ) -> None:
     loads: list[str] = []
 
-    def load(*arguments: Any) -> Any:
-        loads.append(arguments[0])
-        return load_dataset(*arguments)
+    def load(named: DatasetConfig, **options: Any) -> Any:
+        loads.append(named.name)
+        return open_dataset(named, **options)
 
-    monkeypatch.setattr(worker, "load_dataset", load)
+    monkeypatch.setattr(worker, "open_dataset", load)
     drs_ray.attack(str(finished), 1, **QUICK)
     assert len(loads) == 1
     drs_ray.verify(str(finished), 99).check()
