@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.models import digits_cnn, resnet20, resnet50, resnet110, voting
-from drs_ray.engine.certify import DEFAULT_BATCH
+from drs_ray.config import DEFAULT_BATCH
 from drs_ray.models.precision import has_bfloat16
 
 Shape = tuple[int, int, int]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import default_precision, resnet20, voting
-from drs_ray.config import Precision
-from drs_ray.engine.certify import DEFAULT_BATCH
+from drs_ray.config import DEFAULT_BATCH, Precision
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.smoothing.voting import Sampler, count_votes

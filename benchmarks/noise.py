@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.models import resnet20
-from drs_ray.engine.certify import DEFAULT_BATCH
+from drs_ray.config import DEFAULT_BATCH
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.laws import NoiseLaw, make_law
 from drs_ray.smoothing.noise import keyed_batches

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from benchmarks.models import default_precision, write_images
 from drs_ray import certify
-from drs_ray.config import parse_config
-from drs_ray.engine.certify import DEFAULT_BATCH
+from drs_ray.config import DEFAULT_BATCH, parse_config
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit

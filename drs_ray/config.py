@@ -361,6 +361,8 @@ def _auto_or_bool(value: object) -> object:
     return value
 
 
+DEFAULT_BATCH = {"cpu": 125, "cuda": 1000}
+"""Forward batch by device: a divisor of the default noise block near the measured optimum (docs/benchmarks.md)."""
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 
 

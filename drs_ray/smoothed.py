@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,14 +24,13 @@ from torch import Tensor, nn
 from drs_ray.certificates.certify import CertifiedRadii, certified_radii, pooled_images, rule_names
 from drs_ray.certificates.prediction import predicted_classes
 from drs_ray.certificates.rule import Rule
-from drs_ray.config import Precision, float32
-from drs_ray.engine.certify import DEFAULT_BATCH
-from drs_ray.engine.worker import make_cuda_reproducible
+from drs_ray.config import DEFAULT_BATCH, Precision, float32
 from drs_ray.errors import ClassifierError, ConfigError, DataError, counted
 from drs_ray.models.check import FirstBatch, tolerance_of
 from drs_ray.models.inference import VotingClassifier, voting_classifier
-from drs_ray.models.precision import has_bfloat16, plain_torch
+from drs_ray.models.precision import has_bfloat16
 from drs_ray.models.tensors import module_digest
+from drs_ray.models.torch_state import fixed_kernels, plain_torch
 from drs_ray.results.counts import Counts
 from drs_ray.results.evidence import Evidence, evidence_of
 from drs_ray.results.tables import ABSTAIN
@@ -269,7 +267,7 @@ class SmoothedClassifier:
     def _votes(self, images: Tensor, ids: NDArray[np.int64], phase: Phase, samples: int) -> NDArray[np.int64]:
         """int64 [N, K, C]."""
         votes = np.empty((len(images), len(self._partition), self._classes), np.int64)
-        with _fixed_kernels(self._device):
+        with fixed_kernels(self._device.type):
             classifiers = self._voting_classifiers(images.shape[1])
             for k, (classifier, sampler) in enumerate(zip(classifiers, self._samplers, strict=True)):
                 watched = FirstBatch(classifier.module, classifier.plain)
@@ -335,25 +333,6 @@ class SmoothedClassifier:
         if key is not None:
             self._compiled[key] = made
         return made
-
-
-@contextmanager
-def _fixed_kernels(device: torch.device) -> Iterator[None]:
-    """The kernels of the batch system's workers; whoever uses the GPU besides gets their own settings back."""
-    if device.type != "cuda":
-        yield
-        return
-    cudnn: Any = torch.backends.cudnn
-    multiplying = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-    before = cudnn.benchmark, cudnn.deterministic
-    precisions = [kernels.fp32_precision for kernels in multiplying]
-    make_cuda_reproducible()
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
-        for kernels, precision in zip(multiplying, precisions, strict=True):
-            kernels.fp32_precision = precision
 
 
 def _device(device: str | torch.device) -> torch.device:

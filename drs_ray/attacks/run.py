@@ -29,9 +29,9 @@ from drs_ray.attacks.target import Target
 from drs_ray.certificates.rule import Rule
 from drs_ray.data.datasets import Dataset
 from drs_ray.engine.reopen import device_here, located, on_device
-from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible
+from drs_ray.engine.worker import UnitRunner
 from drs_ray.errors import ConfigError, CountsError, counted
-from drs_ray.models.precision import plain_torch
+from drs_ray.models.torch_state import fixed_kernels, plain_torch
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.schema import ATTACKS, with_metadata
@@ -114,16 +114,15 @@ def attack_run(
         )
     effort, rule = _Effort(steps, samples, confirmation, level / len(rows)), result.certified_by
     _check_power(effort, rule, record)
-    if used == "cuda":
-        make_cuda_reproducible()
     here = record if used == record.config.engine.device else on_device(record, used)
-    target, dataset = _load(here, rule, seed)
-    size = max(1, target.samplers[0].batch // samples)
     found: list[dict[str, Any]] = []
-    for start in range(0, len(rows), size):
-        found += _attack(target, dataset, rows[start : start + size], effort)
-        if told is not None:
-            told(len(found), len(rows))
+    with fixed_kernels(used):
+        target, dataset = _load(here, rule, seed)
+        size = max(1, target.samplers[0].batch // samples)
+        for start in range(0, len(rows), size):
+            found += _attack(target, dataset, rows[start : start + size], effort)
+            if told is not None:
+                told(len(found), len(rows))
     options = {
         "images": images,
         "steps": steps,

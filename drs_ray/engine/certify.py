@@ -11,7 +11,7 @@ from importlib import metadata
 
 from drs_ray.certificates.fixed_radius import largest_fixed_radius
 from drs_ray.certificates.stages import doubling_schedule
-from drs_ray.config import EngineConfig, RunConfig
+from drs_ray.config import DEFAULT_BATCH, EngineConfig, RunConfig
 from drs_ray.engine.first_start import settled
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer, Observers
@@ -26,9 +26,6 @@ from drs_ray.results.rounding import exact_text, format_down
 from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join, identity, run_id, stored_record
 from drs_ray.results.sessions import noted_session
 from drs_ray.results.store import Store, open_store
-
-DEFAULT_BATCH = {"cpu": 125, "cuda": 1000}
-"""Forward batch by device: a divisor of the default noise block near the measured optimum (docs/architecture.md)."""
 
 _SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarrow", "boto3")
 
@@ -54,7 +51,7 @@ def certify_run(config: RunConfig, observer: Observer | None = None, session: Se
 
 def complete_run(config: RunConfig, observer: Observer, session: Session | None = None) -> tuple[Store, RunRecord]:
     """`certify_run` up to its counts: all of them are stored then. Returns where, and the record in force."""
-    from drs_ray.models.precision import plain_torch
+    from drs_ray.models.torch_state import plain_torch
 
     store = open_store(config.output.uri, config.output.endpoint_url)
     store.check_writable()

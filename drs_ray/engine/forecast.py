@@ -72,7 +72,7 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
         ConfigError, DataError, ClassifierError: what `certify_run` would refuse.
         EngineError: no worker can be had, or a classifier fails on the image it was tried on.
     """
-    from drs_ray.models.precision import plain_torch
+    from drs_ray.models.torch_state import plain_torch
 
     observer = observer or Observer()
     with plain_torch(), open_session(config.engine, observer) as session:

@@ -21,8 +21,8 @@ from drs_ray.engine.connection import connect
 from drs_ray.engine.driver import cluster_gpus
 from drs_ray.engine.placement import Placement
 from drs_ray.engine.ray_errors import last_line, ray_or_resume, reason_of
-from drs_ray.engine.worker import threads_of
 from drs_ray.errors import ConfigError, DrsError, EngineError, counted
+from drs_ray.models.torch_state import threads_of
 
 MOST_FAILURES = 3
 """So often a group that lost a worker begins again after its last state; then the training ends."""

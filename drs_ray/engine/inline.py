@@ -6,14 +6,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-import torch
-
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.ledger import RETRY_SECONDS, Ledger
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit
-from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible, threads_of
+from drs_ray.engine.worker import UnitRunner
 from drs_ray.errors import DrsError, StoreError
+from drs_ray.models.torch_state import fixed_kernels
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.store import Store
 
@@ -28,11 +27,7 @@ def run_inline(
     """
     engine = record.config.engine
     ledger = Ledger(observer)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads_of(engine.cpus_per_worker))
-    if engine.device == "cuda":
-        make_cuda_reproducible()
-    try:
+    with fixed_kernels(engine.device, engine.cpus_per_worker):
         runners: dict[int, UnitRunner] = {}
         queue = deque(sorted(units, key=lambda unit: unit.sub_image))
         while queue:
@@ -55,6 +50,4 @@ def run_inline(
                 further = frontier.done(unit, outcome)
                 observer.added(further)
                 queue.extendleft(reversed(further))
-    finally:
-        torch.set_num_threads(threads)
     return ledger.set_aside

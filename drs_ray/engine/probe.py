@@ -93,16 +93,12 @@ def measure(record: RunRecord, prober: Prober, observer: Observer) -> dict[int, 
 
 def measure_inline(units: list[Unit], record: RunRecord) -> Measurements:
     """`Prober.measure` in this process."""
-    import torch
+    from drs_ray.engine.worker import UnitRunner
+    from drs_ray.models.torch_state import fixed_kernels
 
-    from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible, threads_of
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads_of(record.config.engine.cpus_per_worker))
-    if record.config.engine.device == "cuda":
-        make_cuda_reproducible()
+    engine = record.config.engine
     found: dict[int, list[Measured]] = {}
-    try:
+    with fixed_kernels(engine.device, engine.cpus_per_worker):
         dataset = None
         for unit in units:
             runner = UnitRunner(record, unit.sub_image, dataset)
@@ -112,8 +108,6 @@ def measure_inline(units: list[Unit], record: RunRecord) -> Measurements:
             except DrsError:  # the run itself will say what is wrong with which image
                 continue
             found.setdefault(unit.sub_image, []).append(measured)
-    finally:
-        torch.set_num_threads(threads)
     return found
 
 

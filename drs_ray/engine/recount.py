@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from drs_ray.certificates.homogeneity import homogeneity_p_values
@@ -15,8 +14,9 @@ from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.plan import Unit
 from drs_ray.engine.reopen import on_device
-from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible, threads_of
+from drs_ray.engine.worker import UnitRunner
 from drs_ray.errors import CountsError, counted
+from drs_ray.models.torch_state import fixed_kernels
 from drs_ray.results.encoding import CountsRow
 from drs_ray.results.parts import Parts, read_units
 from drs_ray.results.run_record import RunRecord
@@ -116,14 +116,8 @@ def recount(
     Raises:
         CountsError: a part that cannot be trusted. DataError, ClassifierError: see `UnitRunner`.
     """
-    engine = record.config.engine
     here = record if exact else on_device(record, device)
-    threads = torch.get_num_threads()
-    if exact:
-        torch.set_num_threads(threads_of(engine.cpus_per_worker))
-    if device == "cuda":
-        make_cuda_reproducible()
-    try:
+    with fixed_kernels(device, record.config.engine.cpus_per_worker if exact else None):
         dataset = None
         for sub_image in sorted({unit.sub_image for unit in todo}):
             mine = {unit: part for unit, part in todo.items() if unit.sub_image == sub_image}
@@ -136,8 +130,6 @@ def recount(
                 rows = [_row_pair(unit.key, row, there) for row in runner.count(part)]
                 observer.unit_done(part, Outcome(time.perf_counter() - started, 0.0))
                 yield from rows if exact else _by_phase(rows)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _stored_rows(store: Store, record: RunRecord, parts: Parts, unit: Unit) -> dict[_RowKey, tuple[int, _Votes]]:

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from drs_ray.config import apply_overrides, parse_config
-from drs_ray.engine.certify import DEFAULT_BATCH
+from drs_ray.config import DEFAULT_BATCH, apply_overrides, parse_config
 from drs_ray.errors import ConfigError
 from drs_ray.results.run_record import RunRecord
 

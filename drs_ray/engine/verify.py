@@ -29,7 +29,7 @@ from drs_ray.engine.plan import Unit, blocks, stage_units
 from drs_ray.engine.recount import Compared, Difference, recount
 from drs_ray.engine.reopen import device_here, located
 from drs_ray.errors import ConfigError, CountsError, counted
-from drs_ray.models.precision import plain_torch
+from drs_ray.models.torch_state import plain_torch
 from drs_ray.results.counts import position_of
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.schema import PHASES

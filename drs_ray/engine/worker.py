@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +20,13 @@ from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
 from drs_ray.models.check import FirstBatch, same_probe, tolerance_of
 from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.models.inference import VotingClassifier, voting_classifier
+from drs_ray.models.torch_state import fix_kernels
 from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.run_record import RunRecord, read_record
 from drs_ray.results.store import Store, open_store
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.partition import Partition, partition_of
 from drs_ray.smoothing.voting import Sampler, count_votes
-
-
-def threads_of(cpus_per_worker: float) -> int:
-    """Torch threads of a worker: its whole CPUs, at least one."""
-    return max(1, math.floor(cpus_per_worker))
-
 
 _MOST_DRAWS = 5000
 
@@ -232,9 +225,7 @@ def _settle(record_json: bytes, directory: str) -> RunRecord:
     if Path(directory).is_dir():
         os.chdir(directory)
     record = RunRecord.model_validate_json(record_json)
-    torch.set_num_threads(threads_of(record.config.engine.cpus_per_worker))
-    if record.config.engine.device == "cuda":
-        make_cuda_reproducible()
+    fix_kernels(record.config.engine.device, record.config.engine.cpus_per_worker)
     return record
 
 
@@ -249,14 +240,3 @@ def _check_sees_run(store: Store, record: RunRecord) -> None:
         ) from error
     if seen != record.run_id:
         raise StoreError(f"{store.uri}: a worker's node sees run {seen} there, not {record.run_id}; use a shared place")
-
-
-def make_cuda_reproducible() -> None:
-    """Fixed kernels, and float32 that is float32: the same votes from the same kind of GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    cudnn: Any = torch.backends.cudnn
-    kernels: Any
-    for kernels in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
-        kernels.fp32_precision = "ieee"  # TF32 would keep 10 bits of float32's 23

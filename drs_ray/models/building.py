@@ -17,7 +17,7 @@ from drs_ray.config import PixelsConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture, need_colour
 from drs_ray.models.pixels import Shape, shape_seen, with_pixels
-from drs_ray.models.precision import plain_torch
+from drs_ray.models.torch_state import plain_torch
 
 PROGRAM = "torch.export"
 """The name of the architecture whose checkpoint is a program (`drs_ray.models.programs`)."""

@@ -16,8 +16,8 @@ from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, parse_checkpoint, save_checkpoint
 from drs_ray.models.files import check_writable, delete_file, read_if_there
-from drs_ray.models.precision import plain_torch
 from drs_ray.models.tensors import load_tensors
+from drs_ray.models.torch_state import plain_torch
 from drs_ray.training.images import held_if_small
 from drs_ray.training.job import TrainingJob, training_split
 from drs_ray.training.loop import ImagesDone, Place, Report

@@ -18,7 +18,6 @@ from drs_ray import Rule, SmoothedClassifier, certify, make_partition
 from drs_ray.config import parse_config
 from drs_ray.data.datasets import load_dataset
 from drs_ray.errors import ClassifierError, ConfigError, DataError
-from drs_ray.smoothed import _fixed_kernels
 from drs_ray.smoothing.partition import Partition
 from tests.support.classifiers import Prototypes
 from tests.support.runs import run_data
@@ -186,18 +185,6 @@ def test_the_default_rule_is_the_configs() -> None:
     assert smoothed(weights=[1, 2]).rule() == Rule("probit", "staircase", (1.0, 2.0), True, False)
     assert smoothed("interleave", (2, 2)).rule() == Rule("probit", "staircase", None, True, True)
     assert smoothed(rule=Rule("mean")).rule() == Rule("mean")
-
-
-def test_other_settings_of_cudnn_come_back() -> None:
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = True, False
-    try:
-        with _fixed_kernels(torch.device("cuda")):
-            assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
-        assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
 
 
 WRONG_ARGUMENTS: list[tuple[dict[str, Any], str]] = [

@@ -18,7 +18,7 @@ from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import load_dataset, load_mnist5k
 from drs_ray.engine.forecast import plan_run
 from drs_ray.models.building import build_module
-from drs_ray.models.precision import plain_torch
+from drs_ray.models.torch_state import fixed_kernels, plain_torch
 from tests.support.classifiers import convolutions
 from tests.support.runs import counts_digest, run_config, run_data
 
@@ -168,3 +168,26 @@ def test_a_worker_is_as_it_was_when_a_factory_has_been_called() -> None:
     before = settings()
     build_module("tests.support.classifiers:sets_defaults", {}, (1, 28, 14), 10)
     assert settings() == before
+
+
+def test_other_settings_of_cudnn_come_back() -> None:
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = True, False
+    try:
+        with fixed_kernels("cuda"):
+            assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+        assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+
+
+def test_threads_are_those_of_a_worker_for_a_while() -> None:
+    before = torch.get_num_threads()
+    with fixed_kernels("cpu", 2.5):
+        assert torch.get_num_threads() == 2
+        with fixed_kernels("cpu", 0.5):
+            assert torch.get_num_threads() == 1
+        with fixed_kernels("cpu"):
+            assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == before

@@ -178,7 +178,9 @@ def test_auto_says_which_ray_it_joined(tmp_path: Path, monkeypatch: pytest.Monke
     context = SimpleNamespace(gcs_address="10.0.0.7:6379")
     monkeypatch.setattr(connection.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(connection, "_check_answers", lambda address: None)
+    monkeypatch.setattr(connection, "get_ray_address_from_environment", lambda *given: context.gcs_address)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     notes: list[str] = []
     assert connect(EngineConfig(address="auto"), notes.append)
     assert notes == [

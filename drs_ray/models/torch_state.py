@@ -1,0 +1,83 @@
+"""The state of torch that votes and weights are a function of: what they are computed with, set and put back."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+
+def fix_kernels(device: str, cpus: float | None = None) -> None:
+    """Make this process compute as a worker does: fixed kernels, and float32 that is float32.
+
+    So the same kind of device gives the same votes.
+
+    Args:
+        device: cpu or cuda.
+        cpus: `engine.cpus_per_worker`, as many whole ones as torch has threads, at least one; None: as many as it has.
+    """
+    if cpus is not None:
+        torch.set_num_threads(threads_of(cpus))
+    if device != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    for kernels in _multiplying():
+        kernels.fp32_precision = "ieee"  # TF32 would keep 10 bits of float32's 23
+
+
+@contextmanager
+def fixed_kernels(device: str, cpus: float | None = None) -> Iterator[None]:
+    """`fix_kernels` for a while: whoever uses torch besides gets their own settings back."""
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    precisions = [kernels.fp32_precision for kernels in _multiplying()]
+    fix_kernels(device, cpus)
+    try:
+        yield
+    finally:
+        if cpus is not None:
+            torch.set_num_threads(threads)
+        if device == "cuda":
+            cudnn.benchmark, cudnn.deterministic = before
+            for kernels, precision in zip(_multiplying(), precisions, strict=True):
+                kernels.fp32_precision = precision
+
+
+def threads_of(cpus_per_worker: float) -> int:
+    """Torch threads of a worker: its whole CPUs, at least one."""
+    return max(1, math.floor(cpus_per_worker))
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Torch as a new process has it: default dtype float32, default device CPU, no autocast, gradients on.
+
+    A notebook may have set all of these, and a user's factory the first two. On the way out they are as they were.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    with ExitStack() as before:
+        if device.type != "cpu":  # only then: under such a context torch leaves some of its fast kernels
+            before.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):  # no cache: converted weights would outlive an optimizer's step
+                before.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
+        before.enter_context(torch.inference_mode(False))
+        before.enter_context(torch.enable_grad())
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            if device.type == "cpu" != torch.get_default_device().type:  # set within
+                torch.set_default_device(None)
+
+
+def _multiplying() -> tuple[Any, ...]:
+    cudnn: Any = torch.backends.cudnn
+    return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
