@@ -109,7 +109,8 @@ def attack_run(
     rows, skipped = _chosen(result, images, seed)
     if not rows:
         raise CountsError(
-            f"{store.uri}: the run abstains on every image drawn ({counted(skipped, 'image')}): there is nothing to attack"
+            f"{store.uri}: the run abstains on every image drawn ({counted(skipped, 'image')}): there is nothing to "
+            "attack"
         )
     effort, rule = _Effort(steps, samples, confirmation, level / len(rows)), result.certified_by
     _check_power(effort, rule, record)
