@@ -260,6 +260,11 @@ class PixelsConfig(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+def _check_entry(entry: str | None, checkpoint: str | None) -> None:
+    if entry is not None and checkpoint is None:
+        raise ValueError("entry is a part of a checkpoint: name the checkpoint, or remove entry")
+
+
 class DenoiserConfig(Section):
     """A denoiser before a base classifier (denoised smoothing). It sees the noisy sub-image of its classifier alone."""
 
@@ -270,6 +275,12 @@ class DenoiserConfig(Section):
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
     checkpoint: Location | None = Field(None, description="As a classifier's. Only a factory may do without.")
+    entry: str | None = Field(None, min_length=1, description="As a classifier's.")
+
+    @model_validator(mode="after")
+    def _entry_of_a_checkpoint(self) -> Self:
+        _check_entry(self.entry, self.checkpoint)
+        return self
 
 
 class ClassifierConfig(Section):
@@ -285,8 +296,14 @@ class ClassifierConfig(Section):
     )
     checkpoint: Location | None = Field(
         None,
-        description=".safetensors, .pt, .pth, .pth.tar, or .pt2 (torch.export); a path or s3:// URI. Only a factory "
-        "may do without.",
+        description=".safetensors, .pt, .pth, .ckpt, .pt.tar, .pth.tar, or .pt2 (torch.export); a path or s3:// URI. "
+        "Only a factory may do without.",
+    )
+    entry: str | None = Field(
+        None,
+        min_length=1,
+        description="Where in the checkpoint the weights are: the key of a state_dict (a.b: within one another), or "
+        "what the names of the weights begin with; null: where they are usually kept.",
     )
     pixels: PixelsConfig | None = Field(
         None, description="How the classifier wants its pixels; null: in [0, 1] plus noise, as laid out."
@@ -301,6 +318,13 @@ class ClassifierConfig(Section):
             raise ValueError(
                 f"arguments has {' and '.join(sorted(twice))}: name all that is done to pixels under pixels"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _entry_of_a_checkpoint(self) -> Self:
+        if self.entry is not None and self.architecture == "torch.export":
+            raise ValueError("entry: a program of torch.export has none; remove it")
+        _check_entry(self.entry, self.checkpoint)
         return self
 
     @property

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from drs_ray.console import rate_text
 from drs_ray.errors import counted
-from drs_ray.results.rounding import exact_text, format_down, format_up
+from drs_ray.results.rounding import apart, exact_text, format_down, format_up
 from drs_ray.results.summary import duration_text
 
 if TYPE_CHECKING:
@@ -167,12 +167,17 @@ def render_attack(found: AttackReport) -> Table:
     columns = ["image_id", "label", "prediction", "radius", "rival", "norm", "limit"]
     for row in found.table.select(columns).to_pylist():
         broken, unsound = row["rival"] >= 0, row["norm"] < row["radius"]
+        radius, norm = format_down(row["radius"], 3), format_up(row["norm"], 3)
+        ratio = f"{row['norm'] / row['radius']:.3f}"
+        if unsound:
+            norm, radius = apart(row["norm"], row["radius"], 3)
+            ratio = f"{apart(row['norm'] / row['radius'], 1.0, 3)[0]} UNSOUND"
         table.add_row(
             *(str(row[name]) for name in ("image_id", "label", "prediction")),
-            format_down(row["radius"], 3),
+            radius,
             str(row["rival"]) if broken else "-",
-            format_up(row["norm"], 3) if broken else f"none up to {format_down(row['limit'], 3)}",
-            f"{row['norm'] / row['radius']:.3f}{' UNSOUND' if unsound else ''}" if broken else "-",
+            norm if broken else f"none up to {format_down(row['limit'], 3)}",
+            ratio if broken else "-",
             style="bold red" if unsound else None,
         )
     return table

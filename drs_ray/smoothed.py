@@ -309,7 +309,7 @@ class SmoothedClassifier:
         if bool(outside.any()):
             at = int(outside.flatten(1).any(dim=1).nonzero()[0])
             value = images[outside][0].item()
-            raise DataError(f"x must be in [0, 1], got {value:g} in image {at}; normalise inside the classifier")
+            raise DataError(f"x must be in [0, 1], got {value:.9g} in image {at}; normalise inside the classifier")
         return images
 
     def _voting_classifiers(self, channels: int) -> list[VotingClassifier]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from drs_ray.errors import ConfigError, SoundnessError, counted
-from drs_ray.results.rounding import format_down, format_up
+from drs_ray.results.rounding import apart, shortest_between
 from drs_ray.results.store import Store, open_place_of
 
 _DIGITS = 6
@@ -86,13 +86,15 @@ class AttackReport:
         if not below:
             return
         worst = self.table.slice(int((self.norm / self.radius).argmin()), 1).to_pylist()[0]
+        norm, radius = apart(worst["norm"], worst["radius"], _DIGITS)
+        chance = shortest_between(self.chance * (1 - 1e-12), 1.01 * self.chance)  # a sum of floats
         raise SoundnessError(
             f"{self.uri}: NOT SOUND: {below:,} of {counted(self.attacked, 'attacked image')} "
             f"{'has' if below == 1 else 'have'} a confirmed perturbation inside "
             f"their certified radius, worst image {worst['image_id']}: class {worst['prediction']} is certified up to "
-            f"l2 norm {format_down(worst['radius'], _DIGITS)}, but at {format_up(worst['norm'], _DIGITS)} class "
+            f"l2 norm {radius}, but at {norm} class "
             f"{worst['rival']} wins (votes {worst['rival_votes']} against {worst['prediction_votes']} of "
-            f"{worst['samples']:,} per sub-image). A sound run shows this with probability at most {self.chance:.3g}. "
+            f"{worst['samples']:,} per sub-image). A sound run shows this with probability at most {chance:g}. "
             f"Do not use these certificates before it is explained; repeat with `{self.command}`, then check the votes "
             f"with `drs-ray verify {self.uri}` and derive the certificates again with `drs-ray reduce {self.uri}`"
         )

@@ -118,9 +118,7 @@ class Target:
             logits = (
                 _differentiable(classifier.plain, noisy, k, self.num_classes).reshape(len(images), samples, -1).double()
             )
-            own = logits.gather(2, predictions[:, None, None].expand(-1, samples, 1))
-            spread = (own - logits).detach().std(dim=1, keepdim=True, correction=0).clamp_min(1e-30)
-            lost = torch.erfc((own - logits) / spread / 2**0.5).mean(dim=1) / 2  # torch's ndtr has no lower tail
+            lost = _lost_shares(logits, predictions)
             if self.rule.vote == "mean":
                 total = total + (0.5 - lost)
             else:
@@ -168,6 +166,29 @@ class Target:
         return drawn
 
 
+def _lost_shares(logits: Tensor, predictions: Tensor) -> Tensor:
+    """Share of samples, made soft, in which each class is ahead of the prediction: [N, C], differentiable.
+
+    Args:
+        logits: float64 [N, samples, C]. A class that a sample masks (-inf) has lost there to any that it does not, as
+            when votes are counted, and has no gradient from it.
+        predictions: int64 [N].
+    """
+    masked = torch.isneginf(logits)
+    own = predictions[:, None, None].expand(-1, logits.shape[1], 1)
+    compared = ~(masked | masked.gather(2, own))
+    logits = logits.masked_fill(masked, 0.0)
+    lead = logits.gather(2, own) - logits
+    if bool(compared.all()):
+        spread = lead.detach().std(dim=1, keepdim=True, correction=0)
+    else:
+        held = lead.detach().masked_fill(~compared, torch.nan)
+        spread = (held - held.nanmean(dim=1, keepdim=True)).square().nanmean(dim=1, keepdim=True).sqrt().nan_to_num()
+    soft = torch.erfc(lead / spread.clamp_min(1e-30) / 2**0.5) / 2  # torch's ndtr has no lower tail
+    ahead = (masked.gather(2, own) & ~masked).to(soft.dtype)
+    return torch.where(compared, soft, ahead).mean(dim=1)
+
+
 def _differentiable(module: nn.Module, inputs: Tensor, sub_image: int, num_classes: int) -> Tensor:
     """Logits with a gradient, checked."""
     no_gradient = (
@@ -185,9 +206,9 @@ def _differentiable(module: nn.Module, inputs: Tensor, sub_image: int, num_class
         ) from error
     if not logits.requires_grad:
         raise ClassifierError(no_gradient)
-    if logits.shape != (len(inputs), num_classes) or not bool(torch.isfinite(logits).all()):
+    if logits.shape != (len(inputs), num_classes) or not bool(torch.isfinite(logits.amax(dim=1)).all()):
         raise ClassifierError(
-            f"sub-image {sub_image}: logits of noisy inputs must be finite and [{len(inputs)}, {num_classes}], got "
-            f"{list(logits.shape)}; check the classifier and its checkpoint"
+            f"sub-image {sub_image}: logits of noisy inputs must be [{len(inputs)}, {num_classes}] and finite, or -inf "
+            f"beside a finite one, got {list(logits.shape)}; check the classifier and its checkpoint"
         )
     return logits

@@ -86,7 +86,7 @@ def load_stl10(root: Path, split: str) -> ArrayDataset:
         raise DataError(f"data set stl10: {error.filename or directory}: {error.strerror}; {remedy}") from error
     if not labels.size or pixels.size != labels.size * 3 * _SIDE**2:
         raise DataError(
-            f"data set stl10: {directory} has {pixels.size / (3 * _SIDE**2):g} images and "
+            f"data set stl10: {directory} has {pixels.size / (3 * _SIDE**2):.9g} images and "
             f"{counted(labels.size, 'label')} of the {split} split; {remedy}"
         )
     if labels.min() < 1 or labels.max() > len(STL10_CLASSES):

@@ -314,7 +314,7 @@ class Session:
         ):
             if want > have:
                 raise ConfigError(
-                    f"engine.{key}: must be <= {have}, what this machine has, got {want:g}; "
+                    f"engine.{key}: must be <= {have}, what this machine has, got {exact_text(want)}; "
                     "lower it or use a cluster (engine.address: auto)"
                 )
 

@@ -22,6 +22,7 @@ from drs_ray.engine.ray_errors import ray_or_resume
 from drs_ray.engine.worker import RemoteWorker
 from drs_ray.errors import ConfigError
 from drs_ray.models.precision import has_bfloat16
+from drs_ray.results.rounding import exact_text
 from drs_ray.results.run_record import RunRecord
 
 
@@ -184,7 +185,8 @@ def _check_room(engine: EngineConfig, placement: Placement, observer: Observer) 
     for key, name, want in (("cpus_per_worker", "CPU", placement.cpus), ("gpus_per_worker", "GPU", placement.gpus)):
         if want > have.get(name, 0.0):
             raise ConfigError(
-                f"engine.{key}: must be <= {have.get(name, 0.0):g}, what this machine has, got {want:g}; "
+                f"engine.{key}: must be <= {exact_text(have.get(name, 0.0))}, what this machine has, got "
+                f"{exact_text(want)}; "
                 "lower it or use a cluster (engine.address: auto)"
             )
     raise ConfigError(

@@ -180,6 +180,7 @@ def classifier_of(
         architecture=chosen.architecture,
         arguments=chosen.arguments,
         checkpoint=chosen.checkpoint,
+        entry=chosen.entry,
         sub_image=sub_image,
         partition=config.partition.label,
         layout=config.partition.layout,

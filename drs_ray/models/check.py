@@ -7,6 +7,7 @@ docs/theory.md 8.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from drs_ray.errors import ClassifierError, counted
 from drs_ray.models.building import told
 from drs_ray.models.tensors import few, tensor_digests
+from drs_ray.results.rounding import apart
 
 _SAMPLES = 8
 _LOWEST = -20.0  # such a class has e^-20 of the leading one's softmax: how much less is no matter
@@ -131,8 +133,9 @@ def check_samples(
     ):
         difference, allowed = _difference(other, logits, tolerance)
         if difference > allowed:
+            most, found = apart(allowed, difference, 1 - math.floor(math.log10(difference)))
             raise ClassifierError(
-                f"{who} {fault} (logits differ by {difference:.2g}, kernels by {allowed:.2g} at most); it must be a "
+                f"{who} {fault} (logits differ by {found}, kernels by {most} at most); it must be a "
                 "fixed function of each sample: no dropout, no statistics over the batch, nothing kept between calls"
             )
     return logits

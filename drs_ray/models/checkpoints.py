@@ -8,9 +8,10 @@ import math
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 import safetensors.torch
 import torch
@@ -21,6 +22,15 @@ from torch import Tensor, nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.files import read_file, write_file
 
+PICKLED = (".pt", ".pth", ".ckpt", ".pt.tar", ".pth.tar")
+"""Suffixes of files that torch.save writes."""
+ENTRIES = ("state_dict", "model_state_dict", "model", "net", "best", "ema")
+"""Keys under which state_dicts are usually kept; where a file has several, the first of these is taken."""
+_BROKEN = (
+    *(RuntimeError, EOFError, OSError, AssertionError),
+    *(ValueError, KeyError, AttributeError, TypeError, IndexError),  # what a broken pickle makes torch stumble over
+)
+_STARTS = (b"PK", b"\x80")  # a zip archive, or a pickle
 METADATA_KEY = "drs_ray"
 """Our one key in the safetensors header: one JSON text, because the order of several keys is not deterministic."""
 
@@ -65,14 +75,16 @@ def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMet
 
 
 def load_checkpoint(
-    path: str | Path, remedy: str = "check the path"
+    path: str | Path, entry: str | None = None, remedy: str = "check the path"
 ) -> tuple[dict[str, Tensor], CheckpointMetadata | None]:
     """Read a checkpoint onto the CPU.
 
     Args:
-        path: .safetensors, .pt, .pth or .pth.tar; a local path or an s3:// URI. The latter hold a state_dict, or a dict
-            with one under `state_dict` or `model`, and are read with `weights_only`: a pickle that would run code is
-            refused. What else is in the dict (an optimizer's state, epochs) is ignored.
+        path: .safetensors or one of `PICKLED`; a local path or an s3:// URI. The latter hold a state_dict, or a dict
+            with one under one of `ENTRIES`, and are read with `weights_only`: a pickle that would run code is refused.
+            What else is in the dict (an optimizer's state, epochs, settings) is ignored.
+        entry: the key of the state_dict (`a.b`: b within a), or the prefix of its names that the weights have; None:
+            the first of `ENTRIES` that is there, or the file's whole state_dict.
         remedy: what to do if there is no such file.
 
     Returns:
@@ -87,12 +99,17 @@ def load_checkpoint(
         raise ClassifierError(
             f"checkpoint {location}: is a program of torch.export, not weights; set architecture: torch.export"
         )
-    if suffix not in (".safetensors", ".pt", ".pth") and not location.endswith(".pth.tar"):
-        raise ClassifierError(f"checkpoint {location}: must end in .safetensors, .pt, .pth or .pth.tar, got {suffix!r}")
+    if not location.endswith((".safetensors", *PICKLED)):
+        raise ClassifierError(
+            f"checkpoint {location}: must end in .safetensors, {', '.join(PICKLED[:-1])} or {PICKLED[-1]}, got "
+            f"{suffix!r}"
+        )
     data = read_file(location, remedy)
-    if suffix == ".safetensors":
-        return parse_checkpoint(location, data)
-    return _from_pickle(location, data), None
+    _check_content(location, data)
+    if suffix != ".safetensors":
+        return _from_pickle(location, data, entry), None
+    tensors, metadata = parse_checkpoint(location, data)
+    return (tensors if entry is None else _entry(location, tensors, entry)), metadata
 
 
 def parse_checkpoint(location: str, data: bytes) -> tuple[dict[str, Tensor], CheckpointMetadata | None]:
@@ -149,43 +166,127 @@ def _parse_metadata(text: str) -> CheckpointMetadata:
     )
 
 
-def _from_pickle(location: str, data: bytes) -> dict[str, Tensor]:
+def _check_content(location: str, data: bytes) -> None:
+    """Say what a file is that came in place of a checkpoint."""
+    start = data[:512].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise ClassifierError(
+            f"checkpoint {location}: is a Git LFS pointer, which stands for the file and is not it; run `git lfs pull` "
+            "where it was cloned"
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ClassifierError(
+            f"checkpoint {location}: is a web page ({'XML' if start.startswith(b'<?xml') else 'HTML'}), which a server "
+            "sent in place of the file; download the file itself"
+        )
+
+
+class _Unread:
+    """Stands in for what some checkpoints hold beside tensors: keeps nothing of it, and calls nothing."""
+
+    def __new__(cls, *_: object) -> _Unread:
+        return object.__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _unread_dict(*_: object) -> dict[object, object]:
+    """Stands in for a kind of dict: what is put into it is plain data, or stood in for too."""
+    return {}
+
+
+class _UnreadDict:
+    """The same where pickle makes an object rather than calling a function."""
+
+    def __new__(cls, *_: object) -> dict[object, object]:  # type: ignore[misc]
+        return {}
+
+
+_SETTINGS = (
+    *("numpy.dtype", "numpy.ndarray"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("argparse.Namespace", "types.SimpleNamespace"),
+    *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows", "PurePosix")),
+    *("builtins.int", "builtins.float", "builtins.list", "builtins.dict"),  # what a defaultdict makes
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # a key of its callbacks, before 1.5
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+)
+_SETTINGS_DICTS = (
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+)
+"""What a stand-in is taken for by name, so that the thing itself is neither imported nor called: numbers of numpy,
+settings, paths."""
+
+
+def _from_pickle(location: str, data: bytes, entry: str | None) -> dict[str, Tensor]:
+    stand_ins: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+        *((_Unread, name) for name in _SETTINGS),
+        *((_UnreadDict, name) for name in _SETTINGS_DICTS),
+        (_unread_dict, "collections.defaultdict"),
+    ]
     try:
-        with warnings.catch_warnings():
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on unusual pickles; here they load or are refused
             loaded: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ClassifierError(
-            f"checkpoint {location}: refused, {_what_else(error)}; save the state_dict alone as .safetensors where you "
-            "trust the file"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+    except (pickle.UnpicklingError, *_BROKEN) as error:
+        if isinstance(error, pickle.UnpicklingError) and (data.startswith(_STARTS) or "GLOBAL" in str(error)):
+            raise ClassifierError(
+                f"checkpoint {location}: refused, {_what_else(error)}; save the state_dict alone as .safetensors where "
+                "you trust the file"
+            ) from error
         if "TorchScript" in str(error):
             raise ClassifierError(
                 f"checkpoint {location}: is a TorchScript program, not weights; export the module with torch.export "
                 "(architecture: torch.export), or load it in a factory of your own where you trust the file"
             ) from error
+        why = _first_sentence(error) if data.startswith(_STARTS) else f"it begins with {data[:12]!r}"
         raise ClassifierError(
-            f"checkpoint {location}: not a torch checkpoint, or truncated ({_first_sentence(error)}); copy it again"
+            f"checkpoint {location}: not a torch checkpoint, or truncated ({why}); copy it again"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if (
-        not isinstance(loaded, dict)
-        or not loaded
-        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items())
-    ):
+    if entry is not None:
+        return _entry(location, loaded, entry)
+    if isinstance(loaded, dict):
+        loaded = next((loaded[key] for key in ENTRIES if _is_state_dict(loaded.get(key))), loaded)
+    if not _is_state_dict(loaded):
         raise ClassifierError(
-            f"checkpoint {location}: must hold a state_dict (names to tensors), or a dict with one under 'state_dict' "
-            f"or 'model', got {_kind(loaded)}; save module.state_dict()"
+            f"checkpoint {location}: must hold a state_dict (names to tensors), or a dict with one under "
+            f"{', '.join(map(repr, ENTRIES))}, got {_kind(loaded)}; name its key in classifiers.<k>.entry, or save "
+            "module.state_dict()"
         )
     return dict(loaded)
 
 
+def _entry(location: str, loaded: object, entry: str) -> dict[str, Tensor]:
+    """The state_dict that an entry names: the dict under it, or the tensors whose names begin with it."""
+    found = loaded
+    keys = [entry] if isinstance(loaded, dict) and entry in loaded else entry.split(".")
+    for position, key in enumerate(keys):
+        if _is_state_dict(found):  # the rest is a prefix
+            prefix = ".".join(keys[position:]) + "."
+            found = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+            break
+        found = found.get(key) if isinstance(found, dict) else None
+    if not _is_state_dict(found):
+        raise ClassifierError(
+            f"checkpoint {location}: has no state_dict (names to tensors) at the entry {entry!r}, it is "
+            f"{_kind(loaded)}; correct classifiers.<k>.entry"
+        )
+    return dict(found)
+
+
+def _is_state_dict(found: object) -> TypeGuard[dict[str, Tensor]]:
+    return (
+        isinstance(found, dict)
+        and bool(found)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items())
+    )
+
+
 def _what_else(error: pickle.UnpicklingError) -> str:
-    """What torch names that is no tensor: `builtins.eval` is a reason to worry, numpy's scalars are not."""
+    """What torch names that is no tensor: `builtins.eval` is a reason to worry, a class of settings is not."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named is None:
         return "it holds more than tensors and could run code, or it is no checkpoint"

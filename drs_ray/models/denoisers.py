@@ -58,7 +58,8 @@ def load_denoiser(config: DenoiserConfig, image_shape: Shape, sub_image: int) ->
     else:
         raise ClassifierError(f"{who}: must be dncnn, or your own factory as module:function")
     if config.checkpoint is not None:
-        tensors, _ = load_checkpoint(config.checkpoint, f"correct classifiers.{sub_image}.denoiser.checkpoint")
+        remedy = f"correct classifiers.{sub_image}.denoiser.checkpoint"
+        tensors, _ = load_checkpoint(config.checkpoint, config.entry, remedy)
         load_tensors(module, tensors, config.checkpoint)
     elif ":" not in config.architecture:
         raise ClassifierError(f"{who} needs a checkpoint; set classifiers.{sub_image}.denoiser.checkpoint")

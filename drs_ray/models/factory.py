@@ -52,6 +52,7 @@ def load_classifier(
     classes: Sequence[str] | None = None,
     pixels: PixelsConfig | None = None,
     denoiser: DenoiserConfig | None = None,
+    entry: str | None = None,
 ) -> BaseClassifier:
     """Build the base classifier of one sub-image, load its checkpoint, and check it.
 
@@ -72,6 +73,7 @@ def load_classifier(
         classes: names of its classes in order of class number, if they are known; a checkpoint of others is refused.
         pixels: how the architecture wants its pixels.
         denoiser: what stands before all that, and sees this sub-image alone.
+        entry: where in the checkpoint the weights are, see `load_checkpoint`.
 
     Raises:
         ClassifierError: if it cannot be built or loaded, or does not fit. Another training sigma or data set is a
@@ -92,7 +94,7 @@ def load_classifier(
             source = _needed(checkpoint, architecture, sub_image)
             trainable = source.endswith(".safetensors")
             tensors, metadata = load_checkpoint(
-                source, f"{correct}, or train it with `drs-ray train`" if trainable else correct
+                source, entry, f"{correct}, or train it with `drs-ray train`" if trainable else correct
             )
             if metadata is not None:
                 expected = {
@@ -108,7 +110,7 @@ def load_classifier(
                 _check_classes(source, metadata, classes)
                 _check_metadata(source, metadata, expected)
                 warnings = tuple(_warnings(source, metadata, sub_image, sigma, dataset))
-            load_tensors(module, tensors, source)
+            load_tensors(module, tensors, source, pixels)
     if denoiser is not None:
         before = load_denoiser(denoiser, image_shape, sub_image)
         module = nn.Sequential(OrderedDict([("denoiser", before), ("classifier", module)]))
@@ -132,8 +134,8 @@ def _warnings(
 ) -> Iterator[str]:
     if not math.isclose(metadata.sigma, sigma, rel_tol=1e-6):  # the config rounds sigma to float32
         yield (
-            f"sub-image {sub_image}: {source} was trained with sigma {metadata.sigma:g}, "
-            f"the run uses {sigma:g}; the certificates hold, but radii may be smaller than they could be"
+            f"sub-image {sub_image}: {source} was trained with sigma {metadata.sigma:.9g}, "
+            f"the run uses {sigma:.9g}; the certificates hold, but radii may be smaller than they could be"
         )
     if dataset is not None and metadata.dataset != dataset:
         yield f"sub-image {sub_image}: {source} was trained on {metadata.dataset}, the run uses {dataset}"

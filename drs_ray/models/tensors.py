@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from drs_ray.config import PixelsConfig
 from drs_ray.errors import ClassifierError, counted
 
 
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, pixels: PixelsConfig | None = None
+) -> None:
     """Load a state_dict into a module; a prefix that all names share (`module.`, `1.`, `network.`) does not matter.
+
+    A normalisation that lies beside the network (`mu` and `sigma` beside `model.*`) is left out where `pixels` does the
+    same, and refused where it does not.
 
     Raises:
         ClassifierError: naming a few of the missing, unexpected or misshapen tensors, and `source`.
     """
     own = module.state_dict()
-    own_prefix, given_prefix = _common_prefix(own), _common_prefix(tensors)
-    renamed = {own_prefix + name.removeprefix(given_prefix): value for name, value in tensors.items()}
-    # Checkpoints of torch < 0.4.1 do not have this counter of BatchNorm, which evaluation never reads.
-    missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]
-    unexpected = sorted(name for name in renamed if name not in own)
+    renamed, missing, unexpected = _matched(own, tensors)
+    beside = {name: value for name, value in tensors.items() if name.rpartition(".")[2] in _NORMALISATION}
+    if unexpected and beside:
+        network = _matched(own, {name: value for name, value in tensors.items() if name not in beside})
+        if not network[1] and not network[2]:
+            _check_normalisation(beside, pixels, source)
+            renamed, missing, unexpected = network
     if missing or unexpected:
         raise ClassifierError(
             f"checkpoint {source}: its tensors are not those of the architecture (missing: {few(missing)}; "
@@ -40,6 +49,41 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             + _likely_cause(list(misshapen.values()))
         )
     module.load_state_dict(renamed, strict=False)
+
+
+_NORMALISATION = {"mu": "mean", "mean": "mean", "sigma": "std", "std": "std"}
+"""Last names of buffers that normalise pixels, and what `pixels` calls them."""
+
+
+def _matched(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Tensors under the module's names, names that it lacks, and names that it does not know."""
+    own_prefix, given_prefix = _common_prefix(own), _common_prefix(tensors)
+    renamed = {own_prefix + name.removeprefix(given_prefix): value for name, value in tensors.items()}
+    # Checkpoints of torch < 0.4.1 do not have this counter of BatchNorm, which evaluation never reads.
+    missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]
+    return renamed, missing, sorted(name for name in renamed if name not in own)
+
+
+def _check_normalisation(beside: Mapping[str, Tensor], pixels: PixelsConfig | None, source: str) -> None:
+    """Refuse to leave out a normalisation that `pixels` does not do: the network would see other pixels."""
+    there = {}
+    for name, value in beside.items():
+        numbers = [float(f"{number:.6g}") for number in value.double().flatten().tolist()]
+        there[_NORMALISATION[name.rpartition(".")[2]]] = numbers
+    for key, numbers in there.items():
+        said = list(getattr(pixels, key) or ()) if pixels is not None else []
+        if len(said) != len(numbers) or not all(map(_same, said, numbers)):
+            named = ", ".join(f"{name}: {values}" for name, values in there.items())
+            raise ClassifierError(
+                f"checkpoint {source}: a normalisation of pixels lies beside the network ({few(sorted(beside))}), and "
+                f"the config's does not agree; set classifiers.<k>.pixels: {{{named}}}"
+            )
+
+
+def _same(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=1e-4)  # as papers print them, with four digits
 
 
 def _likely_cause(misshapen: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> str:

@@ -38,6 +38,39 @@ def exact_text(value: float) -> str:
     return str(np.format_float_positional(value, trim="-"))
 
 
+def apart(low: float, high: float, digits: int) -> tuple[str, str]:
+    """low rounded up and high rounded down, with as many decimals as it takes to show that low < high.
+
+    For messages that say so of two numbers: 0.97761 and 0.977999 are "0.9777" and "0.9779", not "0.978" and "0.977".
+
+    Args:
+        low: finite.
+        high: finite; where it is not above `low`, both are given in full.
+        digits: decimals, if they are enough.
+    """
+    while low < high:
+        texts = format_up(low, digits), format_down(high, digits)
+        if Decimal(texts[0]) < Decimal(texts[1]):
+            return texts
+        digits += 1
+    return exact_text(low), exact_text(high)
+
+
+def shortest_between(low: float, high: float) -> float:
+    """The smallest of the numbers in [low, high] with the fewest significant digits: 0.0099 and 0.0111 have 0.01.
+
+    Args:
+        low: > 0.
+        high: finite, not below `low`.
+    """
+    for digits in range(1, 18):
+        exponent = Decimal(low).adjusted() + 1 - digits
+        rounded = float(Decimal(low).quantize(Decimal(1).scaleb(exponent), ROUND_CEILING, Context(_LONGEST)))
+        if low <= rounded <= high:
+            return rounded
+    return low
+
+
 def _fixed(value: float, digits: int, rounding: str) -> str:
     if not math.isfinite(value):
         return str(value)

@@ -160,7 +160,7 @@ def _classifier_identity(classifier: ClassifierConfig) -> dict[str, Any]:
     if classifier.pixels is not None:  # runs without them keep their ids
         same["pixels"] = classifier.pixels.record
     if classifier.denoiser is not None:
-        same["denoiser"] = classifier.denoiser.model_dump(mode="json", exclude={"checkpoint"})
+        same["denoiser"] = classifier.denoiser.model_dump(mode="json", exclude={"checkpoint", "entry"})
     return same
 
 

@@ -201,7 +201,7 @@ def _metadata_of(file: str) -> CheckpointMetadata | None:
 
 def _start_from(source: str, module: nn.Module, metadata: CheckpointMetadata) -> None:
     """Load the weights of another training, such as a full-image classifier's, as the first ones of this."""
-    tensors, theirs = load_checkpoint(source, "correct training.start_from")
+    tensors, theirs = load_checkpoint(source, remedy="correct training.start_from")
     if theirs is not None and theirs.architecture != metadata.architecture:
         raise ClassifierError(
             f"training.start_from: {source} holds {theirs.architecture}, sub-image {metadata.sub_image} is "

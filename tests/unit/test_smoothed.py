@@ -236,6 +236,11 @@ WRONG_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": digits(2)[:0]}, DataError, "and not empty, got [0, 1, 28, 28]"),
     ({"x": digits(2)[None]}, DataError, "and not empty, got [1, 2, 1, 28, 28]"),
     ({"x": digits(2) - 1}, DataError, "x must be in [0, 1], got -1 in image 0; normalise inside the classifier"),
+    (
+        {"x": digits(2) * 0 + np.nextafter(np.float32(1), np.float32(2))},
+        DataError,
+        "x must be in [0, 1], got 1.00000012",
+    ),
     ({"x": digits(2) * np.float32(np.nan)}, DataError, "x must be in [0, 1], got nan in image 0"),
     (
         {"x": np.repeat(digits(2), 3, axis=1)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 
 from drs_ray.attacks.report import AttackReport, check_output
 from drs_ray.errors import ConfigError, SoundnessError, StoreError
-from drs_ray.facts import attack_facts
+from drs_ray.facts import attack_facts, render_attack
 from drs_ray.results.schema import ATTACKS, with_metadata
 
 INF = float("inf")
@@ -71,6 +72,24 @@ def test_a_norm_at_the_radius_is_allowed_and_one_below_it_is_not() -> None:
     assert "at most 0.041" in text
     assert "repeat with `drs-ray attack runs/x --seed 7`" in text
     assert error.value.exit_code == 1
+
+
+def test_a_norm_just_below_the_radius_is_shown_below_it() -> None:
+    """Rounded up and down to six digits they would be 0.500000 and 0.499999: a certificate that held."""
+    report = report_of([0.4999999], [0.4999996])
+    with pytest.raises(SoundnessError, match=r"up to l2 norm 0\.4999998, but at 0\.4999996 class 5 wins"):
+        report.check()
+    table = render_attack(report)
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells[3:] == ["0.4999998", "5", "0.4999996", "0.9999994 UNSOUND"]
+    sound = render_attack(report_of([0.4999], [0.5001]))
+    assert [next(iter(column.cells)) for column in sound.columns][3:] == ["0.499", "5", "0.501", "1.000"]
+
+
+def test_the_chance_is_not_rounded_down() -> None:
+    report = replace(report_of([1.0], [0.5]), alpha=0.0100004)
+    with pytest.raises(SoundnessError, match=r"with probability at most 0\.0211\."):
+        report.check()
 
 
 @pytest.mark.parametrize("file", ["attack.parquet", "some/place/attack.parquet", "{}/attack.parquet"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from drs_ray.attacks.search import search_directions, smallest_norm
-from drs_ray.attacks.target import Target
+from drs_ray.attacks.target import Target, _lost_shares
 from drs_ray.certificates.rule import Rule
 from drs_ray.errors import ClassifierError
 from drs_ray.models.inference import VotingClassifier
@@ -102,6 +102,50 @@ def test_a_classifier_without_gradient_is_told_in_one_line(how: str, words: str)
     assert "\n" not in str(error.value)
 
 
+class _Masked(nn.Module):
+    """A classifier whose classes from 5 on are masked, and class 2 on some inputs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.module(x)
+        masked = torch.zeros_like(logits, dtype=torch.bool)
+        masked[:, 5:] = True
+        masked[:, 2] = x.flatten(1)[:, 0] > 0.5
+        return logits.masked_fill(masked, -math.inf)
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule("mean")], ids=str)
+def test_masked_classes_are_no_rivals_and_no_hindrance(rule: Rule) -> None:
+    """-inf beside a finite logit is allowed where votes are counted, and so it is here."""
+    module = half_space((1, SIZE, SIZE), 10, 0, 0.4)
+    images = torch.full((2, 1, SIZE, SIZE), 0.5, requires_grad=True)
+    target = target_of([_Masked(module)], [0.5], rule)
+    own = torch.zeros(2, dtype=torch.int64)
+    leads = target.soft_leads(images, [3, 8], own, 0, 16).detach()
+    assert not leads.isnan().any()
+    plain = target_of([module], [0.5], rule).soft_leads(images, [3, 8], own, 0, 16).detach()
+    assert torch.equal(leads[:, [0, 1, 3, 4]], plain[:, [0, 1, 3, 4]])
+    assert float(leads[:, 5:].min()) >= float(plain[:, 1:].max())
+    found = directions(target, images.detach(), [3, 8])
+    assert float(-(found.flatten(1) @ module.normal).max()) > 0.99
+
+
+def test_a_masked_class_loses_to_those_that_are_not() -> None:
+    logits = torch.tensor([[[0.0, 1.0, -math.inf], [-math.inf, 1.0, -math.inf], [-math.inf, 1.0, 0.0]]]).double()
+    lost = _lost_shares(logits, torch.tensor([0]))
+    assert lost[0, 0] == 0.5 / 3  # itself, in the one sample in which it is not masked
+    assert lost[0, 1] == pytest.approx((1 + 1 + 1) / 3)  # ahead by 1 in the only sample that compares them: surely
+    assert lost[0, 2] == pytest.approx(1 / 3)  # in the last alone
+    plain = torch.randn((2, 8, 4), generator=torch.Generator().manual_seed(0)).double()
+    own = plain[:, :, 1:2]
+    spread = (own - plain).std(dim=1, keepdim=True, correction=0).clamp_min(1e-30)
+    expected = torch.erfc((own - plain) / spread / 2**0.5).mean(dim=1) / 2
+    assert torch.equal(_lost_shares(plain, torch.tensor([1, 1])), expected)
+
+
 class _Broken(nn.Module):
     def __init__(self, value: float | None) -> None:
         super().__init__()
@@ -113,7 +157,15 @@ class _Broken(nn.Module):
         return x.flatten(1)[:, :10] * self._value
 
 
-@pytest.mark.parametrize(("value", "words"), [(None, "failed on noisy inputs"), (math.inf, "must be finite")])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "failed on noisy inputs"),
+        (math.inf, r"must be \[16, 10\] and finite, or -inf beside a finite one"),
+        (math.nan, "and finite"),
+        (-math.inf, "and finite"),
+    ],
+)
 def test_a_classifier_that_fails_is_told_in_one_line(value: float | None, words: str) -> None:
     with pytest.raises(ClassifierError, match=words) as error:
         directions(target_of([_Broken(value)], [0.5]), torch.ones((1, 1, SIZE, SIZE)), [0])

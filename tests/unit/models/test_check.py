@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
+from drs_ray.models import check
 from drs_ray.models.check import FirstBatch, check_classifier, check_samples, same_probe, tolerance_of
 
 SHAPE = (1, 4, 6)
@@ -80,6 +81,14 @@ NOT_FUNCTIONS: dict[str, tuple[Callable[[Net, Tensor, Tensor], Tensor], str]] = 
     "batches of three": (lambda net, x, y: y.roll(int(len(y) == 3), 1), "in a smaller batch"),
     "last sample": (lambda net, x, y: y + y[-1], "in another order"),
 }
+
+
+def test_a_difference_is_shown_above_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two digits both would be 0.001."""
+    monkeypatch.setattr(check, "_difference", lambda *_: (0.0010201, 0.0010101))
+    with pytest.raises(ClassifierError, match=r"logits differ by 0\.001020, kernels by 0\.001011 at most") as caught:
+        check_classifier(Net(lambda net, x, y: y).eval(), SHAPE, 10, 3)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NOT_FUNCTIONS)

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from drs_ray.config import DenoiserConfig
+from drs_ray.config import DenoiserConfig, PixelsConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.check import check_classifier, same_probe
@@ -81,7 +81,7 @@ def test_another_sigma_or_data_set_is_a_warning(checkpoint: str) -> None:
     loaded = load_classifier(**{**GIVEN, "sigma": 1.0}, checkpoint=checkpoint)
     (warning,) = loaded.warnings
     assert "sub-image 1" in warning
-    assert "was trained with sigma 0.707107, the run uses 1" in warning
+    assert "was trained with sigma 0.707106781, the run uses 1" in warning
     (warning,) = load_classifier(**{**GIVEN, "dataset": "mnist"}, checkpoint=checkpoint).warnings
     assert "trained on mnist5k, the run uses mnist" in warning
 
@@ -138,6 +138,41 @@ def test_a_tensor_is_never_dropped_in_silence() -> None:
     tensors = {**module.state_dict(), "0.extra": torch.zeros(1)}
     with pytest.raises(ClassifierError, match=r"unexpected: 0.extra"):
         load_tensors(module, tensors, "memory")
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "1.module."])
+def test_a_normalisation_beside_the_network_is_left_out_where_the_config_does_the_same(prefix: str) -> None:
+    module = nn.Sequential(nn.Linear(2, 2))
+    wanted = {name: torch.rand_like(value) for name, value in module.state_dict().items()}
+    tensors = {prefix + name.removeprefix("0."): value for name, value in wanted.items()}
+    tensors |= {"mu": torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), "normalize.std": torch.tensor([[0.25] * 3])}
+    load_tensors(module, tensors, "memory", PixelsConfig(mean=(0.1, 0.2, 0.3), std=(0.25, 0.25, 0.25)))
+    assert all(torch.equal(value, wanted[name]) for name, value in module.state_dict().items())
+    for pixels in (
+        None,
+        PixelsConfig(),
+        PixelsConfig(mean=(0.1, 0.2, 0.3)),
+        PixelsConfig(mean=(0.1, 0.2, 0.31), std=(0.25, 0.25, 0.25)),
+    ):
+        with pytest.raises(ClassifierError) as caught:
+            load_tensors(module, tensors, "memory", pixels)
+        assert str(caught.value) == (
+            "checkpoint memory: a normalisation of pixels lies beside the network (mu, normalize.std), and the "
+            "config's does not agree; set classifiers.<k>.pixels: {mean: [0.1, 0.2, 0.3], std: [0.25, 0.25, 0.25]}"
+        )
+    with pytest.raises(ClassifierError, match=r"unexpected: .*0.extra"):
+        load_tensors(module, {**tensors, "extra": torch.zeros(1)}, "memory", None)
+
+
+def test_the_entry_of_the_config_is_loaded(tmp_path: Path) -> None:
+    module = build_architecture("digits-cnn", SHAPE, 10, {"width": 4})
+    other = {name: value + 1 if value.is_floating_point() else value for name, value in module.state_dict().items()}
+    file = str(tmp_path / "a.ckpt")
+    torch.save({"model": module.state_dict(), "ema": other}, file)
+    by_entry = {
+        entry: load_classifier(**GIVEN, checkpoint=file, entry=entry).digest for entry in (None, "model", "ema")
+    }
+    assert by_entry[None] == by_entry["model"] != by_entry["ema"]
 
 
 def test_nan_weights_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drs_ray.results.rounding import format_down, format_ratio_down, format_ratio_up, format_up
+from drs_ray.results.rounding import (
+    apart,
+    format_down,
+    format_ratio_down,
+    format_ratio_up,
+    format_up,
+    shortest_between,
+)
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 digits = st.integers(0, 12)
@@ -59,3 +66,34 @@ def test_ratios_of_round_numbers_stay_round() -> None:
     assert format_ratio_down(2, 3, 3) == "0.666"
     assert format_ratio_up(1, 3, 3) == "0.334"
     assert format_ratio_down(7, 7, 0) == "1"
+
+
+@given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9), st.integers(0, 6))
+def test_two_numbers_are_shown_in_their_order(first: float, second: float, places: int) -> None:
+    low, high = sorted((first, second))
+    texts = apart(low, high, places)
+    if low < high:
+        assert Decimal(low) <= Decimal(texts[0]) < Decimal(texts[1]) <= Decimal(high)
+    else:
+        assert [float(text) for text in texts] == [low, high]
+
+
+def test_no_more_digits_than_it_takes() -> None:
+    assert apart(0.25, 0.75, 3) == ("0.250", "0.750")
+    assert apart(0.97761, 0.977999, 3) == ("0.9777", "0.9779")
+    assert apart(1.0, 1.0, 3) == ("1", "1")
+
+
+@given(st.floats(1e-30, 1e9), st.floats(1, 3))
+def test_the_shortest_number_between_two(low: float, factor: float) -> None:
+    high = low * factor
+    found = shortest_between(low, high)
+    assert low <= found <= high
+    if factor >= 2:
+        assert len(Decimal(repr(found)).normalize().as_tuple().digits) == 1
+
+
+def test_the_shortest_numbers_of_a_few() -> None:
+    assert shortest_between(0.0099, 0.0111) == 0.01
+    assert shortest_between(149_680, 153_500) == 150_000
+    assert shortest_between(0.1, 0.1) == 0.1
