@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -396,3 +397,43 @@ def test_an_unknown_sub_image_or_split_is_refused(tmp_path: Path) -> None:
     data["dataset"] |= {"name": "cifar10", "root": str(tmp_path / "nowhere")}
     with pytest.raises(DataError, match=r"nowhere is not a directory"):
         train_run(parse_config(data))
+
+
+def test_images_held_out_change_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = {"skip": 4}
+    files = _train(_config(tmp_path / "with", partition="none", hold_out=held_out))
+    others = np.arange(100) % 4 != 0
+
+    def load(split: str) -> ArrayDataset:
+        full = load_mnist5k(split)
+        pixels, targets = full.pixels[::40].copy(), full.targets[::40]
+        pixels[~others] = 255 - pixels[~others]
+        return ArrayDataset(full.name, split, 10, pixels, targets)
+
+    monkeypatch.setattr(datasets, "load_mnist5k", load)
+    again = _train(_config(tmp_path / "changed", partition="none", hold_out=held_out))
+    whole = _train(_config(tmp_path / "whole", partition="none"))
+    with_, changed, all_ = (load_checkpoint(file)[0] for (file,) in (files, again, whole))
+    assert all(torch.equal(with_[name], changed[name]) for name in with_)
+    assert not all(torch.equal(with_[name], all_[name]) for name in with_)
+
+
+def test_a_training_with_other_images_held_out_is_another_training(tmp_path: Path) -> None:
+    notes: list[str] = []
+    for held_out in ({"skip": 4}, {"skip": 4}, {"skip": 5}, {"stop": 10}):
+        _train(_config(tmp_path, partition="none", hold_out=held_out), on_note=notes.append)
+    assert len(notes) == 1
+    assert "is kept" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ({}, r"training\.hold_out: holds out all 100 images of the split train; set skip, or stop"),
+        ({"stop": 200}, r"training\.hold_out\.stop must be <= 100"),
+        ({"ids": [3, 400]}, r"training\.hold_out\.ids must be in 0\.\.99"),
+    ],
+)
+def test_images_that_cannot_be_held_out(tmp_path: Path, held_out: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _train(_config(tmp_path, partition="none", hold_out=held_out))
