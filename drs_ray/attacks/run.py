@@ -30,7 +30,7 @@ from drs_ray.certificates.certify import Rule
 from drs_ray.data.datasets import Dataset
 from drs_ray.engine.reopen import device_here, located, on_device
 from drs_ray.engine.worker import UnitRunner, make_cuda_reproducible
-from drs_ray.errors import ConfigError, CountsError, counted
+from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.run_record import RunRecord
 from drs_ray.results.schema import ATTACKS, with_metadata
@@ -107,8 +107,8 @@ def attack_run(
     rows, skipped = _chosen(result, images, seed)
     if not rows:
         raise CountsError(
-            f"{store.uri}: the run abstains on {counted(skipped, 'image drawn', 'images drawn')}, all of them: there "
-            "is nothing to attack"
+            f"{store.uri}: the run abstains on {'the image' if skipped == 1 else f'all {skipped:,} images'} drawn: "
+            "there is nothing to attack"
         )
     effort, rule = _Effort(steps, samples, confirmation, level / len(rows)), _rule(result, store.uri)
     _check_power(effort, rule, record)

@@ -112,7 +112,7 @@ def test_a_radius_that_is_too_large_fails_loudly(finished: Path, honest: AttackR
     assert "UNSOUND" in done.stdout
     assert "no certificate is contradicted" not in done.stdout
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {uri}: NOT SOUND: 1 of {honest.attacked} attacked images have a confirmed")
+    assert line.startswith(f"error: {uri}: NOT SOUND: 1 of {honest.attacked} attacked images has a confirmed")
     assert f"worst image {image_id}: class {honest.table['prediction'][chosen].as_py()} is certified up to" in line
     assert f"repeat with `drs-ray attack {uri} --images 6 --steps 6 --samples 8 --confirmation 300" in line
     assert f"with probability at most {6 * 0.001 + 0.001:.3g}." in line
