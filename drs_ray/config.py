@@ -34,7 +34,7 @@ from pydantic import (
 
 from drs_ray.certificates.rule import Rule
 from drs_ray.class_names import read_class_names
-from drs_ray.errors import ConfigError
+from drs_ray.errors import ConfigError, counted
 
 DatasetName = Literal[
     "mnist5k", "mnist", "cifar10", "cifar100", "svhn", "stl10", "tiny-imagenet", "imagenet", "folder", "parquet"
@@ -860,7 +860,7 @@ def _explain(item: Any) -> str:
         "less_than_equal": "must be <= {le}",
         "literal_error": "must be {expected}",
         "finite_number": "must be a finite number",
-        "too_short": "must have at least {min_length} entries",
+        "too_short": "must have at least {least}",
         "tuple_type": "must be a list, for example [0, 1]",
         "string_type": "must be text",
         "int_parsing": "must be a whole number",
@@ -875,6 +875,7 @@ def _explain(item: Any) -> str:
         "model_attributes_type": "must be a mapping of keys to values",
     }
     context = item.get("ctx", {})
+    context |= {"least": counted(context.get("min_length", 0), "entry", "entries")}
     rule = rules[kind].format(**context) if kind in rules else str(item["msg"]).lower()
     if path == "certificate.alpha" and kind in ("greater_than_equal", "less_than"):
         rule = "must be in (0, 1)" if kind == "less_than" else "must be in (0, 1), at least 1e-50"

@@ -30,7 +30,7 @@ from drs_ray.certificates.rule import Rule
 from drs_ray.data.datasets import Dataset
 from drs_ray.engine.reopen import device_here, located, on_device
 from drs_ray.engine.worker import UnitRunner
-from drs_ray.errors import ConfigError, CountsError, counted
+from drs_ray.errors import ConfigError, CountsError
 from drs_ray.models.torch_state import fixed_kernels, plain_torch
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.run_record import RunRecord
@@ -109,8 +109,8 @@ def attack_run(
     rows, skipped = _chosen(result, images, seed)
     if not rows:
         raise CountsError(
-            f"{store.uri}: the run abstains on every image drawn ({counted(skipped, 'image')}): there is nothing to "
-            "attack"
+            f"{store.uri}: the run abstains on {'the image' if skipped == 1 else f'all {skipped:,} images'} drawn: "
+            "there is nothing to attack"
         )
     effort, rule = _Effort(steps, samples, confirmation, level / len(rows)), result.certified_by
     _check_power(effort, rule, record)

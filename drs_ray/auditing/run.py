@@ -58,8 +58,8 @@ class AuditReport:
                 named = ", ".join(map(str, list(found)[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
                 raise SoundnessError(
                     f"{self.uri}: {len(found):,} of {self.images:,} {what}: images {named}; first image {first}: "
-                    f"{why}; find out who wrote {CERTIFICATES_KEY} before you trust the run, then "
-                    f"`drs-ray reduce {self.uri}`"
+                    f"{why}; find out who changed counts or {CERTIFICATES_KEY} before you trust the run, then "
+                    "`drs-ray certify` with its config computes counts that are missing, and certificates again"
                 )
 
 
@@ -106,10 +106,11 @@ def audit_run(store: Store) -> AuditReport:
     config, classes = run["config"], run["dataset"]["num_classes"]
     sigmas = [classifier["sigma"] for classifier in config["classifiers"]]
     schedule = _schedule(config["budget"])
-    table = _table(store, CERTIFICATES_KEY, f"run `drs-ray reduce {store.uri}` first")
+    again = f"write it again with `drs-ray reduce {store.uri}`"
+    table = _table(store, CERTIFICATES_KEY, f"run `drs-ray reduce {store.uri}` first", again)
     metadata = table.schema.metadata or {}
     if metadata.get(b"drs_ray.run_id", b"").decode() != run["run_id"]:
-        raise CountsError(f"{store.uri}/{CERTIFICATES_KEY}: not of run {run['run_id']}; run `drs-ray reduce` again")
+        raise CountsError(f"{store.uri}/{CERTIFICATES_KEY}: not of run {run['run_id']}; {again}")
     name = metadata.get(b"drs_ray.rule", b"").decode()
     try:
         rule = AuditedRule.named(name, sigmas)
@@ -118,12 +119,13 @@ def audit_run(store: Store) -> AuditReport:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha is {alpha}, not in (0, 1)")
     except (ValueError, IndexError, KeyError) as error:
-        raise CountsError(
-            f"{store.uri}/{CERTIFICATES_KEY}: cannot be audited: {error}; reduce the run again"
-        ) from error
+        raise CountsError(f"{store.uri}/{CERTIFICATES_KEY}: cannot be audited: {error}; {again}") from error
     images = _images(store, run["run_id"])
     if sorted(row["image_id"] for row in rows) != sorted(run["image_ids"]) or images.keys() != set(run["image_ids"]):
-        raise CountsError(f"{store.uri}: run.json, counts and certificates are not of the same images; reduce it again")
+        raise CountsError(
+            f"{store.uri}: run.json, counts and certificates are not of the same images; `drs-ray certify` with "
+            "the run's config computes counts that are missing, and certificates again"
+        )
 
     too_large: dict[int, str] = {}
     inconsistent: dict[int, str] = {}
@@ -258,13 +260,13 @@ def _run_json(store: Store) -> dict[str, Any]:
     return run
 
 
-def _table(store: Store, key: str, missing: str) -> pa.Table:
+def _table(store: Store, key: str, missing: str, damaged: str) -> pa.Table:
     try:
         return pq.ParquetFile(io.BytesIO(store.get(key))).read(use_threads=False)
     except MissingObjectError as error:
         raise CountsError(f"{store.uri}/{key}: not there; {missing}") from error
     except (pa.ArrowException, OSError) as error:
-        raise CountsError(f"{store.uri}/{key}: truncated or not Parquet; `drs-ray repair` says more") from error
+        raise CountsError(f"{store.uri}/{key}: truncated or not Parquet; {damaged}") from error
 
 
 def _unit_tables(store: Store, run_id: str) -> Iterator[pa.Table]:
@@ -274,10 +276,11 @@ def _unit_tables(store: Store, run_id: str) -> Iterator[pa.Table]:
     for key in sorted(keys, key=lambda key: not key.startswith(COMPACTED_PREFIX)):
         if key in seen or not key.endswith(".parquet"):
             continue
-        table = _table(store, key, "it went while it was read; audit when no compactor is at work")
+        moved = f"`drs-ray repair {store.uri}` moves it aside, then `drs-ray certify` computes it again"
+        table = _table(store, key, "it went while it was read; audit when no compactor is at work", moved)
         metadata = table.schema.metadata or {}
         if metadata.get(b"drs_ray.run_id", b"").decode() != run_id:
-            raise CountsError(f"{store.uri}/{key}: not of run {run_id}; `drs-ray repair {store.uri}` moves it aside")
+            raise CountsError(f"{store.uri}/{key}: not of run {run_id}; {moved}")
         first = 0
         for unit, count, _ in json.loads(metadata.get(b"drs_ray.units", json.dumps([[key, len(table), ""]]))):
             if unit not in seen:
@@ -294,7 +297,10 @@ def _images(store: Store, run_id: str) -> dict[int, _Image]:
         try:
             values = [table[name].to_pylist() for name in columns]
         except KeyError as error:
-            raise CountsError(f"{store.uri}: not a counts table: {error}; `drs-ray repair` says which") from error
+            raise CountsError(
+                f"{store.uri}: not a counts table: {error}; `drs-ray repair {store.uri}` moves it aside, "
+                "then `drs-ray certify` computes it again"
+            ) from error
         for image_id, label, sub_image, phase, first, samples, votes in zip(*values, strict=True):
             image = images.setdefault(image_id, _Image(label, defaultdict(list)))
             if image.label != label:

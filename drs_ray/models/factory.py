@@ -146,7 +146,8 @@ def _check_classes(source: str, metadata: CheckpointMetadata, classes: Sequence[
     if difference is not None:
         raise ClassifierError(
             f"checkpoint {source}: trained for other classes than the run's: {difference}; name the checkpoint's in "
-            "their order in dataset.classes (class directories have these names), or another checkpoint"
+            "their order in dataset.classes (class directories have these names; of a parquet data set, where it is "
+            "packed), or another checkpoint"
         )
 
 

@@ -273,7 +273,7 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise CountsError(f"{uri}/{RUN_KEY}: not a drs-ray run record; choose another place or remove it") from error
     if run_id(same) != record.run_id:  # another sigma, for one, would scale every radius
-        raise CountsError(f"{uri}/{RUN_KEY}: was changed after it was written; restore it, or start the run again")
+        raise CountsError(f"{uri}/{RUN_KEY}: was changed after it was written; restore it, or choose another output")
     return record
 
 
@@ -282,7 +282,7 @@ def _extend(store: Store, there: RunRecord, estimation: int) -> None:
     budget = there.config.budget
     if budget.planned is None or not budget.estimation < estimation <= budget.planned:
         raise ConfigError(
-            f"budget.estimation: the run in {store.uri} has {counted(budget.estimation, 'sample')}, got {estimation}; "
+            f"budget.estimation: the run in {store.uri} has {budget.estimation} samples, got {estimation}; "
             "a run can only be extended to a later stage that its budget.planned foresaw, since certificates that "
             f"were seen have spent their alpha (planned: {budget.planned}); restore the budget or choose another "
             "output"

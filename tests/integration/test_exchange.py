@@ -117,7 +117,7 @@ def test_bad_usage_gets_one_line(finished: Path, tmp_path: Path) -> None:
     )
     log.write_text("idx\tlabel\tpredict\tradius\tcorrect\n0\t1\t1\t0.5\t1\n1,2,2,0.5,1\n")
     assert refused(1, "import", log, place, *STATED) == (
-        "log.tsv: line 3: 1 fields, the header has 5: it is separated by commas, the header by tabs; use one of them"
+        "log.tsv: line 3: 1 field, the header has 5: it is separated by commas, the header by tabs; use one of them"
     )
     log.write_text("idx\tlabel\tpredict\tradius\tcorrect\n0\t1\t1\t0.5\t1\n")
     stated = [*STATED[:2], "--sigma", "half", *STATED[4:]]

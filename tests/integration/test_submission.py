@@ -157,9 +157,9 @@ def test_what_the_cluster_cannot_give_and_whom_it_does_not_know(
     gpus = {"engine__device": "cuda", "engine__stall_seconds": 2}
     refused = _run(command(["submit", CONFIG, *place.options("gpus", **gpus)]), environment)
     assert refused.returncode == 1
-    assert "warning: no node of the cluster can hold a worker now: asked for 1 CPUs and 1 GPUs" in refused.stdout
+    assert "warning: no node of the cluster can hold a worker now: asked for 1 CPU and 1 GPU" in refused.stdout
     message = next(line for line in refused.stdout.splitlines() if line.startswith("error: "))
-    assert "1 GPUs per worker" in message
+    assert "1 GPU per worker" in message
     assert "Traceback" not in refused.stdout + refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("error: job raysubmit_")
     (tmp_path / "token").write_text("0" * 64)

@@ -48,7 +48,7 @@ def test_figures_are_those_of_the_broken_images() -> None:
     assert report.chance == pytest.approx(4 * 0.01 + 0.001)  # the one that abstains was drawn too
     report.check()
     facts = attack_facts(report)
-    assert facts["attacked"] == "3 images, 1 more abstain (--seed 7, cpu)"
+    assert facts["attacked"] == "3 images, 1 more abstains (--seed 7, cpu)"
     assert facts["median norm / radius"] == "1.750"
 
 

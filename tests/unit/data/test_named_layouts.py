@@ -78,7 +78,7 @@ def test_tiny_imagenets_classes_in_another_order(tiny: Path) -> None:
         (lambda root: (root / "wnids.txt").unlink(), r"the file .*wnids.txt cannot be read \(No such file"),
         (lambda root: (root / "val" / "val_annotations.txt").unlink(), r"the file .*val_annotations.txt cannot be"),
         (lambda root: picture(root / "val" / "images" / "val_9.png", 9), r"has no known class for images/val_9.png"),
-        (lambda root: (root / "val" / "images" / "val_1.png").unlink(), r"lacks 1 images of .*, first val_1.png"),
+        (lambda root: (root / "val" / "images" / "val_1.png").unlink(), r"lacks 1 image of .*, first val_1.png"),
         (lambda root: (root / "wnids.txt").write_text("n01\nn02\n"), r"has no known class for images/val_3.png"),
     ],
 )

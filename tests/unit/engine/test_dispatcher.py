@@ -44,7 +44,7 @@ def dispatched(
         further=further,
         limit=workers if callable(workers) else lambda: workers,
         hang_seconds=hang_seconds,
-        needs="1 CPUs and 1 GPUs per worker",
+        needs="1 CPU and 1 GPU per worker",
         free=lambda available: f"{available['CPU']:g} CPUs, 0 GPUs",
         observer=recorder,
     )
@@ -330,7 +330,7 @@ def test_without_any_worker_the_run_says_what_was_asked_for(monkeypatch: pytest.
     fake = FakeRay(on_start=lambda actor, nth: HANGS)
     with pytest.raises(
         EngineError,
-        match=r"no worker could be had for 60 s: asked for 1 CPUs and 1 GPUs per worker; free: 2 CPUs, 0 GPUs; "
+        match=r"no worker could be had for 60 s: asked for 1 CPU and 1 GPU per worker; free: 2 CPUs, 0 GPUs; "
         r"free or add such nodes, .*then resume$",
     ):
         dispatched(monkeypatch, fake, stall_seconds=60)

@@ -174,13 +174,13 @@ def test_an_image_without_a_label_is_never_right() -> None:
         ("time\n", "idx\n", "line 1: the header names a column twice"),
         (HEADER, "", "line 1: the header lacks idx, label, predict, radius, correct"),
         (HEADER, HEADER.replace("\t", " "), "line 1: the header lacks idx, label, predict, radius, correct"),
-        ("20\t8\t8\t0.5\t1\t0:00:14.9", "20,8,8,0.5,1,0:00:14.9", "line 3: 1 fields, the header has 6: it is separated "
+        ("20\t8\t8\t0.5\t1\t0:00:14.9", "20,8,8,0.5,1,0:00:14.9", "line 3: 1 field, the header has 6: it is separated "
          "by commas, the header by tabs; use one of them"),
         ("20\t8\t8\t0.5\t1\t0:00:14.9", "20 8 8 0.5 1 0:00:14.9", "separated by spaces, the header by tabs"),
         ("14.9\n", "14.9\t\t\n", "line 3: 8 fields, the header has 6; mend or remove the line"),
         ("0:00:14.9", '"0:00:14.9', "line 3: its quotes do not match (unexpected end of data); mend or"),
         ("20\t8\t8", "20\t8", "line 3: 5 fields, the header has 6; mend or remove the line"),
-        ("\t0:00:15.0\n", "\t0:00:15.0\n\n", "line 5: 1 fields, the header has 6"),
+        ("\t0:00:15.0\n", "\t0:00:15.0\n\n", "line 5: 1 field, the header has 6"),
         ("40\t0", "20\t0", "line 4: image 20 is there a second time, first in line 3; an image has one certificate"),
         ("0.5\t", "half\t", "line 3: radius must be a finite number >= 0, got 'half'; mend or remove the line"),
         ("0.5\t", "nan\t", "line 3: radius must be a finite number >= 0, got 'nan'"),
