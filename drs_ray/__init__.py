@@ -222,7 +222,12 @@ def verify(uri: str, units: int = 10, *, endpoint_url: str | None = None, **opti
 
 
 def write_report(
-    runs: Sequence[Shown], directory: str, *, compare_rules: bool = False, endpoint_url: str | None = None
+    runs: Sequence[Shown],
+    directory: str,
+    *,
+    compare_rules: bool = False,
+    common: bool = False,
+    endpoint_url: str | None = None,
 ) -> list[str]:
     """Write report.html and the figure for one or several runs side by side; returns the files' keys.
 
@@ -230,20 +235,23 @@ def write_report(
         runs: at least one run. Its counts, where they are, are read for what the report says about fewer samples.
         directory: directory or s3:// URI to write to.
         compare_rules: beside each run, what the plain rule makes of the same counts.
+        common: of runs on different images, compare those that all have; the report says how many they are.
         endpoint_url: endpoint of an S3-compatible server, if not the runs' own or the default.
 
     Raises:
         ConfigError: no runs, or runs over different test sets. CountsError: counts that cannot be trusted.
     """
-    from drs_ray.results.readouts import read_columns
+    from drs_ray.results.readouts import read_columns, read_common_columns
     from drs_ray.results.reduce import RunResult
     from drs_ray.results.report import write_report as write
     from drs_ray.results.store import open_store
     from drs_ray.results.summary import check_same_test_set
     from drs_ray.thumbnails import thumbnails
 
-    check_same_test_set(runs)
+    if not common:
+        check_same_test_set(runs)
     endpoints = [run.record.config.output.endpoint_url if isinstance(run, RunResult) else None for run in runs]
     stores = [open_store(run.uri, endpoint_url or own) for run, own in zip(runs, endpoints, strict=True)]
-    columns = read_columns(zip(runs, stores, strict=True), compare_rules=compare_rules)
+    pairs = list(zip(runs, stores, strict=True))
+    columns = (read_common_columns if common else read_columns)(pairs, compare_rules=compare_rules)
     return write(columns, open_store(directory, endpoint_url), thumbnails)

@@ -208,11 +208,14 @@ def report(
     partial: Annotated[
         bool, typer.Option("--partial", help="One run that is not finished, as far as it is, and marked as such.")
     ] = False,
+    common: Annotated[
+        bool, typer.Option("--common", help="Runs on different images: compare those that all have, and say how many.")
+    ] = False,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Print the table of one or several runs and write report.html and the figure."""
     from drs_ray.results.imported import read_shown
-    from drs_ray.results.readouts import read_columns, read_partial_columns
+    from drs_ray.results.readouts import read_columns, read_common_columns, read_partial_columns
     from drs_ray.results.report import write_report
     from drs_ray.results.summary import check_same_test_set
     from drs_ray.results.terminal import render_convergence
@@ -220,12 +223,17 @@ def report(
 
     stores = [_open(run, endpoint_url) for run in runs]
     if partial:
+        if common:
+            raise ConfigError("--common: is for several finished runs; leave it out, or --partial")
         if len(stores) > 1:
             raise ConfigError(
                 f"--partial: takes one RUN, got {len(stores)}: an unfinished run has come to other images than the "
                 "others; report it on its own, or finish it"
             )
         columns = read_partial_columns(stores[0], compare_rules=compare_rules)
+    elif common:
+        shown = [(read_shown(store), store) for store in stores]
+        columns = read_common_columns(shown, compare_rules=compare_rules)
     else:
         results = [read_shown(store) for store in stores]
         check_same_test_set(results)
@@ -271,17 +279,23 @@ def export(
     epilog="Example: `drs-ray import log.tsv runs/cohen --dataset cifar10 --sigma 0.5 --n 100000 --alpha 0.001`",
 )
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Log in the format of certify.py.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Log in a format of certify.py or predict.py.")],
     run: Annotated[str, typer.Argument(metavar="RUN", help="Directory or s3:// URI to keep it in.")],
     dataset: Annotated[str, typer.Option(help="Name of the data set, as in configs.")],
     sigma: Annotated[str, typer.Option(help="Noise level, one for each sub-image: 0.5 or 0.36,0.36.")],
     n: Annotated[int, typer.Option(help="Estimation samples per image and sub-image.")],
     alpha: Annotated[float, typer.Option(help="Failure probability of a certificate.")],
-    n0: Annotated[int, typer.Option(help="Selection samples per image and sub-image.")] = 100,
+    n0: Annotated[
+        int | None, typer.Option(help="Selection samples per image and sub-image [default: 100; of predictions 0].")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "test",
     radius_rule: Annotated[
         str, typer.Option(help="How margins of sub-images were joined: linear, square-root, clipped or unknown.")
     ] = "unknown",
+    radius: Annotated[
+        float | None,
+        typer.Option(help="The radius that was asked for, where the log says only whether it was certified."),
+    ] = None,
     radii: RadiiOption = None,
     endpoint_url: EndpointOption = None,
 ) -> None:
@@ -299,6 +313,7 @@ def import_(
         selection=n0,
         alpha=alpha,
         radius_rule=radius_rule,
+        radius=radius,
         radii=_numbers("radii", radii),
     )
     _print_table([result])

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri_exp
+from scipy.special import log_ndtr, ndtr, ndtri_exp
 from scipy.stats import binom
 
 from drs_ray.certificates.bounds import lower_quantile
@@ -42,6 +42,31 @@ def largest_radius(sigmas: Sequence[float], samples: int, alpha: float) -> float
 def largest_bonferroni_radius(sigmas: Sequence[float], samples: int, alpha: float) -> float:
     """The largest radius where every sub-image has a bound of its own at level alpha / K; see `largest_radius`."""
     return _unanimous(sigmas, alpha / len(sigmas), samples)
+
+
+def least_alpha(radius: float, sigmas: Sequence[float], samples: int) -> float:
+    """The smallest failure probability at which `largest_radius`, without its rounding, reaches a radius; in [0, 1].
+
+    Args:
+        radius: > 0, pixel units.
+        sigmas: K noise standard deviations, pixel units.
+        samples: estimation samples n of each sub-image.
+    """
+    return float(np.exp(len(sigmas) * samples * _log_unanimous(radius, sigmas)))
+
+
+def least_samples(radius: float, sigmas: Sequence[float], alpha: float) -> float:
+    """The smallest n, not rounded, at which `largest_radius`, without its rounding, reaches a radius; inf if none does.
+
+    Args: see `least_alpha`; alpha: failure probability of one certificate, in (0, 1).
+    """
+    share = len(sigmas) * -_log_unanimous(radius, sigmas)
+    return float(-np.log(alpha) / share) if share > 0 else float("inf")
+
+
+def _log_unanimous(radius: float, sigmas: Sequence[float]) -> float:
+    """log Phi(R / ||sigma||_2): of one vote of the half-space that has this radius."""
+    return float(log_ndtr(radius / np.linalg.norm(sigmas)))
 
 
 def is_attained(low: Floats, high: Floats, sigma: float, samples: int, alpha: float) -> NDArray[np.bool_]:

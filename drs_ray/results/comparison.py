@@ -142,6 +142,8 @@ class EnvelopeAtRadius:
 def paired_differences(results: Sequence[Shown], radii: Sequence[float]) -> tuple[Pair, ...]:
     """Pairs of runs and comparisons, tested at every radius; Holm's adjustment is over all pairs and radii together.
 
+    With a log of predictions, which says nothing beyond radius 0, a pair is tested there alone.
+
     Args:
         results: runs over one test set, in any order of images.
         radii: increasing, pixel units; radius 0 compares accuracies.
@@ -152,20 +154,27 @@ def paired_differences(results: Sequence[Shown], radii: Sequence[float]) -> tupl
     pairs = list(combinations(every, 2)) if len(results) <= ALL_PAIRS else [(0, other) for other in every[1:]]
     if not pairs:
         return ()
-    only_first = np.array([(held[a] & ~held[b]).sum(axis=1) for a, b in pairs])
-    only_second = np.array([(held[b] & ~held[a]).sum(axis=1) for a, b in pairs])
-    both = np.array([(held[a] & held[b]).sum(axis=1) for a, b in pairs])
+    tests = [
+        (pair, at)
+        for pair, ends in enumerate(pairs)
+        for at, radius in enumerate(radii)
+        if radius == 0 or all(results[end].has_radii for end in ends)
+    ]
+    first, second = (np.array([held[pairs[pair][end]][at] for pair, at in tests]) for end in (0, 1))
+    only_first, only_second = (first & ~second).sum(axis=1), (second & ~first).sum(axis=1)
+    both = (first & second).sum(axis=1)
     images = results[0].images
     low, high = difference_interval(only_first, only_second, images, CI_LEVEL)
     p_values = mcnemar_exact(only_first, only_second)
     adjusted = holm(p_values)
 
     def rows(pair: int) -> Iterator[PairAtRadius]:
-        for at, radius in enumerate(radii):
-            here = pair, at
+        for here, (of, at) in enumerate(tests):
+            if of != pair:
+                continue
             alone = int(only_first[here]), int(only_second[here])
             yield PairAtRadius(
-                radius=radius,
+                radius=radii[at],
                 both=int(both[here]),
                 only_first=alone[0],
                 only_second=alone[1],

@@ -59,24 +59,23 @@ def export(results: Sequence[Shown], kind: str, radii: Sequence[float] | None = 
 def tsv(result: Shown) -> str:
     """One row per image, `idx label predict radius correct time`, as certify.py of Cohen et al. 2019 writes.
 
-    predict is -1 and radius 0 where abstaining. time: images of a batch run have none of their own; it is the run's
-    wall time over its images, `nan` where nobody measured.
+    predict is -1 and radius 0 where abstaining. time: as it came in an imported log. Images of a batch run have none of
+    their own; it is the run's wall time over its images, `nan` where nobody measured. A log of predictions has no
+    radius, as predict.py writes.
     """
     table = result.certificates
     seconds = None if result.seconds is None else datetime.timedelta(seconds=result.seconds / result.images)
-    columns = zip(
-        table["image_id"].to_pylist(),
-        table["label"].to_pylist(),
-        table["prediction"].to_pylist(),
-        _log_radii(result),
-        result.correct.astype(np.int64).tolist(),
-        strict=True,
-    )
     time = "nan" if seconds is None else str(seconds)
-    rows = [
-        f"{idx}\t{label}\t{predict}\t{radius}\t{correct}\t{time}\n" for idx, label, predict, radius, correct in columns
-    ]
-    return "idx\tlabel\tpredict\tradius\tcorrect\ttime\n" + "".join(rows)
+    columns = {
+        "idx": table["image_id"].to_pylist(),
+        "label": table["label"].to_pylist(),
+        "predict": table["prediction"].to_pylist(),
+        **({"radius": _log_radii(result)} if result.has_radii else {}),
+        "correct": result.correct.astype(np.int64).tolist(),
+        "time": table["time"].to_pylist() if "time" in table.column_names else [time] * result.images,
+    }
+    rows = ("\t".join(map(str, row)) for row in (columns, *zip(*columns.values(), strict=True)))
+    return "\n".join([*rows, ""])
 
 
 def _log_radii(result: Shown) -> list[str]:

@@ -60,12 +60,13 @@ def certified_accuracy_figure(results: Sequence[Shown], *, legend: bool = True) 
     axes = figure.add_subplot()
     stop = right_end(results)
     handles = [
-        draw_curve(axes, step_curve(result, stop, planned=result.planned), colour, comparison=bool(result.variant))
-        for result, colour in zip(results, run_colours(len(results)), strict=True)
+        draw_run(axes, result, stop, colour) for result, colour in zip(results, run_colours(len(results)), strict=True)
     ]
     _dress(axes, stop)
     if results[0].progress is not None:
         axes.set_title(results[0].progress.text, loc="left", color=INK, fontsize=11)
+    elif summaries[0].common_text:
+        axes.set_title(summaries[0].common_text, loc="left", color=INK, fontsize=11)
     if legend:
         _add_legend(figure, handles, summaries)
     return figure
@@ -162,6 +163,19 @@ def right_end(shown: Iterable[Certified]) -> float:
     """Where the axis of radii ends, pixel units: a little beyond the largest radius."""
     largest = max(float(np.max(one.radius, where=one.correct, initial=0.0)) for one in shown)
     return 1.04 * largest if largest > 0 else 1.0
+
+
+def draw_run(axes: Axes, result: Shown, stop: float, colour: str) -> Any:
+    """Draw a run's `step_curve`, or the accuracy of a log of predictions as a point: it has no curve.
+
+    Returns:
+        The line, for a legend.
+    """
+    if not result.has_radii:
+        (point,) = axes.plot([0.0], [result.accuracy], "o", color=colour, clip_on=False, zorder=5)
+        return point
+    curve = step_curve(result, stop, planned=result.planned)
+    return draw_curve(axes, curve, colour, comparison=bool(result.variant))
 
 
 def draw_curve(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from drs_ray.config import CertificateConfig, Section, explain
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.doubts import doubts
-from drs_ray.results.published import PublishedLog, parse_log
+from drs_ray.results.published import Kind, PublishedLog, parse_log
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.rounding import exact_text
 from drs_ray.results.run_record import read_run_json
@@ -31,6 +31,7 @@ from drs_ray.results.schema import (
     CURVE_KEY,
     IMPORTED,
     IMPORTED_CERTIFICATES,
+    IMPORTED_TIME,
     RUN_KEY,
     SCHEMA_VERSION,
     check_version,
@@ -51,8 +52,9 @@ _REMEDY = "write it again with `drs-ray import`"
 class ImportedRecord(Section):
     """run.json of an imported run: where its log came from, and what was stated about it.
 
-    source_digest: SHA-256 of the log. sigmas: of each sub-image, pixel units. selection, estimation: samples per image
-    and sub-image. warnings: what does not fit together.
+    source_digest: SHA-256 of the log. log: what it has of each image. sigmas: of each sub-image, pixel units.
+    selection, estimation: samples per image and sub-image. radius: pixel units, the one that a log without radii of its
+    own is about; None for the others. warnings: what does not fit together.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -61,6 +63,7 @@ class ImportedRecord(Section):
     created: str
     source: str
     source_digest: str
+    log: Kind = "radii"
     dataset: Annotated[str, Field(min_length=1)]
     split: Annotated[str, Field(min_length=1)]
     sigmas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
@@ -68,6 +71,7 @@ class ImportedRecord(Section):
     estimation: Annotated[int, Field(ge=1, le=10**9)]
     alpha: Annotated[float, Field(ge=1e-50, lt=1)]  # as in configs
     radius_rule: RadiusRule
+    radius: Annotated[float, Field(gt=0)] | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -84,13 +88,18 @@ class ImportedRecord(Section):
     @property
     def identity(self) -> str:
         """16 hex digits over what was imported and what was stated; not when, and not what follows from it."""
-        said = self.model_dump(mode="json", exclude={"run_id", "created", "source", "warnings"})
+        said = self.model_dump(
+            mode="json", exclude={"run_id", "created", "source", "log", "warnings"}, exclude_none=True
+        )
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
 class ImportedResult(CertifiedImages):
-    """An imported run: its record and its two tables (`schema.IMPORTED_CERTIFICATES` and `schema.CURVE`)."""
+    """An imported run: its record and its two tables (`schema.IMPORTED_CERTIFICATES` and `schema.CURVE`).
+
+    certificates has `schema.IMPORTED_TIME` too where the log has times. whole: see `reduce.RunResult`.
+    """
 
     uri: str
     record: ImportedRecord
@@ -99,6 +108,12 @@ class ImportedResult(CertifiedImages):
     seconds: None = None
     variant: str = MARK
     progress: None = None
+    whole: int | None = None
+
+    @property
+    def has_radii(self) -> bool:
+        """Whether images have radii: those of a log of predictions have none."""
+        return self.record.log != "predictions"
 
 
 Shown = RunResult | ImportedResult
@@ -113,10 +128,11 @@ def import_log(
     dataset: str,
     sigmas: Sequence[float],
     estimation: int,
-    selection: int = 100,
+    selection: int | None = None,
     alpha: float = 0.001,
     split: str = "test",
     radius_rule: str = "unknown",
+    radius: float | None = None,
     radii: Sequence[float] | None = None,
 ) -> ImportedResult:
     """Store a published log as an imported run.
@@ -128,36 +144,47 @@ def import_log(
         dataset: name of the data set, as a run that it is to be compared with has it.
         sigmas: noise standard deviation of each sub-image, pixel units.
         estimation: samples per image and sub-image that the radii are from.
-        selection: samples per image and sub-image that chose the class.
+        selection: samples per image and sub-image that chose the class; None: 100, of predictions 0.
         alpha: failure probability of one certificate.
         split: of the data set.
         radius_rule: one of `RadiusRule`; for one sub-image there is only one.
-        radii: the curve's grid, increasing, pixel units; None: the one of configs.
+        radius: pixel units: the one that was asked for, where the log says of each image whether it was certified.
+        radii: the curve's grid, increasing, pixel units; None: the one of configs. Where `radius` is given it ends
+            there; predictions have no curve beyond radius 0.
 
     Raises:
-        ConfigError: a stated value that cannot be. DataError: a log that cannot be read. CountsError: the place holds
-        another run. StoreError: the place cannot be written.
+        ConfigError: a stated value that cannot be, or one that the log needs. DataError: a log that cannot be read.
+        CountsError: the place holds another run. StoreError: the place cannot be written.
     """
     chosen = {} if radii is None else {"radii": list(radii)}
     try:
         grid = CertificateConfig.model_validate(chosen).radii
+    except ValidationError as error:
+        raise ConfigError(explain(error, "import")) from error
+    log = parse_log(data, source, radius)
+    try:
         record = ImportedRecord.model_validate(
             {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "source": source,
                 "source_digest": hashlib.sha256(data).hexdigest(),
+                "log": log.kind,
                 "dataset": dataset,
                 "split": split,
                 "sigmas": tuple(sigmas),
-                "selection": selection,
+                "selection": (0 if log.kind == "predictions" else 100) if selection is None else selection,
                 "estimation": estimation,
                 "alpha": alpha,
                 "radius_rule": radius_rule,
+                "radius": radius,
             }
         )
     except ValidationError as error:
         raise ConfigError(explain(error, "import")) from error
-    log = parse_log(data, source)
+    if log.kind == "predictions":
+        grid = (0.0,)
+    elif radius is not None:
+        grid = (*(other for other in grid if other < radius), radius)
     record = record.model_copy(update={"run_id": record.identity, "warnings": (*log.notes, *doubts(log, record, grid))})
     there = parse_imported(store.create(RUN_KEY, record.model_dump_json(indent=1).encode()), store.uri)
     if there is None or there.run_id != record.run_id:
@@ -191,8 +218,11 @@ def read_shown(store: Store) -> Shown:
     if record is None:
         return read_result(store)
     certificates, curve = (
-        read_table(store, key, schema, record.run_id, missing=_REMEDY, remedy=_REMEDY)
-        for key, schema in ((CERTIFICATES_KEY, IMPORTED_CERTIFICATES), (CURVE_KEY, CURVE))
+        read_table(store, key, schema, record.run_id, missing=_REMEDY, remedy=_REMEDY, optional=optional)
+        for key, schema, optional in (
+            (CERTIFICATES_KEY, IMPORTED_CERTIFICATES, IMPORTED_TIME),
+            (CURVE_KEY, CURVE, None),
+        )
     )
     return ImportedResult(store.uri, record, certificates, curve)
 
@@ -222,7 +252,7 @@ def parse_imported(data: bytes, uri: str) -> ImportedRecord | None:
 
 def _certificates(log: PublishedLog, record: ImportedRecord) -> pa.Table:
     images = len(log.image_id)
-    columns = {
+    columns: dict[str, Any] = {
         "image_id": log.image_id,
         "label": log.label,
         "prediction": log.prediction,
@@ -231,9 +261,13 @@ def _certificates(log: PublishedLog, record: ImportedRecord) -> pa.Table:
         "samples": np.full(images, record.sub_images * (record.selection + record.estimation)),
         "alpha": np.full(images, record.alpha),
     }
-    schema = with_metadata(IMPORTED_CERTIFICATES, record.run_id, table="certificates", rule=_rule(record))
-    return table_of(columns, schema)
+    schema = IMPORTED_CERTIFICATES
+    if log.time is not None:
+        schema, columns["time"] = schema.append(IMPORTED_TIME), list(log.time)
+    return table_of(columns, with_metadata(schema, record.run_id, table="certificates", rule=_rule(record)))
 
 
 def _rule(record: ImportedRecord) -> str:
+    if record.log == "predictions":
+        return "predictions as published"
     return "as published" if record.sub_images == 1 else f"as published ({record.radius_rule})"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from drs_ray.errors import ConfigError
-from drs_ray.results.figure import draw_curve, right_end, run_colours, step_curve, write_labels
+from drs_ray.results.figure import draw_run, right_end, run_colours, write_labels
 from drs_ray.results.imported import Shown
 from drs_ray.results.readouts import radius_edges, radius_histogram
 from drs_ray.results.summary import summarise_side_by_side
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def plot_certified_accuracy(runs: Sequence[Shown], ax: Axes | None = None) -> Axes:
     """Certified accuracy against radius: exact steps, the pointwise 95 % interval over images shaded, and dashed what
-    holds for these images with 99 % probability over the noise. An imported run is a dotted line alone.
+    holds for these images with 99 % probability over the noise. An imported run is a dotted line alone, a
+    log of predictions a point at radius 0.
 
     Args:
         runs: at least one run over one test set, of `drs_ray.read_run`.
@@ -29,10 +30,7 @@ def plot_certified_accuracy(runs: Sequence[Shown], ax: Axes | None = None) -> Ax
     summaries = summarise_side_by_side(runs)
     axes = _axes(ax)
     stop = right_end(runs)
-    lines = [
-        draw_curve(axes, step_curve(run, stop, planned=run.planned), colour, comparison=bool(run.variant))
-        for run, colour in zip(runs, run_colours(len(runs)), strict=True)
-    ]
+    lines = [draw_run(axes, run, stop, colour) for run, colour in zip(runs, run_colours(len(runs)), strict=True)]
     axes.set_xlim(0, stop)
     axes.set_ylim(0, 1)
     axes.set_xlabel("l2 radius (pixel units)")

@@ -1,32 +1,56 @@
-"""Logs of other code in the field's format (Cohen et al. 2019, certify.py): read strictly, each mistake with its line.
+"""Logs of other code in the field's formats (Cohen et al. 2019): read strictly, each mistake with its line.
 
-One row per image, `idx label predict radius correct time`, separated by tabs (or commas); predict is -1 where the
-smoothed classifier abstains. Nothing in such a log can be checked against votes: there are none in it.
+One row per image, separated by tabs (or commas); predict is -1 where the smoothed classifier abstains. Nothing in such
+a log can be checked against votes: there are none in it. There are three kinds:
+
+- certify.py, `idx label predict radius correct time`: a radius for each image;
+- predict.py, `idx label predict correct time`: predictions, and no radius;
+- adaptive sampling (Horvath et al. 2022, smoothing-ensembles), `idx label predict "radius proved" correct ... time`:
+  1 where one radius, which the log does not name, was certified, -1 where not.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.votes import Integers
-from drs_ray.errors import DataError
+from drs_ray.errors import ConfigError, DataError
 from drs_ray.results.tables import ABSTAIN
 
+Kind = Literal["radii", "predictions", "one radius"]
+"""What a log has of each image: its radius, no radius at all, or whether one radius was certified."""
+
 COLUMNS = ("idx", "label", "predict", "radius", "correct")
-"""Columns that a log must have, in any order; others, such as `time`, are ignored."""
+"""Columns that a log must have, in any order; of others, `time` is kept and the rest ignored."""
+PREDICTIONS = ("idx", "label", "predict", "correct", "time")
+"""All columns that a log of predictions may have: with others, a missing radius may only have another name."""
+PROVED = "radius proved"
+"""In place of `radius` in a log that says for each image whether one radius was certified."""
+TIME = "time"
 
 # Patterns, because int() and float() take more: 1_000, nan, digits of other scripts.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}"), "a whole number"
 _NUMBER = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"), "a finite number >= 0"
-_KINDS = (_WHOLE, _WHOLE, _WHOLE, _NUMBER, _WHOLE)
+_YES_OR_NO = re.compile(r"-?1"), "1 (certified) or -1"
+_KINDS = {
+    "idx": _WHOLE,
+    "label": _WHOLE,
+    "predict": _WHOLE,
+    "radius": _NUMBER,
+    PROVED: _YES_OR_NO,
+    "correct": _WHOLE,
+}
+_PROVED_COLUMNS = tuple(PROVED if name == "radius" else name for name in COLUMNS)
 _SEPARATORS = {"\t": "tabs", ",": "commas"}
 
 
@@ -35,15 +59,18 @@ class PublishedLog:
     """Images as a log gives them, in its order.
 
     image_id, label, prediction: int64 [N], prediction -1 where abstaining. radius: float64 [N], pixel units, 0 where
-    abstaining. unit: float64 [N], what one step of the radius' last printed digit is worth. notes: what was read
-    otherwise than it stands there, and why.
+    abstaining, and for all in a log of predictions. step: float64 [N], what one step of the radius' last printed digit
+    is worth, 0 where no radius was printed. time: N texts as they were printed, None where the log has none. notes:
+    what was read otherwise than it stands there, and why.
     """
 
+    kind: Kind
     image_id: Integers
     label: Integers
     prediction: Integers
     radius: Floats
     step: Floats
+    time: tuple[str, ...] | None
     notes: tuple[str, ...]
 
     @property
@@ -52,14 +79,20 @@ class PublishedLog:
         return np.asarray((self.prediction == self.label) & (self.prediction != ABSTAIN), np.bool_)
 
 
-def parse_log(data: bytes, source: str) -> PublishedLog:
+def parse_log(data: bytes, source: str, radius: float | None = None) -> PublishedLog:
     """The bytes of a log -> its rows. A class with radius 0 is an abstention: nothing is certified there.
+
+    Args:
+        data: the log.
+        source: its name, for messages.
+        radius: pixel units: the one radius of a log that does not name it; None for the others.
 
     Raises:
         DataError: one line that names the file, the line, what is wrong there and what to do.
+        ConfigError: a radius that the log needs, or that it has no use for.
     """
     try:
-        lines = data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+        lines = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: is not text (UTF-8); give a log in the format of certify.py") from error
     while lines and not lines[-1].strip():
@@ -67,50 +100,117 @@ def parse_log(data: bytes, source: str) -> PublishedLog:
     if not lines:
         raise DataError(f"{source}: is empty; give a log in the format of certify.py")
     separator = "\t" if "\t" in lines[0] else ","
-    names = [name.strip() for name in lines[0].split(separator)]
-    missing = [name for name in COLUMNS if name not in names]
-    if missing or len(set(names)) < len(names):
+    names = _fields(lines[0], separator, source, 1)
+    while len(names) > 1 and not names[-1]:  # the line ends with a separator
+        names.pop()
+    kind = _kind(names, source)
+    if len(lines) == 1:
+        raise DataError(f"{source}: has a header alone, in line 1, and no image; give the log of a run that has some")
+    if kind == "one radius" and radius is None:
+        raise ConfigError(
+            f"{source}: its column `{PROVED}` says whether one radius was certified and not which; name it: --radius "
+            "0.5 (Python: radius=0.5)"
+        )
+    if kind != "one radius" and radius is not None:
+        raise ConfigError(
+            f"{source}: radius is for a log with the column `{PROVED}`, which this one lacks; leave it out"
+        )
+    wanted = {"radii": COLUMNS, "predictions": PREDICTIONS[:4], "one radius": _PROVED_COLUMNS}[kind]
+    where = [names.index(name) for name in (*wanted, *([TIME] if TIME in names else []))]
+    rows = [
+        [fields[index] for index in where]
+        for fields in (_row(line, len(names), separator, source, at) for at, line in enumerate(lines[1:], start=2))
+    ]
+    columns = dict(zip((*wanted, TIME), zip(*rows, strict=True), strict=False))
+    _check_rows(rows, wanted, source)
+    image_id, label, predict, correct = (
+        np.array([int(text) for text in columns[name]], np.int64) for name in ("idx", "label", "predict", "correct")
+    )
+    _check_ids(image_id.tolist(), source)
+    steps = np.zeros(len(rows))
+    certified = predict != ABSTAIN
+    radii = np.zeros(len(rows))
+    if kind == "radii":
+        radii, steps = np.array(columns["radius"], np.float64), _steps(columns["radius"])
+        certified = radii > 0
+    elif kind == "one radius":
+        certified = np.array(columns[PROVED]) == "1"
+        radii = np.where(certified, radius or 0.0, 0.0)
+    notes = [
+        *_silent(predict, certified, "radius 0, which certifies nothing," if kind == "radii" else "no proved radius"),
+        *_counted(label, predict, certified, correct, source),
+    ]
+    prediction = np.where(certified, predict, ABSTAIN)
+    times = tuple(" ".join(text.split()) for text in columns[TIME]) if TIME in names else None
+    return PublishedLog(kind, image_id, label, prediction, radii, steps, times, tuple(notes))
+
+
+def _kind(names: Sequence[str], source: str) -> Kind:
+    """What a log with this header has of each image."""
+    twice = len(set(names)) < len(names)
+    if not twice and set(PREDICTIONS) >= set(names) >= set(PREDICTIONS[:4]):
+        return "predictions"
+    proved = PROVED in names and "radius" not in names
+    wanted = _PROVED_COLUMNS if proved else COLUMNS
+    missing = [name for name in wanted if name not in names]
+    if missing or twice:
         wrong = f"lacks {', '.join(missing)}" if missing else "names a column twice"
         raise DataError(
-            f"{source}: line 1: the header {wrong}; it must name {', '.join(COLUMNS)} once each, separated by tabs or "
+            f"{source}: line 1: the header {wrong}; it must name {', '.join(wanted)} once each, separated by tabs or "
             "commas"
         )
-    if len(lines) == 1:
-        raise DataError(f"{source}: has a header and no images")
-    where = [names.index(name) for name in COLUMNS]
-    rows = list(_rows(lines, len(names), separator, where, source))
-    image_id, label, predict, printed, correct = (list(column) for column in zip(*rows, strict=True))
-    _check_ids(image_id, source)
-    labels, predicted, radius = np.array(label), np.array(predict), np.array(printed, np.float64)
-    notes = [*_silent(predicted, radius), *_counted(labels, predicted, radius, np.array(correct), source)]
-    prediction = np.where(radius > 0, predicted, ABSTAIN)
-    return PublishedLog(np.array(image_id), labels, prediction, radius, _steps(printed), tuple(notes))
+    return "one radius" if proved else "radii"
 
 
-def _rows(
-    lines: list[str], width: int, separator: str, where: list[int], source: str
-) -> Iterator[tuple[int, int, int, str, int]]:
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.split(separator)
-        if len(fields) != width:
-            raise DataError(f"{source}: line {number}: {_miscounted(line, len(fields), width, separator)}")
-        row = [fields[index].strip() for index in where]
-        for name, text, (kind, must) in zip(COLUMNS, row, _KINDS, strict=True):
+def _fields(line: str, separator: str, source: str, number: int) -> list[str]:
+    """A line's fields without the blanks around them; those of csv may be quoted."""
+    if '"' not in line:
+        return [field.strip() for field in line.split(separator)]
+    try:
+        return [
+            field.strip() for field in next(csv.reader([line], delimiter=separator, strict=True, skipinitialspace=True))
+        ]
+    except csv.Error as error:
+        raise DataError(
+            f"{source}: line {number}: its quotes do not match ({error}); mend or remove the line"
+        ) from error
+
+
+def _row(line: str, width: int, separator: str, source: str, number: int) -> list[str]:
+    fields = _fields(line, separator, source, number)
+    if len(fields) == width + 1 and not fields[-1]:  # the line ends with a separator
+        fields.pop()
+    if len(fields) != width:
+        raise DataError(f"{source}: line {number}: {_miscounted(line, len(fields), width, separator)}")
+    return fields
+
+
+def _check_rows(rows: Sequence[Sequence[str]], columns: Sequence[str], source: str) -> None:
+    for number, row in enumerate(rows, start=2):
+        fields = dict(zip(columns, row, strict=False))
+        for name, text in fields.items():
+            kind, must = _KINDS[name]
             if not kind.fullmatch(text):
                 raise DataError(
                     f"{source}: line {number}: {name} must be {must}, got {text!r}; mend or remove the line"
                 )
-        idx, label, predict, correct = (int(row[column]) for column in (0, 1, 2, 4))
+        idx, predict = int(fields["idx"]), int(fields["predict"])
         if not 0 <= idx < 2**63:
             raise DataError(f"{source}: line {number}: idx must be the number of an image, >= 0, got {idx}")
-        for name, value in (("label", label), ("predict", predict)):
-            if not ABSTAIN <= value < 2**31:
-                raise DataError(f"{source}: line {number}: {name} must be a class (or -1: none), got {value}")
-        if not math.isfinite(float(row[3])):
-            raise DataError(f"{source}: line {number}: radius must be {_NUMBER[1]}, got {row[3]}")
-        if predict == ABSTAIN and float(row[3]) > 0:
-            raise DataError(f"{source}: line {number}: an abstention (predict -1) has radius {row[3]}; it must be 0")
-        yield idx, label, predict, row[3], correct
+        for name in ("label", "predict"):
+            if not ABSTAIN <= int(fields[name]) < 2**31:
+                raise DataError(f"{source}: line {number}: {name} must be a class (or -1: none), got {fields[name]}")
+        if not -(2**31) <= int(fields["correct"]) < 2**31:
+            raise DataError(f"{source}: line {number}: correct must be 0 or 1, got {fields['correct']}")
+        radius = float(fields.get("radius", 0))
+        if not math.isfinite(radius):
+            raise DataError(f"{source}: line {number}: radius must be {_NUMBER[1]}, got {fields['radius']}")
+        if predict == ABSTAIN and radius > 0:
+            raise DataError(
+                f"{source}: line {number}: an abstention (predict -1) has radius {fields['radius']}; it must be 0"
+            )
+        if predict == ABSTAIN and fields.get(PROVED) == "1":
+            raise DataError(f"{source}: line {number}: an abstention (predict -1) has {PROVED} 1; it must be -1")
 
 
 def _miscounted(line: str, found: int, width: int, separator: str) -> str:
@@ -119,12 +219,12 @@ def _miscounted(line: str, found: int, width: int, separator: str) -> str:
     for other, name in _SEPARATORS.items():
         if other != separator and len(line.split(other)) == width:
             return f"{expected}: it is separated by {name}, the header by {_SEPARATORS[separator]}; use one of them"
-    if len(line.split()) == width:
+    if separator not in line and len(line.split()) == width:
         return f"{expected}: it is separated by spaces, the header by {_SEPARATORS[separator]}; use one of them"
     return f"{expected}; mend or remove the line"
 
 
-def _steps(printed: list[str]) -> Floats:
+def _steps(printed: Sequence[str]) -> Floats:
     """How far apart neighbouring radii of the log are, as its radii show: 0.52 may be 0.520 with its last digit unsaid.
 
     A log has so many significant digits (certify.py: three), or so many decimals: whatever its longest radius has, for
@@ -150,16 +250,18 @@ def _check_ids(ids: list[int], source: str) -> None:
         first[image_id] = number
 
 
-def _silent(predict: Integers, radius: Floats) -> Iterator[str]:
-    silent = int(((predict != ABSTAIN) & (radius == 0)).sum())
+def _silent(predict: Integers, certified: NDArray[np.bool_], said: str) -> Iterator[str]:
+    silent = int(((predict != ABSTAIN) & ~certified).sum())
     if silent:
-        yield f"a class with radius 0, which certifies nothing, counts as an abstention (images: {silent:,})"
+        yield f"a class with {said} counts as an abstention (images: {silent:,})"
 
 
-def _counted(label: Integers, predict: Integers, radius: Floats, correct: Integers, source: str) -> Iterator[str]:
+def _counted(
+    label: Integers, predict: Integers, certified: NDArray[np.bool_], correct: Integers, source: str
+) -> Iterator[str]:
     """The column `correct` must follow from the others; some code prints how many were right so far."""
     hit = (predict == label).astype(np.int64)
-    wrong = np.flatnonzero((correct != hit) & ~((correct == 0) & (radius == 0)))
+    wrong = np.flatnonzero((correct != hit) & ~((correct == 0) & ~certified))
     if not len(wrong):
         return
     if not (np.diff(correct, prepend=0) == hit).all():

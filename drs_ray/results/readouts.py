@@ -34,7 +34,7 @@ from drs_ray.results.rounding import exact_text, format_down, format_ratio_down,
 from drs_ray.results.run_record import read_record
 from drs_ray.results.schema import COUNTS_PREFIX
 from drs_ray.results.store import Store
-from drs_ray.results.summary import SHARE_DIGITS, AtRadius, at_radii, run_names
+from drs_ray.results.summary import SHARE_DIGITS, AtRadius, at_radii, in_common, run_names
 from drs_ray.results.tables import ABSTAIN
 
 CONVERGENCE_POINTS = 8
@@ -229,6 +229,20 @@ def read_columns(runs: Iterable[tuple[Shown, Store]], *, compare_rules: bool) ->
         else:
             columns += Columns((result,))
     return columns
+
+
+def read_common_columns(runs: Sequence[tuple[Shown, Store]], *, compare_rules: bool) -> Columns:
+    """Runs and their comparisons, all cut down to the images that every run has, and without convergence.
+
+    Counts are read for comparisons alone.
+
+    Raises:
+        ConfigError: see `summary.in_common`. CountsError: see `read_columns`.
+    """
+    results = [result for result, _ in runs]
+    in_common(results)  # what cannot be compared is told before counts are read
+    columns = read_columns(runs, compare_rules=True).results if compare_rules else results
+    return Columns(tuple(in_common(columns)))
 
 
 def read_partial_columns(store: Store, *, compare_rules: bool) -> Columns:

@@ -41,7 +41,7 @@ class _Page:
     gains: Sequence[RuleGain]
     pairs: Sequence[Pair]
     envelope: Sequence[EnvelopeAtRadius]
-    images: ImageTable
+    images: ImageTable | None
     band: str
     figure: Markup
     convergence_figure: Markup | None
@@ -53,8 +53,10 @@ class _Page:
 
     @property
     def first(self) -> RunSummary:
-        """The run that stands for what all have in common."""
-        return self.details[0].run
+        """The run that stands for what all have in common: our own, if one is; with radii, if one has them."""
+        if self.details:
+            return self.details[0].run
+        return max(self.runs, key=lambda run: run.has_radii)
 
     @property
     def variants(self) -> list[RunSummary]:
@@ -104,6 +106,8 @@ def write_report(columns: Columns | Sequence[Shown], target: Store, pictures: Pi
 def render_report(columns: Columns | Sequence[Shown], pictures: PictureSource | None = None) -> str:
     """The HTML page: it opens offline and fetches nothing. The same runs give the same page.
 
+    Of imported logs alone, the sections about votes, classes and images are left out.
+
     Its one script sorts, searches and pages tables. The page allows that script alone, by its digest, and says all that
     it has to say without it.
 
@@ -112,8 +116,6 @@ def render_report(columns: Columns | Sequence[Shown], pictures: PictureSource | 
     """
     results = _results(columns)
     runs = summarise_side_by_side(results)
-    if all(run.imported for run in runs):
-        raise ConfigError("a report needs a run of drs-ray's own: these are imported, and `drs-ray export` shows them")
     environment = _environment()
     details = list(run_details(results, runs, dict(columns.convergence if isinstance(columns, Columns) else ())))
     shrinking = [(one.run.name, one.convergence) for one in details if one.convergence]
@@ -128,7 +130,9 @@ def render_report(columns: Columns | Sequence[Shown], pictures: PictureSource | 
             [result for result in results if isinstance(result, RunResult) and not result.variant],
             [one.run.name for one in details],
             pictures,
-        ),
+        )
+        if details
+        else None,
         band=format_up(band_half_width(results[0].images), SHARE_DIGITS),
         figure=inline_svg(
             certified_accuracy_figure(results, legend=False),

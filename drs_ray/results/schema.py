@@ -88,6 +88,9 @@ IMPORTED_CERTIFICATES = pa.schema(
 )
 """One row per image of a log of other code: nothing about votes, for nobody has them."""
 
+IMPORTED_TIME = _field("time", pa.string(), "as printed in the log")
+"""A last column of theirs, where the log had it."""
+
 CURVE = pa.schema(
     [
         _field("radius", pa.float64(), "l2, pixel units"),

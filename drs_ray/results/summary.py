@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from drs_ray.certificates.certify import Rule
@@ -19,8 +21,10 @@ from drs_ray.results.imported import MARK, ImportedRecord, ImportedResult, Shown
 from drs_ray.results.reduce import Progress, RunResult
 from drs_ray.results.rounding import exact_text, format_down, format_ratio_down, format_ratio_up, format_up
 from drs_ray.results.run_record import RunRecord
-from drs_ray.results.tables import ABSTAIN
+from drs_ray.results.tables import ABSTAIN, curve_table
 
+COMMON_OPTION = "`drs-ray report --common`"
+_IDS = "image ids"
 SHARE_DIGITS = 3
 """Decimals of displayed shares of images and of radii."""
 
@@ -41,12 +45,17 @@ class Certified(Protocol):
         """Failure probability of one certificate."""
 
 
+NOT_SAID = "-"
+"""Stands where a log of predictions says nothing."""
+
+
 @dataclass(frozen=True)
 class AtRadius:
     """Certified accuracy at one radius (pixel units), as numbers of images: shares of them are exact only as ratios.
 
-    ci_low, ci_high: pointwise 95 % Clopper-Pearson. guaranteed: images left when the certificates that may have failed
-    are taken off (see `certificates.curve`).
+    said: False where nothing is known, which is beyond radius 0 of a log of predictions; certified is 0 there. ci_low,
+    ci_high: pointwise 95 % Clopper-Pearson. guaranteed: images left when the certificates that may have failed are
+    taken off (see `certificates.curve`).
     """
 
     radius: float
@@ -55,11 +64,12 @@ class AtRadius:
     guaranteed: int
     ci_low: float
     ci_high: float
+    said: bool = True
 
     @property
     def accuracy_text(self) -> str:
         """Certified accuracy, rounded down."""
-        return format_ratio_down(self.certified, self.images, SHARE_DIGITS)
+        return NOT_SAID if not self.said else format_ratio_down(self.certified, self.images, SHARE_DIGITS)
 
     @property
     def guaranteed_text(self) -> str:
@@ -69,6 +79,8 @@ class AtRadius:
     @property
     def interval_text(self) -> str:
         """The 95 % interval, both ends rounded outwards."""
+        if not self.said:
+            return ""
         return f"[{format_down(self.ci_low, SHARE_DIGITS)}, {format_up(self.ci_high, SHARE_DIGITS)}]"
 
     @property
@@ -84,7 +96,8 @@ class RunSummary:
     variant: empty for the run's own certificates, else which comparison this is. split_size: images of the split, None
     where the run's record does not say. stages: cumulative estimation samples. image_rules: the rules that images got,
     and how many got each. progress: None for a finished run. asked: the one radius that was certified or not, None
-    where each image got the largest that its votes certify.
+    where each image got the largest that its votes certify. has_radii: False for a log of predictions. whole: images
+    of the run, where only those are shown that all runs have; else None.
     """
 
     name: str
@@ -117,6 +130,8 @@ class RunSummary:
     provenance: tuple[tuple[str, str], ...]
     progress: Progress | None = None
     asked: float | None = None
+    has_radii: bool = True
+    whole: int | None = None
 
     @property
     def imported(self) -> bool:
@@ -146,7 +161,7 @@ class RunSummary:
     @property
     def acr_text(self) -> str:
         """ACR, rounded down."""
-        return format_down(self.acr, SHARE_DIGITS)
+        return NOT_SAID if not self.has_radii else format_down(self.acr, SHARE_DIGITS)
 
     @property
     def sigma_text(self) -> str:
@@ -173,6 +188,8 @@ class RunSummary:
         """How many images, and of how many: 200 images must not be mistaken for all 10,000."""
         if self.progress is not None:
             return f"{self.images:,} of {self.progress.planned:,} planned images"
+        if self.whole is not None:
+            return f"{self.images:,} common images"
         if self.split_size is None:
             return f"{self.images:,} images"
         if self.split_size == self.images:
@@ -187,7 +204,14 @@ class RunSummary:
     @property
     def time_text(self) -> str:
         """Duration for people."""
-        return "not recorded" if self.seconds is None else duration_text(self.seconds)
+        if self.seconds is None:
+            return "not recorded"
+        return duration_text(self.seconds) + ("" if self.whole is None else f" for all {self.whole:,} images")
+
+    @property
+    def common_text(self) -> str:
+        """Which images are shown, where they are not all that the run has; else nothing."""
+        return "" if self.whole is None else f"only the {self.images:,} images that all of these have"
 
     @property
     def failures_allowed(self) -> int:
@@ -234,8 +258,12 @@ def summarise(result: Shown, name: str, *, radii: Sequence[float] | None = None)
         acr=result.average_certified_radius,
         samples=result.samples,
         seconds=result.seconds,
-        at_radii=at_radii(result, radius_grid([result]) if radii is None else radii, result.planned),
+        at_radii=at_radii(
+            result, radius_grid([result]) if radii is None else radii, result.planned, has_radii=result.has_radii
+        ),
         progress=result.progress,
+        has_radii=result.has_radii,
+        whole=result.whole,
         **described,
     )
 
@@ -277,6 +305,7 @@ def _described_import(result: ImportedResult) -> dict[str, Any]:
         "noise_law": "not stated",
         "arithmetic": "not stated",
         "as_planned": False,
+        "asked": record.radius,
         "provenance": tuple(_import_provenance(record)),
     }
 
@@ -321,10 +350,45 @@ def check_same_test_set(results: Sequence[Shown]) -> None:
             theirs = here.get(what, ours)
             if ours != theirs:
                 detail = "" if isinstance(ours, bytes) else f": {_brief(ours)} there, {_brief(theirs)} here"
+                remedy = f", or those images that all have with {COMMON_OPTION}" if what == _IDS else ""
                 raise ConfigError(
                     f"{first.uri} and {other.uri}: certified on different test sets ({what} differ{detail}), so they "
-                    "cannot be put side by side; report each on its own"
+                    f"cannot be put side by side; report each on its own{remedy}"
                 )
+
+
+def in_common(results: Sequence[Shown]) -> list[Shown]:
+    """Runs and logs cut down to the images that all of them have, each marked with how many it has itself (`whole`).
+
+    Which images they are depends on ids alone, so that every certificate and every guarantee holds as before. The same
+    results where all have the same images.
+
+    Raises:
+        ConfigError: no runs, no image that all have, or runs that differ in anything but their images.
+    """
+    ids = [result.certificates["image_id"].to_numpy() for result in results]
+    common = functools.reduce(np.intersect1d, ids) if ids else np.array([])
+    if all(len(own) == len(common) for own in ids):
+        check_same_test_set(results)
+        return list(results)
+    if not len(common):
+        raise ConfigError(f"{COMMON_OPTION}: there is no image that all {len(results)} have; report each on its own")
+    cut = [_only(result, np.isin(own, common)) for result, own in zip(results, ids, strict=True)]
+    check_same_test_set(cut)
+    return cut
+
+
+def _only(result: Shown, which: NDArray[np.bool_]) -> Shown:
+    certificates = result.certificates.filter(pa.array(which))
+    curve = curve_table(
+        certificates,
+        result.record.run_id,
+        result.curve["radius"].to_numpy().tolist(),
+        result.alpha,
+        result.rule,
+        failure_probability=result.failure_probability,
+    )
+    return replace(result, certificates=certificates, curve=curve, whole=result.images)
 
 
 def run_names(results: Sequence[Shown]) -> list[str]:
@@ -369,14 +433,27 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def at_radii(certified: Certified, radii: Sequence[float], planned: int | None = None) -> tuple[AtRadius, ...]:
-    """Certified accuracy at radius 0 and at increasing radii, pixel units. planned: see `certified_accuracy_curve`."""
+def at_radii(
+    certified: Certified, radii: Sequence[float], planned: int | None = None, *, has_radii: bool = True
+) -> tuple[AtRadius, ...]:
+    """Certified accuracy at radius 0 and at increasing radii, pixel units.
+
+    planned: see `certified_accuracy_curve`. has_radii: False where nothing is known beyond radius 0.
+    """
     grid = radii if radii and radii[0] == 0 else [0.0, *radii]
     failing = certified.failure_probability
     curve = certified_accuracy_curve(grid, certified.radius, certified.correct, failing, planned=planned)
     images = len(certified.radius)
     return tuple(
-        AtRadius(float(radius), images, round(accuracy * images), round(guaranteed * images), float(low), float(high))
+        AtRadius(
+            float(radius),
+            images,
+            round(accuracy * images),
+            round(guaranteed * images),
+            float(low),
+            float(high),
+            said=has_radii or radius == 0,
+        )
         for radius, accuracy, low, high, guaranteed in zip(
             curve.radii, curve.certified_accuracy, curve.ci_low, curve.ci_high, curve.guaranteed_low, strict=True
         )
@@ -388,7 +465,7 @@ def _test_set(result: Shown) -> dict[str, object]:
     ids = result.certificates["image_id"].to_numpy()
     order = np.argsort(ids, kind="stable")
     common: dict[str, object] = {
-        "image ids": ids[order].tobytes(),
+        _IDS: ids[order].tobytes(),
         "labels": result.certificates["label"].to_numpy()[order].tobytes(),
     }
     if isinstance(result, ImportedResult):

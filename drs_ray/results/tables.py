@@ -35,6 +35,11 @@ class CertifiedImages:
         return self.images
 
     @property
+    def has_radii(self) -> bool:
+        """Whether images have radii: a log of predictions has none, and says nothing beyond radius 0."""
+        return True
+
+    @property
     def radius(self) -> NDArray[np.float64]:
         """Certified radii [N], pixel units, 0 where abstaining."""
         return np.asarray(self.certificates["radius"].to_numpy(), np.float64)
@@ -129,7 +134,16 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_table(store: Store, key: str, schema: pa.Schema, run_id: str, *, missing: str, remedy: str) -> pa.Table:
+def read_table(
+    store: Store,
+    key: str,
+    schema: pa.Schema,
+    run_id: str,
+    *,
+    missing: str,
+    remedy: str,
+    optional: pa.Field | None = None,
+) -> pa.Table:
     """A stored table of a run.
 
     Args:
@@ -139,6 +153,7 @@ def read_table(store: Store, key: str, schema: pa.Schema, run_id: str, *, missin
         run_id: whose it must be.
         missing: what to do where it is not there.
         remedy: what to do where it is not what it should be.
+        optional: a last column that it may have.
 
     Raises:
         CountsError: not there, not Parquet, of a newer version, or not such a table of this run.
@@ -153,6 +168,7 @@ def read_table(store: Store, key: str, schema: pa.Schema, run_id: str, *, missin
     made_by = metadata(table.schema)
     if "schema_version" in made_by:
         check_version(made_by["schema_version"], where)
-    if made_by.get("run_id") != run_id or not table.schema.equals(schema) or not len(table):
+    schemas = [schema] if optional is None else [schema, schema.append(optional)]
+    if made_by.get("run_id") != run_id or not any(map(table.schema.equals, schemas)) or not len(table):
         raise CountsError(f"{where}: not a table of run {run_id}; {remedy}")
     return table

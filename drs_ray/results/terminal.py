@@ -86,6 +86,7 @@ _MEANING_OF_MANY = (
     "certificates than that are wrong."
 )
 _IMPORTED = " Imported: radii, alpha and samples as published and stated; there are no votes to check them against."
+_PREDICTIONS = " -: a log of predictions has no radii."
 _UNITS = "Radii: l2, pixel units, images in [0, 1]. Shares and ACR are rounded down."
 
 
@@ -93,7 +94,8 @@ def _chosen_later(runs: Sequence[RunSummary]) -> str:
     """Names the runs whose rule or alpha is not the one that they began with; comparisons say so already."""
     names = [run.name for run in runs if not run.as_planned and not run.variant]
     later = f" Rule or alpha chosen after the run began: {', '.join(names)}." if names else ""
-    return later + (_IMPORTED if any(run.imported for run in runs) else "")
+    imported = _IMPORTED if any(run.imported for run in runs) else ""
+    return later + imported + ("" if all(run.has_radii for run in runs) else _PREDICTIONS)
 
 
 def _partial(run: RunSummary) -> str:
@@ -103,6 +105,7 @@ def _partial(run: RunSummary) -> str:
 def _header(run: RunSummary, narrow: bool) -> Text:
     lines = [
         *(["comparison"] if run.variant and not run.imported else []),
+        *([f"{run.images:,} of its {run.whole:,} images"] if run.whole is not None else []),
         *([run.method, f"sigma {run.sigma_text}"] if narrow else [f"{run.method}, sigma {run.sigma_text}"]),
         f"n = {run.budget_text}",
         f"alpha = {run.alpha}",

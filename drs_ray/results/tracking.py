@@ -19,7 +19,7 @@ def log_to_mlflow(run: Shown) -> str:
     Into the active MLflow run, if there is one; else into a new one that has the run's name and is ended. Metrics are
     as computed, not rounded: `accuracy`, `acr`, `abstention_rate`, `samples`, `seconds` where known, and
     `certified_accuracy_at_R`, `guaranteed_at_R` for each radius R of the curve (pixel units). Nothing is
-    guaranteed of an imported run.
+    guaranteed of an imported run, and a log of predictions has no ACR.
 
     Args:
         run: of `drs_ray.read_run` or `drs_ray.certify`.
@@ -51,10 +51,11 @@ def log_to_mlflow(run: Shown) -> str:
     }
     metrics = {
         "accuracy": summary.accuracy,
-        "acr": summary.acr,
         "abstention_rate": summary.abstention_rate,
         "samples": summary.samples,
     }
+    if summary.has_radii:
+        metrics["acr"] = summary.acr
     if summary.seconds is not None:
         metrics["seconds"] = summary.seconds
     for row in summary.at_radii:

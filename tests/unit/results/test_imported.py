@@ -20,13 +20,15 @@ from scipy.stats import beta, norm
 from drs_ray.errors import ConfigError, CountsError, DataError
 from drs_ray.results.certificate import read_certificate
 from drs_ray.results.compact import compact_run
+from drs_ray.results.comparison import paired_differences
 from drs_ray.results.export import tsv
+from drs_ray.results.figure import certified_accuracy_figure
 from drs_ray.results.imported import ImportedResult, import_log, parse_imported, read_log, read_shown
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.report import render_report
 from drs_ray.results.run_record import create_or_join, read_record
 from drs_ray.results.schema import CERTIFICATES_KEY, CURVE_KEY, RUN_KEY, metadata
-from drs_ray.results.summary import run_names, summarise, summarise_side_by_side
+from drs_ray.results.summary import in_common, run_names, summarise, summarise_side_by_side
 from drs_ray.results.tables import parquet_bytes
 from drs_ray.results.terminal import render_table
 from tests.unit.results.factories import MemoryStore, make_record, make_result
@@ -62,7 +64,7 @@ def test_what_an_imported_run_is() -> None:
     assert again.certificates.equals(run.certificates)
     assert again.curve.equals(run.curve)
     assert run.certificates.column_names == [
-        "image_id", "label", "prediction", "correct", "radius", "samples", "alpha"
+        "image_id", "label", "prediction", "correct", "radius", "samples", "alpha", "time"
     ]  # fmt: skip
     assert run.certificates["samples"].to_pylist() == [1100] * 4
     assert run.curve["certified_accuracy"].to_pylist() == [0.75, 0.5, 0.25]
@@ -105,8 +107,6 @@ def test_the_mark_is_wherever_it_is_shown() -> None:
     many = shown([ours, theirs, replace(ours, variant="once more")])
     assert many.count("<= ") == 2
     assert many.count("not known") == 1
-    with pytest.raises(ConfigError, match="a report needs a run of drs-ray's own: these are imported, and `drs-ray"):
-        render_report([theirs])
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_counts_that_were_multiplied_are_doubted() -> None:
     assert inflated == (
         "2 radii (first 1.26, image 2) are larger than 0.913, the most that counts alone can certify at n = 200, alpha "
         "= 0.001, sigma = 0.5: a randomised bound (Voracek 2024), which is sound, or more samples were claimed than "
-        "drawn, or what is stated is of another log"
+        "drawn, or what is stated is of another log; counts give every radius of the log at n = 100,000"
     )
     assert other.startswith("1 radius (0.812, image 1) is what no count gives at n = 200, alpha = 0.001, sigma = 0.5 ")
     assert not imported(claimed, estimation=100_000, radii=[0.0]).record.warnings
@@ -312,6 +312,36 @@ def test_other_numbers_than_the_logs_are_doubted(change: dict[str, Any]) -> None
     radii = radii_of([1000 - failed for failed in range(40)])
     assert not imported(radii, shown=".6f", radii=[0.0]).record.warnings
     assert imported(radii, shown=".6f", radii=[0.0], **change).record.warnings
+
+
+def test_the_alpha_or_n_that_fits_radii_above_the_claim_is_said() -> None:
+    """As of a log that was made with alpha = 0.01 at n = 100,000, and is said to be of alpha = 0.001."""
+    counts = 100_000 - np.r_[:30, 1000, 10_000]
+    at_cents = [float(radius) for radius in 0.25 * norm.ppf(beta.ppf(0.01, counts, 100_000 - counts + 1))]
+    stated = {"sigmas": [0.25], "estimation": 100_000, "radii": [0.0]}
+    for shown in (".3", ".6f"):
+        (said, *_) = imported(at_cents, shown=shown, **stated).record.warnings
+        assert said.endswith("of another log; counts give every radius of the log at alpha = 0.01"), said
+        assert not imported(at_cents, shown=shown, **stated, alpha=0.01).record.warnings
+    # K = 2: what would allow the largest radius is said, and no more can be.
+    pooled = np.sqrt(2) * norm.ppf(0.01 ** (1 / 200_000))
+    two = {"sigmas": [1.0, 1.0], "radius_rule": "linear", "radii": [0.0], "shown": ".6f"}
+    (said, *_) = imported([pooled], **two, estimation=100_000).record.warnings
+    assert said.endswith("of another log; alpha = 0.01 or n = 150,000 would allow them")
+    # Neither an alpha of 1/2 nor 1e9 samples.
+    (said, *_) = imported([8.5], **{**two, "sigmas": [1.0]}).record.warnings
+    assert said.endswith("or what is stated is of another log")
+
+
+@pytest.mark.parametrize("most", [0.97761, 0.977997])
+def test_the_limit_is_shown_on_its_side_of_the_radius(most: float) -> None:
+    """0.977999 is not "larger than 0.978"."""
+    alpha = float(norm.cdf(most / 0.25)) ** 100_000
+    (said,) = imported(
+        [0.977999], shown=".6f", sigmas=[0.25], estimation=100_000, alpha=alpha, radii=[0.0]
+    ).record.warnings
+    radius, limit = re.findall(r"first|(\d\.\d+), image 0\) is larger than (\d\.\d+)", said)[0]
+    assert most < float(limit) < float(radius)
 
 
 def test_the_largest_radius_is_not_doubted_for_being_rounded_up() -> None:
@@ -380,3 +410,188 @@ def test_rounding_that_may_carry_a_radius_over_the_curve_is_said() -> None:
         "log was rounded down, they may not reach it, and certified accuracy there may be too high"
     )
     assert not imported([0.502, *radii], estimation=100_000, radii=[0.0, 0.5, 1.0]).record.warnings
+
+
+# Images and classes that the named data set has.
+
+
+@pytest.mark.parametrize(
+    ("labels", "stated", "said"),
+    [
+        ([500, 1, 2], {"dataset": "cifar10"}, ["1 of its labels (first 500, image 0) cannot be: cifar10 has 10 cl",
+         "1 of its predictions (first 500, image 0) cannot be: cifar10 has 10 classes"]),
+        ([500, 1, 2], {"dataset": "imagenet", "split": "val"}, []),
+        ([9, 1, 2], {"dataset": "cifar10"}, []),
+        ([500, 1, 2], {"dataset": "our own"}, []),
+    ],
+)  # fmt: skip
+def test_classes_that_the_data_set_cannot_have_are_doubted(
+    labels: list[int], stated: dict[str, str], said: list[str]
+) -> None:
+    log = log_of(radii_of([1000] * 3), labels)
+    found = import_log(MemoryStore(), log, "log.tsv", **{**STATED, **stated, "radii": [0.0]}).record.warnings
+    assert len(found) == len(said)
+    assert all(one.startswith(start) for one, start in zip(found, said, strict=True))
+
+
+def test_ids_that_the_split_cannot_have_are_doubted() -> None:
+    log = log_of(radii_of([1000] * 3)).replace(b"\n2\t", b"\n60000\t")
+
+    def warnings(**stated: str) -> tuple[str, ...]:
+        return import_log(MemoryStore(), log, "log.tsv", **{**STATED, **stated, "radii": [0.0]}).record.warnings
+
+    (said,) = warnings(dataset="cifar10")
+    assert said == (
+        "1 of its image ids (first 60000) cannot be: split test of cifar10 has 10,000 images, from 0 on: what is "
+        "stated is of another log, or the ids count something else"
+    )
+    assert len(warnings(dataset="mnist", split="train")) == 1
+    assert not warnings(dataset="imagenet", split="train")
+    assert not warnings(dataset="cifar10", split="my own")
+
+
+def test_sizes_are_those_of_the_data_sets() -> None:
+    from drs_ray.data.arrays import load_mnist5k
+    from drs_ray.data.torchvision_sets import TORCHVISION_SETS
+    from drs_ray.results.doubts import _SIZES
+
+    for name, files in TORCHVISION_SETS.items():
+        assert _SIZES[name][0] == files.num_classes
+    for split, images in _SIZES["mnist5k"][1].items():
+        assert len(load_mnist5k(split)) == images
+
+
+# Logs without a radius for each image.
+
+PREDICTIONS = "idx\tlabel\tpredict\tcorrect\ttime\n0\t3\t3\t1\t0:00:15\n20\t8\t-1\t0\t0:00:14\n40\t0\t2\t0\t0:00:15\n"
+
+
+def test_predictions_have_accuracy_and_abstentions_and_no_curve_beyond_0() -> None:
+    store = MemoryStore("runs/predicted")
+    run = import_log(store, PREDICTIONS.encode(), "predict.tsv", **STATED)
+    assert read_shown(store).certificates.equals(run.certificates)
+    assert (run.record.selection, run.record.log) == (0, "predictions")
+    assert run.curve["radius"].to_pylist() == [0.0]
+    assert run.curve["certified_accuracy"].to_pylist() == [1 / 3]
+    summary = summarise(run, "predicted", radii=[0.0, 0.5])
+    assert [row.accuracy_text for row in summary.at_radii] == ["0.333", "-"]
+    assert [row.interval_text for row in summary.at_radii] == ["[0.008, 0.906]", ""]
+    assert (summary.acr_text, summary.abstention_text) == ("-", "0.334")
+    assert "-: a log of predictions has no radii." in shown([run])
+    page = render_report([run])
+    assert "3 images of mnist5k (test), predictions as published</h1>" in " ".join(page.split())
+    assert "it has no radii, and says nothing beyond radius 0;" in page
+    assert tsv(run) == PREDICTIONS
+
+
+def test_predictions_beside_a_run_are_compared_at_radius_0_alone() -> None:
+    ours = make_result(4, radii=[0, 0.5])
+    labels = ours.certificates["label"].to_pylist()
+    rows = "".join(f"{index}\t{label}\t{label}\t1\n" for index, label in enumerate(labels))
+    log = f"idx\tlabel\tpredict\tcorrect\n{rows}".encode()
+    theirs = import_log(MemoryStore("runs/predicted"), log, "predict.tsv", **STATED)
+    (pair,) = paired_differences([ours, theirs], [0.0, 0.5])
+    assert [row.radius for row in pair.at_radii] == [0.0]
+    (both,) = paired_differences([ours, replace(ours, variant="again")], [0.0, 0.5])
+    assert [row.radius for row in both.at_radii] == [0.0, 0.5]
+    figure = certified_accuracy_figure([ours, theirs])
+    point = figure.axes[0].lines[-1]
+    assert point.get_xydata().tolist() == [[0.0, theirs.accuracy]]
+    assert "predictions alone (a point)" in render_report([ours, theirs])
+
+
+def test_a_log_of_one_radius_says_nothing_beyond_it() -> None:
+    log = (
+        b"idx\tlabel\tpredict\tradius proved\tcorrect\tlevels_needed\testimated_pr\ttime\n"
+        b"0\t3\t3\t1\t1\t0\t1.0\t0:00:01\n1\t8\t-1\t-1\t0\t2\t0.71\t0:00:09\n"
+    )
+    store = MemoryStore("runs/adaptive")
+    run = import_log(store, log, "adaptive.tsv", **STATED, radius=0.6, radii=[0.0, 0.5, 1.0])
+    assert run.record.warnings == ()  # 0.6 is asked for: no count need give it
+    assert run.curve["radius"].to_pylist() == [0.0, 0.5, 0.6]
+    assert run.curve["certified_accuracy"].to_pylist() == [0.5, 0.5, 0.5]
+    assert summarise(run, "adaptive").asked == 0.6
+    assert "whether the radius 0.6 was certified, and nothing of larger ones" in render_report([run])
+    with pytest.raises(CountsError, match="holds another run already"):
+        import_log(store, log, "adaptive.tsv", **STATED, radius=0.5)
+    (inflated,) = import_log(MemoryStore(), log, "adaptive.tsv", **STATED, radius=1.5).record.warnings
+    assert inflated.startswith("1 radius (1.5, image 0) is larger than 1.232, the most that counts alone can certify")
+    for bad in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="import: radius: "):
+            import_log(MemoryStore(), log, "adaptive.tsv", **STATED, radius=bad)
+
+
+def test_an_import_of_before_is_still_read() -> None:
+    """run.json without what was added since, and a table without times."""
+    store = MemoryStore("runs/cohen")
+    run = import_log(store, log_of(radii_of([1000])).replace(b"\ttime", b"").replace(b"\t0:00:01", b""), "x", **STATED)
+    assert "time" not in run.certificates.column_names
+    before = {name: value for name, value in json.loads(store.get(RUN_KEY)).items() if name not in ("log", "radius")}
+    store.put(RUN_KEY, json.dumps(before).encode())
+    again = read_shown(store)
+    assert again.record.run_id == run.record.run_id
+    assert again.certificates.equals(run.certificates)
+
+
+def test_imported_logs_alone_make_a_report() -> None:
+    radii = radii_of([1000, 900, 800])
+    one, other = (import_log(MemoryStore(f"runs/{name}"), log_of(radii), "x", **STATED) for name in "ab")
+    page = " ".join(render_report([one, other]).split())
+    assert "<h1>2 published logs on the same 3 images of mnist5k (test), certified against l2 perturbations as " in page
+    assert page.count("Nothing is guaranteed of a log whose votes nobody has.") == 1
+    assert 'id="guarantee"' not in page
+    assert 'href="#guarantee"' not in page
+    assert page.count(f"<code>{one.record.source_digest}</code>") == 2  # the provenance of each
+
+
+# Different images.
+
+
+def test_what_all_have_is_compared_when_asked_for() -> None:
+    ours = make_result(40, radii=[0, 0.5])
+    ids, labels = (ours.certificates[name].to_pylist() for name in ("image_id", "label"))
+
+    def every(step: int) -> ImportedResult:
+        rows = [f"{i}\t{label}\t{label}\t1.23\t1\n" for i, label in list(zip(ids, labels, strict=True))[::step]]
+        log = "idx\tlabel\tpredict\tradius\tcorrect\n" + "".join(reversed(rows))
+        return import_log(MemoryStore(f"runs/every-{step}"), log.encode(), "x", **STATED, radii=[0, 0.5])
+
+    runs = [every(2), ours, every(5)]
+    with pytest.raises(
+        ConfigError, match=r"image ids differ\), so they .* or those images that all have with `drs-ray rep"
+    ):
+        summarise_side_by_side(runs)
+    common = in_common(runs)
+    assert [sorted(run.certificates["image_id"].to_pylist()) for run in common] == [[0, 10, 20, 30]] * 3
+    assert [run.whole for run in common] == [20, 40, 8]
+    kept = ours.certificates.filter(pa.array([image in (0, 10, 20, 30) for image in ids]))
+    assert common[1].certificates.equals(kept)
+    assert common[1].curve["certified_accuracy"].to_pylist() == [
+        float(np.mean([right and radius >= limit for right, radius in zip(
+            kept["correct"].to_pylist(), kept["radius"].to_pylist(), strict=True)]))
+        for limit in (0, 0.5)
+    ]  # fmt: skip
+    text = shown(common)
+    assert "Certified accuracy on 4 common images of mnist5k (test)" in text
+    assert all(f"4 of its {whole} images" in text for whole in (20, 40, 8))
+    page = " ".join(render_report(common).split())
+    assert "<h1>1 run on the 4 common images of mnist5k (test)" in page
+    sections = page.count("<h2 id=")
+    assert page.count('<p class="partial">Only the 4 images that all of these have.</p>') == sections + 1
+    assert certified_accuracy_figure(common).axes[0].get_title("left") == "only the 4 images that all of these have"
+    again = [ours, replace(ours, variant="again")]
+    assert in_common(again) == again
+    assert in_common(again)[0].whole is None
+
+
+def test_what_has_nothing_in_common_is_refused() -> None:
+    ours = make_result(4, radii=[0, 0.5])
+    log = log_of(radii_of([1000])).replace(b"\n0\t", b"\n7\t")
+    theirs = import_log(MemoryStore("runs/other"), log, "x", **STATED)
+    with pytest.raises(ConfigError, match="there is no image that all 2 have; report each on its own"):
+        in_common([ours, theirs])
+    wrong = import_log(MemoryStore("runs/wrong"), log_of(radii_of([1000]), [5]), "x", **STATED)
+    with pytest.raises(ConfigError, match="labels differ"):
+        in_common([ours, wrong])
+    with pytest.raises(ConfigError, match="no runs to show"):
+        in_common([])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drs_ray.errors import DataError
+from drs_ray.errors import ConfigError, DataError
 from drs_ray.results.published import parse_log
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -43,6 +43,11 @@ def test_a_log_of_certify_py() -> None:
         lambda text: text.replace("\ttime", "\tseconds"),
         lambda text: "\n".join("\t".join(reversed(line.split("\t"))) for line in text.splitlines()),
         lambda text: text.replace("1.53", " 1.53 "),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.replace("\n", "\t\n"),
+        lambda text: text.replace("14.9\n", "14.9\t\n"),
+        lambda text: text.replace("\t", ",").replace("0:00:14.9", '"1 day, 0:00:14.9"'),
+        lambda text: "\n".join(",".join(f'"{field}"' for field in line.split("\t")) for line in text.splitlines()),
     ],
     ids=[
         "commas",
@@ -52,10 +57,16 @@ def test_a_log_of_certify_py() -> None:
         "another last column",
         "any order",
         "spaces",
+        "line ends of old Macs",
+        "a tab at the end of each line",
+        "a tab at the end of one line",
+        "a quoted field",
+        "all fields quoted",
     ],
 )
 def test_logs_that_say_the_same(change) -> None:
     plain, changed = parse_log(LOG.encode(), "x"), parse_log(change(LOG).encode(), "x")
+    assert changed.kind == "radii"
     for name in ("image_id", "label", "prediction", "radius", "step", "correct"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(changed, name))
 
@@ -99,6 +110,56 @@ def test_a_running_total_of_right_answers() -> None:
     assert log.notes == ("the column correct is a running total; what is correct was taken from label and predict",)
 
 
+PREDICTIONS = (
+    "idx\tlabel\tpredict\tcorrect\ttime\n0\t3\t3\t1\t0:00:15.2\n20\t8\t-1\t0\t0:00:14.9\n40\t0\t2\t0\t0:00:15\n"
+)
+# As certify_ensemble_adaptive.py of smoothing-ensembles writes: 1 where the radius was certified, -1 elsewhere.
+ADAPTIVE = (
+    "idx\tlabel\tpredict\tradius proved\tcorrect\tlevels_needed\testimated_pr\ttime\n"
+    "0\t3\t3\t1\t1\t0\t0.999\t0:00:01\n"
+    "20\t8\t-1\t-1\t0\t2\t0.71\t0:00:09\n"
+    "40\t0\t2\t1\t0\t1\t0.98\t0:00:04\n"
+)
+
+
+def test_a_log_of_predict_py() -> None:
+    log = parse_log(PREDICTIONS.encode(), "log.tsv")
+    assert log.kind == "predictions"
+    assert log.prediction.tolist() == [3, -1, 2]
+    assert log.correct.tolist() == [True, False, False]
+    assert log.radius.tolist() == [0, 0, 0]
+    assert log.time == ("0:00:15.2", "0:00:14.9", "0:00:15")
+    assert log.notes == ()
+    without_time = "\n".join(line.rpartition("\t")[0] for line in PREDICTIONS.splitlines())
+    assert parse_log(without_time.encode(), "x").time is None
+    with pytest.raises(DataError, match=r"line 3: correct is 1, but label is 8 and predict -1"):
+        parse_log(PREDICTIONS.replace("-1\t0", "-1\t1").encode(), "x")
+    with pytest.raises(DataError, match="has a header alone, in line 1"):
+        parse_log(PREDICTIONS.splitlines()[0].encode(), "x")
+
+
+def test_a_log_of_one_radius() -> None:
+    log = parse_log(ADAPTIVE.encode(), "log.tsv", 0.25)
+    assert log.kind == "one radius"
+    assert log.prediction.tolist() == [3, -1, 2]
+    assert log.radius.tolist() == [0.25, 0, 0.25]
+    assert log.correct.tolist() == [True, False, False]
+    assert log.notes == ()
+    silent = parse_log(ADAPTIVE.replace("\t3\t1\t1", "\t3\t-1\t1").encode(), "log.tsv", 0.25)
+    assert silent.prediction.tolist() == [-1, -1, 2]
+    assert silent.notes == ("a class with no proved radius counts as an abstention (images: 1)",)
+    with pytest.raises(
+        ConfigError, match=r"log.tsv: its column `radius proved` says whether .*; name it: --radius 0.5"
+    ):
+        parse_log(ADAPTIVE.encode(), "log.tsv")
+    with pytest.raises(ConfigError, match=r"radius is for a log with the column `radius proved`.*leave it out"):
+        parse_log(LOG.encode(), "log.tsv", 0.25)
+    with pytest.raises(DataError, match=r"line 2: radius proved must be 1 \(certified\) or -1, got '0.3'"):
+        parse_log(ADAPTIVE.replace("\t3\t1\t1", "\t3\t0.3\t1").encode(), "x", 0.25)
+    with pytest.raises(DataError, match=r"line 3: an abstention \(predict -1\) has radius proved 1; it must be -1"):
+        parse_log(ADAPTIVE.replace("-1\t-1", "-1\t1").encode(), "x", 0.25)
+
+
 def test_an_image_without_a_label_is_never_right() -> None:
     assert not parse_log((HEADER + "0\t-1\t-1\t0.0\t1\t0\n").encode(), "x").correct.any()
 
@@ -106,7 +167,9 @@ def test_an_image_without_a_label_is_never_right() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("radius\t", "", "line 1: the header lacks radius; it must name idx, label, predict, radius, correct once"),
+        ("radius\t", "", "line 2: 6 fields, the header has 5; mend or remove the line"),
+        ("radius\t", "certified_radius\t",
+         "line 1: the header lacks radius; it must name idx, label, predict, radius, correct once"),
         ("idx\tlabel", "label", "line 1: the header lacks idx"),
         ("time\n", "idx\n", "line 1: the header names a column twice"),
         (HEADER, "", "line 1: the header lacks idx, label, predict, radius, correct"),
@@ -114,6 +177,8 @@ def test_an_image_without_a_label_is_never_right() -> None:
         ("20\t8\t8\t0.5\t1\t0:00:14.9", "20,8,8,0.5,1,0:00:14.9", "line 3: 1 fields, the header has 6: it is separated "
          "by commas, the header by tabs; use one of them"),
         ("20\t8\t8\t0.5\t1\t0:00:14.9", "20 8 8 0.5 1 0:00:14.9", "separated by spaces, the header by tabs"),
+        ("14.9\n", "14.9\t\t\n", "line 3: 8 fields, the header has 6; mend or remove the line"),
+        ("0:00:14.9", '"0:00:14.9', "line 3: its quotes do not match (unexpected end of data); mend or"),
         ("20\t8\t8", "20\t8", "line 3: 5 fields, the header has 6; mend or remove the line"),
         ("\t0:00:15.0\n", "\t0:00:15.0\n\n", "line 5: 1 fields, the header has 6"),
         ("40\t0", "20\t0", "line 4: image 20 is there a second time, first in line 3; an image has one certificate"),
@@ -151,7 +216,7 @@ def test_a_mistake_gets_one_line_that_names_its_line(old: str, new: str, message
     [
         (b"", "log.tsv: is empty; give a log in the format of certify.py"),
         (b"\n \n", "log.tsv: is empty"),
-        (HEADER.encode(), "log.tsv: has a header and no images"),
+        (HEADER.encode(), "log.tsv: has a header alone, in line 1, and no image; give the log of a run that has some"),
         (b"\xff\xfe\x00PAR1", r"log.tsv: is not text \(UTF-8\); give a log"),
     ],
 )
