@@ -105,7 +105,6 @@ def load_checkpoint(
             f"{suffix!r}"
         )
     data = read_file(location, remedy)
-    _check_content(location, data)
     if suffix != ".safetensors":
         return _from_pickle(location, data, entry), None
     tensors, metadata = parse_checkpoint(location, data)
@@ -164,21 +163,6 @@ def _parse_metadata(text: str) -> CheckpointMetadata:
         pixels=dict(raw.get("pixels", {})),
         classes=tuple(str(name) for name in raw.get("classes", ())),
     )
-
-
-def _check_content(location: str, data: bytes) -> None:
-    """Say what a file is that came in place of a checkpoint."""
-    start = data[:512].lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        raise ClassifierError(
-            f"checkpoint {location}: is a Git LFS pointer, which stands for the file and is not it; run `git lfs pull` "
-            "where it was cloned"
-        )
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ClassifierError(
-            f"checkpoint {location}: is a web page ({'XML' if start.startswith(b'<?xml') else 'HTML'}), which a server "
-            "sent in place of the file; download the file itself"
-        )
 
 
 class _Unread:
@@ -248,8 +232,7 @@ def _from_pickle(location: str, data: bytes, entry: str | None) -> dict[str, Ten
         ) from error
     if entry is not None:
         return _entry(location, loaded, entry)
-    if isinstance(loaded, dict):
-        loaded = next((loaded[key] for key in ENTRIES if _is_state_dict(loaded.get(key))), loaded)
+    loaded = _usual(loaded)
     if not _is_state_dict(loaded):
         raise ClassifierError(
             f"checkpoint {location}: must hold a state_dict (names to tensors), or a dict with one under "
@@ -259,22 +242,35 @@ def _from_pickle(location: str, data: bytes, entry: str | None) -> dict[str, Ten
     return dict(loaded)
 
 
+def _usual(loaded: object) -> object:
+    """The state_dict where it is usually kept, or the whole as it is."""
+    if not isinstance(loaded, dict):
+        return loaded
+    return next((loaded[key] for key in ENTRIES if _is_state_dict(loaded.get(key))), loaded)
+
+
 def _entry(location: str, loaded: object, entry: str) -> dict[str, Tensor]:
     """The state_dict that an entry names: the dict under it, or the tensors whose names begin with it."""
-    found = loaded
-    keys = [entry] if isinstance(loaded, dict) and entry in loaded else entry.split(".")
+    for whole in (loaded, _usual(loaded)):
+        found = _named(whole, entry)
+        if _is_state_dict(found):
+            return dict(found)
+    raise ClassifierError(
+        f"checkpoint {location}: has no state_dict (names to tensors) at the entry {entry!r}, it is {_kind(loaded)}; "
+        "correct classifiers.<k>.entry"
+    )
+
+
+def _named(whole: object, entry: str) -> object:
+    if isinstance(whole, dict) and entry in whole:
+        return whole[entry]
+    keys = entry.split(".")
     for position, key in enumerate(keys):
-        if _is_state_dict(found):  # the rest is a prefix
+        if _is_state_dict(whole):  # the rest is a prefix
             prefix = ".".join(keys[position:]) + "."
-            found = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-            break
-        found = found.get(key) if isinstance(found, dict) else None
-    if not _is_state_dict(found):
-        raise ClassifierError(
-            f"checkpoint {location}: has no state_dict (names to tensors) at the entry {entry!r}, it is "
-            f"{_kind(loaded)}; correct classifiers.<k>.entry"
-        )
-    return dict(found)
+            return {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
+        whole = whole.get(key) if isinstance(whole, dict) else None
+    return whole
 
 
 def _is_state_dict(found: object) -> TypeGuard[dict[str, Tensor]]:

@@ -14,12 +14,29 @@ def read_file(location: str, remedy: str = "check the path") -> bytes:
     """The bytes at a location.
 
     Raises:
-        ClassifierError: if there is no such file (`remedy` says what to do), or it cannot be read.
+        ClassifierError: if there is no such file (`remedy` says what to do), it cannot be read, or a web page or Git
+            LFS pointer is in its place.
     """
     data = read_if_there(location)
     if data is None:
         raise ClassifierError(f"checkpoint {location}: not found; {remedy}")
+    _check_content(location, data)
     return data
+
+
+def _check_content(location: str, data: bytes) -> None:
+    """Say what a file is that came in place of a checkpoint."""
+    start = data[:512].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise ClassifierError(
+            f"checkpoint {location}: is a Git LFS pointer, which stands for the file and is not it; run `git lfs pull` "
+            "where it was cloned"
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ClassifierError(
+            f"checkpoint {location}: is a web page ({'XML' if start.startswith(b'<?xml') else 'HTML'}), which a server "
+            "sent in place of the file; download the file itself"
+        )
 
 
 def read_if_there(location: str) -> bytes | None:

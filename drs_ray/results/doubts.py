@@ -129,25 +129,29 @@ def _of_another_set(log: PublishedLog, record: ImportedRecord) -> Iterator[str]:
 def _what_fits(log: PublishedLog, record: ImportedRecord, low: Floats, high: Floats) -> str:
     """Which alpha at the stated n, or which n at the stated alpha, could have given the largest radius, if any could.
 
-    Those with the fewest digits within what its printed digits may stand for. K = 1: where there are some at which
-    counts give every radius of the log, these alone.
+    Those with the fewest digits within what its printed digits may stand for, or, of a radius that was asked for, in
+    a tenth of the least. K = 1: where there are some at which counts give every radius of the log, these alone.
     """
     top = int(low.argmax())
     ends = float(low[top]), float(high[top])
     least, most = (least_alpha(end, record.sigmas, record.estimation) for end in ends)
     fewest, many = (least_samples(end, record.sigmas, record.alpha) for end in ends)
+    if log.kind == "one radius":
+        most, many = 1.1 * least, 1.1 * fewest
     found: list[tuple[str, int, float]] = []
     if least <= _MOST_ALPHA:
-        alpha = shortest_between(least, max(least, most))
+        alpha = shortest_between(least, max(least, min(most, _MOST_ALPHA)))
         found.append((f"alpha = {exact_text(alpha)}", record.estimation, alpha))
     if fewest <= _MOST_SAMPLES:
-        samples = int(shortest_between(math.ceil(fewest), max(math.ceil(fewest), many)))
+        whole = math.ceil(fewest)
+        samples = int(shortest_between(whole, max(whole, min(many, _MOST_SAMPLES))))
         found.append((f"n = {samples:,}", samples, record.alpha))
     certified = log.radius > 0
     giving = [
         text
         for text, samples, alpha in found
         if record.sub_images == 1
+        and log.kind == "radii"
         and is_attained(low[certified], high[certified], record.sigmas[0], samples, alpha).all()
     ]
     if giving:

@@ -257,6 +257,8 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
             f"{key}: training writes a .safetensors file, got {checkpoint}; "
             f"give a path or s3:// URI such as checkpoints/{config.partition.label}-{sub_image}.safetensors"
         )
+    if config.classifiers[sub_image].entry is not None:
+        raise ConfigError(f"classifiers.{sub_image}.entry: training writes a file that has no other; remove it")
     if config.classifiers[sub_image].denoiser is not None:
         raise ConfigError(
             f"classifiers.{sub_image}.denoiser: training is without one; remove it, or bring a classifier "

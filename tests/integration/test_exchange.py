@@ -140,6 +140,35 @@ def test_bad_usage_gets_one_line(finished: Path, tmp_path: Path) -> None:
         assert refused(2, *arguments) == f"image 99 is not of the run in {finished} (6 images); nearest: 3, 4, 5"
 
 
+def test_logs_alone_and_logs_of_other_images(finished: Path, tmp_path: Path) -> None:
+    every_second, predicted = tmp_path / "second.tsv", tmp_path / "predicted.tsv"
+    header, *rows = ok("export", finished, "--format", "tsv").splitlines()
+    every_second.write_text("\n".join([header, *rows[::2]]))
+    fields = [row.split("\t") for row in rows]
+    predicted.write_text(
+        "idx\tlabel\tpredict\tcorrect\ttime\n" + "\n".join("\t".join([*row[:3], *row[4:5], "0:01"]) for row in fields)
+    )
+    for name, file in (("log", every_second), ("predictions", predicted)):
+        ok("import", file, tmp_path / name, *STATED[:6], "--alpha", "0.001", "--radius-rule", "linear")
+    alone = ok("report", tmp_path / "predictions", "--output", tmp_path / "alone")
+    assert alone.splitlines()[-3:] == [
+        f"{tmp_path}/alone/{name}" for name in ("report.html", "certified_accuracy.svg", "certified_accuracy.png")
+    ]
+    told = refused(2, "report", finished, tmp_path / "log")
+    assert told.endswith("report each on its own, or those images that all have with `drs-ray report --common`")
+    assert refused(2, "report", finished, "--partial", "--common").startswith("--common: is for several finished runs")
+    shown = " ".join(
+        ok("report", finished, tmp_path / "log", "--common", "--compare-rules", "--output", tmp_path / "both").split()
+    )
+    assert f"on {IMAGES // 2} common images of mnist5k (test)" in shown
+    assert "With fewer samples" not in shown
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert f"Only the {IMAGES // 2} images that all of these have." in page
+    runs = [drs_ray.read_run(str(place)) for place in (finished, tmp_path / "log")]
+    assert drs_ray.write_report(runs, str(tmp_path / "python"), common=True)[0] == "report.html"
+    assert ok("export", tmp_path / "predictions", "--format", "tsv") == predicted.read_text() + "\n"
+
+
 def test_one_certificate_in_full_and_its_audit(finished: Path) -> None:
     """The printed expression gives the stored radius, and the printed command counts the printed units again."""
     result = drs_ray.read_run(str(finished))

@@ -102,7 +102,8 @@ def test_pixels_and_denoisers_survive_a_round_trip() -> None:
         "architecture": "timm:resnet18",
         "checkpoint": "a.pt",
         "pixels": {"resize": [64, 32], "range": [-1, 1], "mean": [0.1, 0.2, 0.3]},
-        "denoiser": {"architecture": "dncnn", "checkpoint": "d.pt"},
+        "entry": "ema.weights",
+        "denoiser": {"architecture": "dncnn", "checkpoint": "d.pt", "entry": "best"},
     }
     config = parse_config(drs(classifiers=classifiers(**given)))
     assert config.classifiers[1].pixels is not None
@@ -236,6 +237,19 @@ BAD_CLASSIFIERS: list[tuple[dict[str, Any], str, str, str]] = [
         "",
     ),
     ({"denoiser": {"checkpoint": "a.pt"}}, "classifiers.1.denoiser.architecture", "required key is missing", ""),
+    ({"checkpoint": None, "entry": "ema"}, "classifiers.1", "entry is a part of a checkpoint: name the checkpoint", ""),
+    (
+        {"architecture": "torch.export", "entry": "ema"},
+        "classifiers.1",
+        "entry: a program of torch.export has none",
+        "",
+    ),
+    (
+        {"denoiser": {"architecture": "a:b", "entry": "ema"}},
+        "classifiers.1.denoiser",
+        "entry is a part of a checkpoint",
+        "",
+    ),
     ({"denoiser": "dncnn"}, "classifiers.1.denoiser", "must be a mapping of keys to values", "'dncnn'"),
 ]
 
@@ -635,6 +649,7 @@ class TestIdentity:
             "engine.stall_seconds=5",
             "engine.device=cpu",
             "classifiers.0.checkpoint=moved.safetensors",
+            "classifiers.0.entry=ema",  # the digest of the weights says what it was
             "dataset.root=/elsewhere",
             "dataset.download=true",
             "training.epochs=99",

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from drs_ray.certificates.attainable import is_attained, largest_bonferroni_radius, largest_radius
+from drs_ray.certificates.attainable import (
+    is_attained,
+    largest_bonferroni_radius,
+    largest_radius,
+    least_alpha,
+    least_samples,
+)
 from drs_ray.certificates.bounds import lower_quantile
 from drs_ray.certificates.certify import certified_radii
 from drs_ray.certificates.rule import Rule
@@ -26,6 +32,20 @@ def test_check_values(sub_images: int, samples: int, quantile: float) -> None:
     largest = largest_radius([0.5] * sub_images, samples, 0.001)
     assert largest >= 0.5 * np.sqrt(sub_images) * quantile
     assert largest == pytest.approx(0.5 * np.sqrt(sub_images) * quantile, rel=1e-5)
+
+
+@pytest.mark.parametrize("sigmas", [[0.25], [0.5, 0.5], [0.2, 0.9, 0.4]], ids=str)
+@pytest.mark.parametrize(("samples", "alpha"), [(1000, 0.001), (100_000, 0.01)])
+def test_what_allows_a_radius_allows_no_more(sigmas: list[float], samples: int, alpha: float) -> None:
+    most = largest_radius(sigmas, samples, alpha)
+    assert least_alpha(most, sigmas, samples) == pytest.approx(alpha, rel=1e-3)  # `most` is rounded up
+    assert least_samples(most, sigmas, alpha) == pytest.approx(samples, rel=1e-3)
+    for radius in (0.9 * most, 1.1 * most):
+        assert largest_radius(sigmas, samples, least_alpha(radius, sigmas, samples)) == pytest.approx(radius, rel=1e-4)
+        found = least_samples(radius, sigmas, alpha)
+        assert largest_radius(sigmas, int(found), alpha) <= radius * (1 + 1e-4)
+        assert largest_radius(sigmas, int(found) + 1, alpha) >= radius
+    assert least_samples(100.0 * max(sigmas), sigmas, alpha) == np.inf
 
 
 def test_bonferroni_is_where_the_theory_page_has_it() -> None:

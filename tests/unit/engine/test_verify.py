@@ -386,6 +386,7 @@ def test_a_run_for_cuda_is_verified_on_the_cpu_where_there_is_no_gpu() -> None:
         ({"overrides": ["dataset.images.stop=3"]}, "the run is taken as it is"),
         ({"overrides": ["classifiers.0.sigma=3"]}, "the run is taken as it is"),
         ({"overrides": ["classifiers.5.checkpoint=x"]}, "'5' must be an index below 2"),
+        ({"overrides": ["classifiers.5.entry=x"]}, "'5' must be an index below 2"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

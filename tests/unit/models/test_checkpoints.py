@@ -119,8 +119,13 @@ def test_of_several_state_dicts_the_first_is_taken_or_the_one_that_is_named(tmp_
     assert load_checkpoint(file)[0]["w"] == 1  # `best` is a number here
     for entry, wanted in (("net", 1), ("ema", 2), ("last.of all", 3), ("run.1", 2)):
         assert load_checkpoint(file, entry)[0]["w"] == wanted
-    named = load_checkpoint(file, "flat.model")[0]
-    assert {name: float(value) for name, value in named.items()} == {"w": 4.0, "b": 0.0}
+    torch.save({"state_dict": flat}, tmp_path / "lightning.ckpt")
+    for place, entry in (
+        (file, "flat.model"),
+        *((tmp_path / "lightning.ckpt", e) for e in ("state_dict.model", "model")),
+    ):
+        named = load_checkpoint(place, entry)[0]
+        assert {name: float(value) for name, value in named.items()} == {"w": 4.0, "b": 0.0}
     for entry in ("best", "last", "nothing", "net.w", "flat.mode"):
         with pytest.raises(
             ClassifierError, match=rf"a.pt: has no state_dict .* at the entry '{entry}', it is a dict with"

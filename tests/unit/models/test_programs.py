@@ -128,6 +128,9 @@ def test_what_is_no_program_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
             load_classifier(**GIVEN, checkpoint=name)
         assert "\n" not in str(caught.value)
     assert not Path("ran").exists()
+    Path("pointer.pt2").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ClassifierError, match=r"pointer.pt2: is a Git LFS pointer"):
+        load_classifier(**GIVEN, checkpoint="pointer.pt2")
     with pytest.raises(ClassifierError, match=r"a.pt: the architecture torch.export takes a .pt2 file"):
         load_classifier(**GIVEN, checkpoint="a.pt")
     with pytest.raises(ClassifierError, match=r"classifier torch.export needs a checkpoint"):

@@ -516,6 +516,7 @@ def test_a_log_of_one_radius_says_nothing_beyond_it() -> None:
         import_log(store, log, "adaptive.tsv", **STATED, radius=0.5)
     (inflated,) = import_log(MemoryStore(), log, "adaptive.tsv", **STATED, radius=1.5).record.warnings
     assert inflated.startswith("1 radius (1.5, image 0) is larger than 1.232, the most that counts alone can certify")
+    assert inflated.endswith("or what is stated is of another log; alpha = 0.26 or n = 5,200 would allow them")
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(ConfigError, match="import: radius: "):
             import_log(MemoryStore(), log, "adaptive.tsv", **STATED, radius=bad)

@@ -15,6 +15,7 @@ from drs_ray.results.schema import (
     COUNTS,
     CURVE,
     IMPORTED_CERTIFICATES,
+    IMPORTED_TIME,
     SCHEMA_VERSION,
     check_version,
     metadata,
@@ -27,7 +28,7 @@ TABLES = {
     "certificates": CERTIFICATES,
     "curve": CURVE,
     "attacks": ATTACKS,
-    "Exchange": IMPORTED_CERTIFICATES,
+    "Exchange": IMPORTED_CERTIFICATES.append(IMPORTED_TIME),
 }
 
 

@@ -70,6 +70,13 @@ def test_an_imported_run_stays_marked(mlflow: Any) -> None:
     assert not [name for name in logged.data.metrics if name.startswith("guaranteed")]
 
 
+def test_predictions_have_no_acr(mlflow: Any) -> None:
+    log = b"idx\tlabel\tpredict\tcorrect\n0\t3\t3\t1\n1\t8\t-1\t0\n"
+    run = import_log(MemoryStore("runs/p"), log, "log.tsv", dataset="mnist5k", sigmas=[0.5], estimation=1000)
+    metrics = mlflow.get_run(drs_ray.log_to_mlflow(run)).data.metrics
+    assert metrics == {"accuracy": 0.5, "abstention_rate": 0.5, "samples": 2000, "certified_accuracy_at_0": 0.5}
+
+
 def test_a_run_that_cannot_be_logged_is_failed_not_left_open(mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: object) -> None:
         raise OSError("no space left")

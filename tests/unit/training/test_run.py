@@ -377,6 +377,11 @@ def test_a_bad_checkpoint_is_refused_before_anything_is_trained(
     assert "\n" not in str(caught.value)
 
 
+def test_an_entry_is_for_files_of_others(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"classifiers.0.entry: training writes a file that has no other; remove it"):
+        train_run(_changed(_config(tmp_path), 0, entry="ema"))
+
+
 def test_pixels_are_trained_with_and_denoisers_are_not(tmp_path: Path) -> None:
     config = _changed(_config(tmp_path), 0, arguments={}, pixels={"mean": [0.1], "std": [0.3]})
     (file,) = _train(config, sub_images=[0])
