@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from drs_ray.certificates.attainable import is_attained, largest_bonferroni_radius, largest_radius
+from drs_ray.certificates.attainable import (
+    best_radius,
+    is_attained,
+    largest_bonferroni_radius,
+    largest_radius,
+    least_samples,
+)
 from drs_ray.certificates.bounds import lower_quantile
 from drs_ray.certificates.certify import Rule, certified_radii
 from drs_ray.certificates.votes import Rivals
@@ -97,3 +103,42 @@ def test_counts_multiplied_are_beyond_what_was_drawn() -> None:
     most = largest_radius([1.0], 200, 0.001)
     assert most == pytest.approx(norm.ppf(0.001 ** (1 / 200)), rel=1e-5)
     assert (claimed > most).sum() == (claimed > 1.8256815624).sum() > 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "sigmas", "alpha", "least"),
+    [
+        (Rule(), [0.5], 0.001, 10),  # (1/2)^10 < alpha
+        (Rule(), [0.5], 0.01, 7),
+        (Rule(rivals=True), [0.5], 0.001, 11),
+        (Rule(radius=0.25), [0.5], 0.001, 25),
+    ],
+)
+def test_fewer_samples_than_the_least_certify_nothing(
+    rule: Rule, sigmas: list[float], alpha: float, least: int
+) -> None:
+    found = least_samples(rule, sigmas, alpha, 10)
+    assert best_radius(rule, sigmas, found, alpha, 10) > 0
+    assert best_radius(rule, sigmas, found - 1, alpha, 10) == 0
+    assert found == least
+
+
+@steady
+@given(
+    st.sampled_from([([0.5], "bonferroni", False), ([0.5] * 2, "staircase", True), ([0.25, 0.5], "staircase", False)]),
+    st.booleans(),
+    st.integers(1, 60),
+    st.sampled_from([0.001, 0.05]),
+    st.data(),
+)
+def test_no_votes_have_a_larger_radius_than_the_best(case, rivals: bool, samples: int, alpha: float, data) -> None:
+    sigmas, confidence, pooled = case
+    rule, k = Rule(confidence=confidence, rivals=rivals, pooled=pooled), len(sigmas)
+    votes = np.array([data.draw(st.lists(st.integers(samples // 2, samples), min_size=k, max_size=k))])
+    every = np.full_like(votes, samples)
+    rest = Rivals(np.array([0]), np.array([1]), every - votes, 9)
+    for unanimous in (False, True):
+        radius = certified_radii(
+            votes, every, sigmas, rule, alpha, rivals=rest, unanimous=np.array([unanimous])
+        ).radius[0]
+        assert radius <= best_radius(rule, sigmas, samples, alpha, 10)
