@@ -6,14 +6,17 @@ The public API. Importing it loads neither torch nor Ray; the functions that nee
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drs_ray.config import RunConfig, load_config
+from drs_ray import arguments
+from drs_ray.arguments import checked, optional
+from drs_ray.config import RunConfig, config_of, load_config
 from drs_ray.errors import DrsError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
@@ -30,11 +33,14 @@ if TYPE_CHECKING:
     from drs_ray.smoothed import SmoothedClassifier
     from drs_ray.smoothing.partition import make_partition
 
+    __version__: str
+
 __all__ = [
     "DrsError",
     "Rule",
     "RunConfig",
     "SmoothedClassifier",
+    "__version__",
     "attack",
     "audit",
     "certify",
@@ -54,6 +60,14 @@ __all__ = [
     "write_report",
 ]
 
+_OF_CHECKS = {
+    "images": arguments.whole,
+    "seed": optional(arguments.whole),
+    "level": arguments.number,
+    "device": optional(arguments.text),
+    "overrides": arguments.texts,
+}
+_OBSERVER = optional(arguments.instance_of("drs_ray.engine.observer:Observer", "a drs_ray.engine.observer.Observer"))
 
 _LOADED_WHEN_USED = {
     "Rule": "drs_ray.certificates.rule",
@@ -67,16 +81,29 @@ _LOADED_WHEN_USED = {
 
 def __getattr__(name: str) -> object:
     """The names above come with torch, scipy or pyarrow: they are imported when they are first asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("drs-ray")
     if name not in _LOADED_WHEN_USED:
         raise AttributeError(f"module 'drs_ray' has no attribute '{name}'")
     return getattr(importlib.import_module(_LOADED_WHEN_USED[name]), name)
 
 
-def attack(uri: str, images: int = 20, *, endpoint_url: str | None = None, **options: Any) -> AttackReport:
+@checked(
+    steps=arguments.whole,
+    samples=arguments.whole,
+    confirmation=arguments.whole,
+    told=optional(arguments.function),
+    **_OF_CHECKS,
+)
+def attack(
+    uri: str | os.PathLike[str], images: int = 20, *, endpoint_url: str | None = None, **options: Any
+) -> AttackReport:
     """Search perturbations that change a run's certified predictions; `check()` the report.
 
     Args:
-        uri: directory or s3:// URI of a reduced run.
+        uri: directory (text or a Path) or s3:// URI of a reduced run.
         images: how many of its images.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
         options: steps, samples, confirmation, level, seed, device, overrides, told; see
@@ -91,11 +118,11 @@ def attack(uri: str, images: int = 20, *, endpoint_url: str | None = None, **opt
     return attack_run(open_store(uri, endpoint_url), images, **options)
 
 
-def audit(uri: str, *, endpoint_url: str | None = None) -> AuditReport:
+def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> AuditReport:
     """Derive a run's radii again from its counts, in ball arithmetic; `check()` the report (extra `audit`).
 
     Args:
-        uri: directory or s3:// URI of a reduced run.
+        uri: directory (text or a Path) or s3:// URI of a reduced run.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
@@ -107,18 +134,29 @@ def audit(uri: str, *, endpoint_url: str | None = None) -> AuditReport:
     return audit_run(open_store(uri, endpoint_url))
 
 
-def certify(config: RunConfig, observer: Observer | None = None) -> RunResult:
-    """Certify the images of a config, or resume; see `drs_ray.engine.certify.certify_run`."""
+@checked(observer=_OBSERVER)
+def certify(
+    config: RunConfig | str | os.PathLike[str] | Mapping[str, Any], observer: Observer | None = None
+) -> RunResult:
+    """Certify the images of a config, or resume; see `drs_ray.engine.certify.certify_run`.
+
+    Args:
+        config: of `load_config`, or what that takes: the path of a YAML file, or the same as a mapping.
+        observer: told of progress and events.
+
+    Raises:
+        As `load_config` and `certify_run`.
+    """
     from drs_ray.engine.certify import certify_run
 
-    return certify_run(config, observer)
+    return certify_run(config_of(config), observer)
 
 
-def read_run(uri: str, endpoint_url: str | None = None) -> Shown:
+def read_run(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> Shown:
     """A reduced run: record, certificates, curve and the figures derived from them; or an imported run.
 
     Args:
-        uri: directory or s3:// URI of the run.
+        uri: directory (text or a Path) or s3:// URI of the run.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
@@ -130,7 +168,8 @@ def read_run(uri: str, endpoint_url: str | None = None) -> Shown:
     return read_shown(open_store(uri, endpoint_url))
 
 
-def read_certificate(uri: str, image_id: int, endpoint_url: str | None = None) -> ImageCertificate:
+@checked(image_id=arguments.whole)
+def read_certificate(uri: str | os.PathLike[str], image_id: int, endpoint_url: str | None = None) -> ImageCertificate:
     """One certificate with every number between its votes and its radius.
 
     Raises:
@@ -142,6 +181,7 @@ def read_certificate(uri: str, image_id: int, endpoint_url: str | None = None) -
     return read_certificate(open_store(uri, endpoint_url), image_id)
 
 
+@checked(runs=arguments.runs, kind=arguments.text, radii=optional(arguments.numbers))
 def export(runs: Sequence[Shown], kind: str, radii: Sequence[float] | None = None) -> str:
     """Runs as text: `tsv` (certify.py's log) or `csv` of one run, a `markdown` or `latex` table of one or several.
 
@@ -153,14 +193,18 @@ def export(runs: Sequence[Shown], kind: str, radii: Sequence[float] | None = Non
     return export(runs, kind, radii)
 
 
-def import_log(file: str | Path, uri: str, *, endpoint_url: str | None = None, **stated: Any) -> ImportedResult:
+@checked(file=arguments.path, sigmas=arguments.numbers_or_one, radii=optional(arguments.numbers))
+def import_log(
+    file: str | os.PathLike[str], uri: str | os.PathLike[str], *, endpoint_url: str | None = None, **stated: Any
+) -> ImportedResult:
     """Keep a published log (certify.py's format) as a run to compare with, marked as imported and not verified.
 
     Args:
         file: the log.
-        uri: directory or s3:// URI to keep it in.
+        uri: directory (text or a Path) or s3:// URI to keep it in.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
-        stated: dataset, sigmas, estimation, alpha, and more; see `drs_ray.results.imported.import_log`.
+        stated: dataset, sigmas (or one number), estimation, alpha, and more; see
+            `drs_ray.results.imported.import_log`.
 
     Raises:
         As `drs_ray.results.imported.import_log`.
@@ -171,16 +215,16 @@ def import_log(file: str | Path, uri: str, *, endpoint_url: str | None = None, *
     return import_log(open_store(uri, endpoint_url), read_log(file), Path(file).name, **stated)
 
 
-def read_certificates(uri: str, endpoint_url: str | None = None) -> pa.Table:
+def read_certificates(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> pa.Table:
     """The certificates of a reduced run, one row per image; columns in docs/results.md. Raises as `read_run`."""
     return read_run(uri, endpoint_url).certificates
 
 
-def reduce(uri: str, *, endpoint_url: str | None = None, **certificate: Any) -> RunResult:
+def reduce(uri: str | os.PathLike[str], *, endpoint_url: str | None = None, **certificate: Any) -> RunResult:
     """Compute a run's certificates again from its counts, for example `reduce("runs/x", alpha=0.01)`.
 
     Args:
-        uri: directory or s3:// URI of a finished run.
+        uri: directory (text or a Path) or s3:// URI of a finished run.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
         certificate: keys of the config's `certificate` section to change.
 
@@ -196,18 +240,30 @@ def reduce(uri: str, *, endpoint_url: str | None = None, **certificate: Any) -> 
     return reduce_run(store, record, record.config.updated("certificate", **certificate).certificate)
 
 
-def train(config: RunConfig) -> list[str]:
-    """Train the config's sub-image classifiers, or go on; returns the checkpoints' paths or URIs. See `train_run`."""
+def train(config: RunConfig | str | os.PathLike[str] | Mapping[str, Any]) -> list[str]:
+    """Train the config's sub-image classifiers, or go on; returns the checkpoints' paths or URIs. See `train_run`.
+
+    Args:
+        config: as for `certify`.
+    """
     from drs_ray.training.run import train_run
 
-    return train_run(config)
+    return train_run(config_of(config))
 
 
-def verify(uri: str, units: int = 10, *, endpoint_url: str | None = None, **options: Any) -> VerifyReport:
+@checked(
+    units=arguments.whole,
+    image=optional(arguments.whole),
+    observer=_OBSERVER,
+    **_OF_CHECKS,
+)
+def verify(
+    uri: str | os.PathLike[str], units: int = 10, *, endpoint_url: str | None = None, **options: Any
+) -> VerifyReport:
     """Recompute random stored units of a run in this process and compare their votes; `check()` the report.
 
     Args:
-        uri: directory or s3:// URI of the run; it need not be finished.
+        uri: directory (text or a Path) or s3:// URI of the run; it need not be finished.
         units: how many units.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
         options: images, seed, device, level, overrides, observer; see `drs_ray.engine.verify.verify_run`.
@@ -221,9 +277,10 @@ def verify(uri: str, units: int = 10, *, endpoint_url: str | None = None, **opti
     return verify_run(open_store(uri, endpoint_url), units, **options)
 
 
+@checked(runs=arguments.runs, compare_rules=arguments.flag)
 def write_report(
     runs: Sequence[Shown],
-    directory: str,
+    directory: str | os.PathLike[str],
     *,
     compare_rules: bool = False,
     common: bool = False,

@@ -32,6 +32,7 @@ from pydantic import (
     model_validator,
 )
 
+from drs_ray.arguments import checked, shown, texts
 from drs_ray.certificates.rule import Rule
 from drs_ray.class_names import read_class_names
 from drs_ray.errors import ConfigError, counted
@@ -688,6 +689,17 @@ class RunConfig(Section):
         """Noise standard deviation of each sub-image, in pixel units."""
         return tuple(classifier.sigma for classifier in self.classifiers)
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is allowed and hardly meant, a line each: numbers in 8-bit steps where pixels lie in [0, 1]."""
+        found = [sigma_doubt(f"classifiers.{k}.sigma", one.sigma) for k, one in enumerate(self.classifiers)]
+        found += [
+            _pixels_doubt(f"classifiers.{k}.pixels", one.pixels)
+            for k, one in enumerate(self.classifiers)
+            if one.pixels is not None
+        ]
+        return tuple(doubt for doubt in found if doubt is not None)
+
     def updated(self, section: str, **values: object) -> RunConfig:
         """The same config with keys of one section replaced and everything validated again.
 
@@ -699,13 +711,55 @@ class RunConfig(Section):
         return parse_config(data)
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+MUCH_NOISE = 4.0
+"""A sigma above this drowns any image: it is hardly meant in pixel units."""
+
+
+def sigma_doubt(name: str, sigma: float) -> str | None:
+    """What to say of a sigma that is allowed and hardly meant; None: nothing."""
+    if sigma <= MUCH_NOISE:
+        return None
+    return (
+        f"{name}: {sigma:g} is in pixel units, where black is 0 and white is 1: little is left of an image; if it was "
+        f"meant in 8-bit steps, give {sigma:g}/255 = {sigma / 255:.4g}"
+    )
+
+
+def _pixels_doubt(name: str, pixels: PixelsConfig) -> str | None:
+    """What to say of a mean that is no shade between black and white, or a std beyond their distance."""
+    black, white = pixels.range
+    odd = [("mean", value) for value in pixels.mean or () if not black <= value <= white]
+    odd += [("std", value) for value in pixels.std or () if value > 2 * (white - black)]
+    if not odd:
+        return None
+    key, value = odd[0]
+    return (
+        f"{name}.{key}: {value:g} does not fit {name}.range, where black is {black:g} and white is {white:g}; if it "
+        f"was meant in 8-bit steps, set {name}.range: [0, 255]"
+    )
+
+
+@checked(overrides=texts)
+def load_config(path: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
     """Read a YAML file, apply `a.b=c` overrides (values are YAML), expand variables in paths, validate.
+
+    Args:
+        path: of the file; or its content as a mapping.
+        overrides: each `key.path=value`.
 
     Raises:
         ConfigError: naming the file, the key, the rule, the value and the remedy.
     """
-    return _validated(RunConfig, read_config(path, overrides), str(path), _AS_READ)
+    if isinstance(path, Mapping):
+        return parse_config(apply_overrides(path, overrides))
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"a config must be the path of a YAML file, a mapping or a RunConfig, got {shown(path)}")
+    return _validated(RunConfig, read_config(Path(path), overrides), str(path), _AS_READ)
+
+
+def config_of(config: RunConfig | str | os.PathLike[str] | Mapping[str, Any]) -> RunConfig:
+    """A config as it is, or what `load_config` makes of anything else."""
+    return config if isinstance(config, RunConfig) else load_config(config)
 
 
 def load_dataset_config(path: str | Path, overrides: Iterable[str] = ()) -> DatasetConfig:

@@ -12,8 +12,9 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Literal
+from functools import partial
+from numbers import Real
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +22,14 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from drs_ray import arguments
+from drs_ray.arguments import checked, optional, several, shown, whole
+from drs_ray.certificates.attainable import best_radius, least_samples
 from drs_ray.certificates.certify import CertifiedRadii, certified_radii, pooled_images, rule_names
+from drs_ray.certificates.prediction import least_samples as prediction_samples
 from drs_ray.certificates.prediction import predicted_classes
 from drs_ray.certificates.rule import Rule
-from drs_ray.config import DEFAULT_BATCH, Precision, float32
+from drs_ray.config import DEFAULT_BATCH, Precision, float32, sigma_doubt
 from drs_ray.errors import ClassifierError, ConfigError, DataError, counted
 from drs_ray.models.check import FirstBatch, tolerance_of
 from drs_ray.models.inference import VotingClassifier, voting_classifier
@@ -38,6 +43,9 @@ from drs_ray.smoothing.keys import NoiseKey, Phase
 from drs_ray.smoothing.laws import LawName
 from drs_ray.smoothing.partition import Partition
 from drs_ray.smoothing.voting import Sampler, count_votes
+
+ImageIds = Sequence[int] | NDArray[np.integer[Any]] | Tensor
+"""Whole numbers, one per image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +86,23 @@ class SmoothedClassifier:
     several calls is none. And images of different calls that are to be counted together need different `image_ids`.
     """
 
+    @checked(
+        partition=arguments.instance_of("drs_ray.smoothing.partition:Partition", "a Partition of make_partition"),
+        num_classes=partial(arguments.whole, least=2, below=2**31),
+        rule=optional(arguments.instance_of("drs_ray.certificates.certify:Rule", "None or a Rule")),
+        weights=optional(arguments.numbers),
+        seed=partial(arguments.whole, least=0),
+        dataset=arguments.text,
+        block=partial(arguments.whole, least=1),
+        batch=optional(partial(arguments.whole, least=1)),
+        compile=arguments.flag,
+    )
     @plain_torch()
     def __init__(
         self,
         partition: Partition,
-        classifiers: Sequence[nn.Module],
-        sigmas: Sequence[float],
+        classifiers: Sequence[nn.Module] | nn.Module,
+        sigmas: Sequence[float] | float,
         *,
         num_classes: int,
         rule: Rule | None = None,
@@ -103,8 +122,10 @@ class SmoothedClassifier:
             partition: how images are split and laid out, from `make_partition`.
             classifiers: K modules, float32 [b, C, h, w] of the sub-image as laid out -> logits [b, num_classes]. Each
                 call of `predict` and `certify` takes them as they are then, in eval mode, and votes with copies that
-                are made as the batch system makes them (`drs_ray.models.inference`); they stay as they are.
-            sigmas: K noise standard deviations, pixel units, in [0.001, 100]; rounded to float32, as the noise is.
+                are made as the batch system makes them (`drs_ray.models.inference`); they stay as they are. One module
+                will do for K = 1.
+            sigmas: K noise standard deviations, pixel units, in [0.001, 100]; rounded to float32, as the noise is. One
+                number will do for K = 1.
             num_classes: number of classes C.
             rule: how votes become certificates; None: the config's default for this K (probit vote with rivals,
                 staircase for K > 1, pooled too where K > 1 and sigmas and weights are equal).
@@ -123,14 +144,21 @@ class SmoothedClassifier:
             ConfigError: a value that cannot be, a rule that does not fit. ClassifierError: not a torch module.
         """
         k = len(partition)
-        for name, values in (("classifiers", classifiers), ("sigmas", sigmas)):
-            if len(values) != k:
-                raise ConfigError(f"{name} must have one entry per sub-image, {k}, got {len(values)}")
+        if isinstance(classifiers, nn.Module) and not isinstance(classifiers, nn.ModuleList):
+            classifiers = (classifiers,)
+        if not isinstance(classifiers, Sequence | nn.ModuleList):
+            raise ConfigError(f"classifiers must be a list of modules, one per sub-image, got {shown(classifiers)}")
+        each: tuple[Any, ...] = several(lambda name, value: value, "numbers", or_one=True)("sigmas", sigmas)
+        for name, entries in (("classifiers", len(classifiers)), ("sigmas", len(each))):
+            if entries != k:
+                raise ConfigError(f"{name} must have one entry per sub-image, {k}, got {entries}")
         for index, module in enumerate(classifiers):
             if not isinstance(module, nn.Module):
                 raise ClassifierError(f"classifiers[{index}] must be a torch.nn.Module, got {type(module).__name__}")
-        if not all(isinstance(sigma, Real) and math.isfinite(sigma) and 1e-3 <= sigma <= 100 for sigma in sigmas):
-            raise ConfigError(f"sigmas must be in [0.001, 100], in pixel units, got {list(sigmas)}")
+            if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+                raise ClassifierError(f"classifiers[{index}] has tensors without values (meta); load its weights first")
+        if not all(isinstance(sigma, Real) and math.isfinite(sigma) and 1e-3 <= float(sigma) <= 100 for sigma in each):
+            raise ConfigError(f"sigmas must be in [0.001, 100], in pixel units, got {list(each)}")
         if law not in ("lattice", "gaussian"):
             raise ConfigError(f"law must be lattice or gaussian, got '{law}'")
         if rule is not None and weights is not None:
@@ -138,13 +166,12 @@ class SmoothedClassifier:
         if precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"precision must be auto, float32 or bfloat16, got '{precision}'")
         where = _device(device)
-        block = _whole_number("block", block, 1)
-        batch = min(DEFAULT_BATCH.get(where.type, block), block) if batch is None else _whole_number("batch", batch, 1)
+        batch = batch or min(DEFAULT_BATCH.get(where.type, block), block)
         self._partition = partition
         self._classifiers = tuple(classifiers)
-        self._sigmas = tuple(float32(sigma) for sigma in sigmas)
-        self._classes = _whole_number("num_classes", num_classes, 2)
-        self._seed = _whole_number("seed", seed, 0)
+        self._sigmas = tuple(float32(sigma) for sigma in each)
+        self._classes = num_classes
+        self._seed = seed
         self._dataset = dataset
         self._fixed_rule = rule
         self._weights = None if weights is None else tuple(float(weight) for weight in weights)
@@ -159,6 +186,10 @@ class SmoothedClassifier:
         one_vote = csr_array(np.eye(1, self._classes, dtype=np.int64))
         nobody = np.zeros(1, np.int64)
         self._certified(Counts(nobody, nobody, (one_vote,) * k, (one_vote,) * k), 0.001)  # does the rule fit?
+        for doubt in [sigma_doubt("sigmas", sigma) for sigma in self._sigmas]:
+            if doubt is not None:
+                warnings.warn(doubt, stacklevel=4)  # of who calls, outside two decorators
+                break
 
     def rule(self) -> Rule:
         """How votes become certificates, whatever alpha is."""
@@ -172,7 +203,7 @@ class SmoothedClassifier:
         x: Tensor | NDArray[np.float32],
         n: int,
         alpha: float = 0.001,
-        image_ids: Sequence[int] | None = None,
+        image_ids: ImageIds | None = None,
     ) -> NDArray[np.int64]:
         """The smoothed classifier's class of each image, or -1; wrong with probability at most alpha.
 
@@ -192,12 +223,14 @@ class SmoothedClassifier:
         Raises:
             As `certify`.
         """
-        n = _whole_number("n", n, 1 if len(self._partition) == 1 else 2)
+        n = whole("n", n, 1 if len(self._partition) == 1 else 2)
         if len(self._partition) > 1:
             selection = min(100, n // 2)
             return self.certify(x, n - selection, alpha, selection, image_ids).prediction
         alpha, images = _probability(alpha), self._images(x)
         ids = self._ids_of(images, image_ids)
+        if n < (least := prediction_samples(alpha)):
+            _warn_abstains(n, "samples", alpha, least)
         return predicted_classes(csr_array(self._votes(images, ids, "estimation", n)[:, 0]), alpha)
 
     @plain_torch()
@@ -207,7 +240,7 @@ class SmoothedClassifier:
         n: int,
         alpha: float = 0.001,
         selection: int = 100,
-        image_ids: Sequence[int] | None = None,
+        image_ids: ImageIds | None = None,
     ) -> Certificates:
         """Certified l2 radii: no perturbation of x smaller than the radius changes the smoothed classifier's class.
 
@@ -216,8 +249,8 @@ class SmoothedClassifier:
             n: estimation samples of each sub-image.
             alpha: failure probability of one image's whole certificate.
             selection: samples of each sub-image that choose the class.
-            image_ids: N different ids >= 0 that key the noise, those of a data set to repeat a run's votes;
-                None: 0 .. N - 1.
+            image_ids: N different ids in [0, 2^63) that key the noise, also as an array or tensor of whole numbers;
+                those of a data set to repeat a run's votes; None: 0 .. N - 1.
 
         Returns:
             One certificate per image (N = 1 for a single image).
@@ -226,9 +259,13 @@ class SmoothedClassifier:
             ConfigError: n, alpha, selection or ids that cannot be. DataError: images of another shape or range.
             ClassifierError: a classifier that fails, or whose logits have another shape or are not finite.
         """
-        n, selection = _whole_number("n", n, 1), _whole_number("selection", selection, 1)
+        n, selection = whole("n", n, 1), whole("selection", selection, 1)
         alpha, images = _probability(alpha), self._images(x)
         ids = self._ids_of(images, image_ids)
+        if best_radius(self.rule(), self._sigmas, n, alpha, self._classes) == 0:
+            _warn_abstains(
+                n, "estimation samples", alpha, least_samples(self.rule(), self._sigmas, alpha, self._classes)
+            )
         chosen, estimated = self._votes(images, ids, "selection", selection), self._votes(images, ids, "estimation", n)
         per_sub_image = [tuple(csr_array(votes[:, k]) for k in range(votes.shape[1])) for votes in (chosen, estimated)]
         rule, evidence, radii = self._certified(Counts(ids, np.full_like(ids, -1), *per_sub_image), alpha)
@@ -278,7 +315,7 @@ class SmoothedClassifier:
                 watched.check(self._classes, k, tolerance_of(self._precision, self._device.type))
         return votes
 
-    def _ids_of(self, images: Tensor, image_ids: Sequence[int] | None) -> NDArray[np.int64]:
+    def _ids_of(self, images: Tensor, image_ids: ImageIds | None) -> NDArray[np.int64]:
         """The ids given, or 0, 1, ...; a warning where these have keyed the noise of other images before."""
         if image_ids is not None:
             return _ids(image_ids, len(images))
@@ -287,7 +324,7 @@ class SmoothedClassifier:
             warnings.warn(
                 "image 0 and those after it share their noise with other images of an earlier call, which makes their "
                 "certificates depend on each other; give every image of a data set its own id: image_ids=[...]",
-                stacklevel=3,
+                stacklevel=4,  # of who calls, outside a decorator
             )
             self._unnamed.update(enumerate(digests))
         return np.arange(len(images))
@@ -297,6 +334,8 @@ class SmoothedClassifier:
         height, width = self._partition.height, self._partition.width
         if not isinstance(x, Tensor | np.ndarray):
             raise DataError(f"x must be a tensor or a numpy array, got {type(x).__name__}")
+        if isinstance(x, Tensor) and (x.is_meta or x.layout != torch.strided):
+            raise DataError(f"x must be a dense tensor with values, got {x.layout} on {x.device}; try x.to_dense()")
         if x.dtype not in (torch.float32, np.float32):
             raise DataError(f"x must be float32 in [0, 1], got {x.dtype}; 8-bit pixels are float32(x) / 255")
         images = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))  # it may be read-only
@@ -338,31 +377,31 @@ class SmoothedClassifier:
 def _device(device: str | torch.device) -> torch.device:
     try:
         where = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"device must be cpu or cuda, got '{device}'") from error
     if where.type not in DEFAULT_BATCH or (where.type == "cuda" and not torch.cuda.is_available()):
         raise ConfigError(f"device must be cpu, or cuda where there is a GPU, got '{device}'")
     return where
 
 
-def _whole_number(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ConfigError(f"{name} must be a whole number >= {least}, got {value!r}")
-    return int(value)
+def _warn_abstains(n: int, what: str, alpha: float, least: int) -> None:
+    warnings.warn(
+        f"with {n:,} {what} of each sub-image every image abstains, whatever the votes, at alpha {alpha:g}; use "
+        f"{least:,} at least",
+        stacklevel=4,  # of who calls, outside a decorator
+    )
 
 
 def _probability(alpha: float) -> float:
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 1e-50 <= alpha < 1:
-        raise ConfigError(f"alpha must be in (0, 1), at least 1e-50, got {alpha!r}")
+        raise ConfigError(f"alpha must be in (0, 1), at least 1e-50, got {shown(alpha)}")
     return float(alpha)
 
 
-def _ids(image_ids: Sequence[int] | None, images: int) -> NDArray[np.int64]:
-    if image_ids is None:
-        return np.arange(images)
-    ids = [_whole_number("image_ids", image_id, 0) for image_id in image_ids]
+def _ids(image_ids: ImageIds, images: int) -> NDArray[np.int64]:
+    ids = several(partial(whole, least=0, below=2**63), "ids")("image_ids", image_ids)
     if len(ids) != images or len(set(ids)) != len(ids):
         raise ConfigError(
-            f"image_ids must be {counted(images, 'different id')}, one per image, got {len(ids)}: {ids[:5]}"
+            f"image_ids must be {counted(images, 'different id')}, one per image, got {len(ids)}: {list(ids[:5])}"
         )
     return np.array(ids, np.int64)

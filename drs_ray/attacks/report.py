@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from drs_ray.arguments import path
 from drs_ray.errors import ConfigError, SoundnessError, counted
 from drs_ray.results.rounding import apart, shortest_between
 from drs_ray.results.store import Store, open_place_of
@@ -99,7 +101,7 @@ class AttackReport:
             f"with `drs-ray verify {self.uri}` and derive the certificates again with `drs-ray reduce {self.uri}`"
         )
 
-    def write(self, file: str, endpoint_url: str | None = None) -> None:
+    def write(self, file: str | os.PathLike[str], endpoint_url: str | None = None) -> None:
         """Write the table as Parquet, whole or not at all.
 
         Args:
@@ -115,13 +117,14 @@ class AttackReport:
         store.put(name, sink.getvalue())
 
 
-def check_output(file: str, endpoint_url: str | None = None) -> None:
+def check_output(file: str | os.PathLike[str], endpoint_url: str | None = None) -> None:
     """Try a place for `AttackReport.write`: what is wrong with it is said before hours of attack. Raises as `write`."""
     _located(file, endpoint_url)[0].check_writable()
 
 
-def _located(file: str, endpoint_url: str | None) -> tuple[Store, str]:
+def _located(file: str | os.PathLike[str], endpoint_url: str | None) -> tuple[Store, str]:
     """The store and the key of a file."""
+    file = path("output", file)
     place, _, name = file.rpartition("/")
     if not name or name.startswith(".") or Path(file).is_dir():
         raise ConfigError(f"output must name a Parquet file to write, like {(place or '.')}/attack.parquet, got {file}")

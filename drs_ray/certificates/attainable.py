@@ -1,9 +1,9 @@
-"""Which radii vote counts can give at all: a test of published radii whose counts nobody has seen.
+"""Which radii vote counts can give at all: of one of our rules, and a test of published radii without their counts.
 
-Not for our rules alone: for every certificate that is sound for the class that was selected, is a function of the
-estimation votes (a randomised bound, Voracek 2024, is not, and may give more), and does not fall where votes for that
-class are added. Say it gives R to a class that got all n votes
-of each of K sub-images; fewer votes give no more. Take half-spaces whose vote probability is Phi(a) in every sub-image.
+The test is not for our rules alone: for every certificate that is sound for the class that was selected, is a function
+of the estimation votes (a randomised bound, Voracek 2024, is not, and may give more), and does not fall where votes for
+that class are added. Say it gives R to a class that got all n votes of each of K sub-images; fewer votes give no more.
+Take half-spaces whose vote probability is Phi(a) in every sub-image.
 Shifts of sigma_k a bring each of them to 1/2, so that their true radius is at most ||sigma||_2 a under any vote that
 turns where all sub-images turn (docs/theory.md 4.1, 4.2). All votes are for the class with probability Phi(a)^(K n),
 and if R is above ||sigma||_2 a it is false then: this probability is at most alpha. Hence
@@ -23,9 +23,52 @@ from scipy.special import log_ndtr, ndtr, ndtri_exp
 from scipy.stats import binom
 
 from drs_ray.certificates.bounds import lower_quantile
+from drs_ray.certificates.certify import certified_radii
 from drs_ray.certificates.radius import Floats
+from drs_ray.certificates.rule import Rule
+from drs_ray.certificates.votes import Rivals
 
 _TOLERANCE = 1e-6  # of quantiles, absolute and relative: far above the errors of bounds, far below three digits
+_MOST_SAMPLES = 1 << 30
+
+
+def best_radius(
+    rule: Rule, sigmas: Sequence[float], samples: int, alpha: float, num_classes: int, share: float = 1.0
+) -> float:
+    """The largest radius that a rule can certify, whatever the votes: that of an image with all votes for one class.
+
+    Args:
+        rule: how votes become certificates.
+        sigmas: K noise standard deviations, pixel units.
+        samples: estimation samples of each sub-image.
+        alpha: failure probability of one certificate, in (0, 1).
+        num_classes: number of classes.
+        share: the stage's share of every level.
+
+    Returns:
+        Pixel units; 0 where nothing can be certified.
+
+    Raises:
+        ValueError: a rule that does not fit K or the sigmas.
+    """
+    every = np.full((2, len(sigmas)), samples)  # a pooled rule has levels of its own where selection is unanimous
+    nobody = Rivals(np.arange(2), np.full(2, -1), np.zeros_like(every), num_classes - 1)
+    unanimous = np.array([False, True])
+    found = certified_radii(every, every, sigmas, rule, alpha, rivals=nobody, unanimous=unanimous, share=share)
+    return float(found.radius.max())
+
+
+def least_samples(rule: Rule, sigmas: Sequence[float], alpha: float, num_classes: int, share: float = 1.0) -> int:
+    """The fewest estimation samples of each sub-image with which a rule can certify anything; see `best_radius`."""
+    low, high = 0, 1
+    while high < _MOST_SAMPLES and best_radius(rule, sigmas, high, alpha, num_classes, share) == 0:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (
+            (middle, high) if best_radius(rule, sigmas, middle, alpha, num_classes, share) == 0 else (low, middle)
+        )
+    return high
 
 
 def largest_radius(sigmas: Sequence[float], samples: int, alpha: float) -> float:
@@ -55,7 +98,7 @@ def least_alpha(radius: float, sigmas: Sequence[float], samples: int) -> float:
     return float(np.exp(len(sigmas) * samples * _log_unanimous(radius, sigmas)))
 
 
-def least_samples(radius: float, sigmas: Sequence[float], alpha: float) -> float:
+def samples_to_reach(radius: float, sigmas: Sequence[float], alpha: float) -> float:
     """The smallest n, not rounded, at which `largest_radius`, without its rounding, reaches a radius; inf if none does.
 
     Args: see `least_alpha`; alpha: failure probability of one certificate, in (0, 1).

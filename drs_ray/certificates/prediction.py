@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,13 @@ from scipy.sparse import csr_array
 from scipy.special import betainc
 
 from drs_ray.certificates.votes import Integers, most_voted, votes_of
+
+_ROUNDING_UP = 1 + 1e-9  # betainc is accurate to 1e-13
+
+
+def least_samples(alpha: float) -> int:
+    """The fewest votes that `predicted_classes` takes for an answer, all of them being for one class."""
+    return next(votes for votes in itertools.count(1) if 2 * 0.5**votes * _ROUNDING_UP <= alpha)
 
 
 def predicted_classes(votes: csr_array, alpha: float) -> Integers:
@@ -31,5 +39,5 @@ def predicted_classes(votes: csr_array, alpha: float) -> Integers:
     first = votes_of(parts, everyone, winner)[:, 0]
     second = votes_of(parts, everyone, most_voted(votes, excluding=winner))[:, 0]
     upper_tail = betainc(np.maximum(first, 1), second + 1, 0.5)  # P(Binomial(first + second, 1/2) >= first)
-    sure = 2 * upper_tail * (1 + 1e-9) <= alpha  # betainc is accurate to 1e-13: on the safe side of it
+    sure = 2 * upper_tail * _ROUNDING_UP <= alpha
     return np.where(sure & (first > second), winner, -1)

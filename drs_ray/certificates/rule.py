@@ -33,6 +33,14 @@ class Rule:
         """Refuse a vote without a radius, and weights that the mean vote or the pooled rule would ignore."""
         if self.vote not in VOTES:
             raise ValueError(f"vote must be one of {', '.join(VOTES)}, got '{self.vote}'")
+        if not isinstance(self.confidence, str):
+            raise ValueError(f"confidence must be the name of a rule, got a {type(self.confidence).__name__}")
+        if self.weights is not None and not isinstance(self.weights, tuple):
+            raise ValueError(f"weights must be None or a tuple of numbers, got a {type(self.weights).__name__}")
+        if not isinstance(self.rivals, bool) or not isinstance(self.pooled, bool):
+            raise ValueError(f"rivals and pooled must be True or False, got {self.rivals!r} and {self.pooled!r}")
+        if self.radius is not None and not isinstance(self.radius, float | int):
+            raise ValueError(f"radius must be None or a number, in pixel units, got a {type(self.radius).__name__}")
         if self.vote == "mean" and self.weights is not None:
             raise ValueError(f"weights apply to the probit vote, not to mean; got {self.weights}")
         if self.pooled and self.weights is not None and len(set(self.weights)) > 1:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib import metadata
 
+from drs_ray.certificates.attainable import best_radius, least_samples
 from drs_ray.certificates.fixed_radius import largest_fixed_radius
 from drs_ray.certificates.stages import doubling_schedule
 from drs_ray.config import DEFAULT_BATCH, EngineConfig, RunConfig
@@ -20,6 +21,7 @@ from drs_ray.engine.probe import Measurements, measure_inline
 from drs_ray.engine.sizing import sized
 from drs_ray.engine.tally import Tally
 from drs_ray.errors import ClassifierError, ConfigError, EngineError, UnitsSetAsideError, counted
+from drs_ray.results.evidence import rule_of
 from drs_ray.results.parts import list_parts
 from drs_ray.results.reduce import RunResult, reduce_run
 from drs_ray.results.rounding import exact_text, format_down
@@ -154,7 +156,7 @@ def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = Fa
     dataset = open_dataset(config.dataset)
     images = config.dataset.images
     image_ids = select_image_ids(len(dataset), images.start, images.stop, images.skip, images.ids)
-    for warning in dataset.warnings:
+    for warning in (*config.doubts, *out_of_reach(config, dataset.num_classes), *dataset.warnings):
         observer.event(f"warning: {warning}", "warning")
     dataset.check(image_ids)
     shape = dataset.image_shape
@@ -255,6 +257,31 @@ def _check_radius(config: RunConfig) -> None:
             f"certificate.radius: {exact_text(certificate.radius)} is out of reach: {counted(samples, 'sample')} of "
             f"each sub-image certify {format_down(most, 3)} at most; use a smaller radius, a larger budget.estimation "
             "or larger sigmas"
+        )
+
+
+def out_of_reach(config: RunConfig, num_classes: int) -> Iterator[str]:
+    """In a line: that no image can get a certificate, or none at a radius > 0 of the grid, whatever the votes."""
+    certificate, budget = config.certificate, config.budget
+    rule, schedule = rule_of(config, certificate), doubling_schedule(budget.planned or budget.estimation, budget.stages)
+    stages = [stage for stage in zip(schedule.samples, schedule.shares, strict=True) if stage[0] <= budget.estimation]
+
+    def best(samples: int, share: float) -> float:
+        return best_radius(rule, config.sigmas, samples, certificate.alpha, num_classes, share)
+
+    most, (samples, share) = max(best(*stage) for stage in stages), stages[-1]
+    wanted = next((radius for radius in certificate.grid if radius > 0), 0.0)
+    if most == 0:
+        least = least_samples(rule, config.sigmas, certificate.alpha, num_classes, share)
+        yield (
+            f"budget.estimation: with {samples:,} samples of each sub-image every image abstains, whatever the votes, "
+            f"at certificate.alpha {exact_text(certificate.alpha)}; use {least:,} at least"
+        )
+    elif most < wanted:
+        yield (
+            f"certificate.radii: the smallest above 0, {exact_text(wanted)}, is out of reach: {samples:,} samples of "
+            f"each sub-image certify {format_down(most, 3)} at most; use smaller radii, a larger budget.estimation or "
+            "larger sigmas"
         )
 
 

@@ -14,7 +14,7 @@ from drs_ray.certificates.attainable import (
     largest_bonferroni_radius,
     largest_radius,
     least_alpha,
-    least_samples,
+    samples_to_reach,
 )
 from drs_ray.certificates.radius import Floats
 from drs_ray.results.published import PublishedLog
@@ -135,7 +135,7 @@ def _what_fits(log: PublishedLog, record: ImportedRecord, low: Floats, high: Flo
     top = int(low.argmax())
     ends = float(low[top]), float(high[top])
     least, most = (least_alpha(end, record.sigmas, record.estimation) for end in ends)
-    fewest, many = (least_samples(end, record.sigmas, record.alpha) for end in ends)
+    fewest, many = (samples_to_reach(end, record.sigmas, record.alpha) for end in ends)
     if log.kind == "one radius":
         most, many = 1.1 * least, 1.1 * fewest
     found: list[tuple[str, int, float]] = []

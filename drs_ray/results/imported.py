@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -196,7 +197,7 @@ def import_log(
     return ImportedResult(store.uri, there, certificates, curve)
 
 
-def read_log(file: str | Path) -> bytes:
+def read_log(file: str | os.PathLike[str]) -> bytes:
     """The bytes of a log.
 
     Raises:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from drs_ray import arguments
+from drs_ray.arguments import checked, optional
 from drs_ray.errors import ConfigError
 from drs_ray.results.figure import draw_run, right_end, run_colours, write_labels
 from drs_ray.results.imported import Shown
@@ -14,7 +16,10 @@ from drs_ray.results.summary import summarise_side_by_side
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_AXES = optional(arguments.instance_of("matplotlib.axes:Axes", "matplotlib axes"))
 
+
+@checked(runs=arguments.runs, ax=_AXES)
 def plot_certified_accuracy(runs: Sequence[Shown], ax: Axes | None = None) -> Axes:
     """Certified accuracy against radius: exact steps, the pointwise 95 % interval over images shaded, and dashed what
     holds for these images with 99 % probability over the noise. An imported run is a dotted line alone, a
@@ -42,6 +47,7 @@ def plot_certified_accuracy(runs: Sequence[Shown], ax: Axes | None = None) -> Ax
     return axes
 
 
+@checked(runs=arguments.runs, ax=_AXES)
 def plot_radius_histogram(runs: Sequence[Shown], ax: Axes | None = None) -> Axes:
     """How many images, predicted right, have which certified radius: one outline per run, over the same bins.
 

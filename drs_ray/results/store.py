@@ -127,7 +127,7 @@ def _text_of(uri: str | os.PathLike[str]) -> str:
     return uri
 
 
-def open_place_of(location: str, endpoint_url: str | None = None) -> tuple[Store, str]:
+def open_place_of(location: str | os.PathLike[str], endpoint_url: str | None = None) -> tuple[Store, str]:
     """The store that holds one file, and the file's key there; touches neither disk nor network.
 
     Args:
@@ -137,7 +137,7 @@ def open_place_of(location: str, endpoint_url: str | None = None) -> tuple[Store
     Raises:
         ConfigError: as `open_store`.
     """
-    place, slash, name = location.rpartition("/")
+    place, slash, name = _text_of(location).rpartition("/")
     return open_store(place or ("/" if slash else "."), endpoint_url), name
 
 

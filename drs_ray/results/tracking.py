@@ -6,6 +6,8 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
+from drs_ray import arguments
+from drs_ray.arguments import checked
 from drs_ray.errors import ConfigError
 from drs_ray.results.imported import MARK, Shown
 from drs_ray.results.schema import CERTIFICATES_KEY, CURVE_KEY, RUN_KEY
@@ -13,6 +15,7 @@ from drs_ray.results.summary import run_names, summarise
 from drs_ray.results.tables import parquet_bytes
 
 
+@checked(run=arguments.run)
 def log_to_mlflow(run: Shown) -> str:
     """Log a reduced or imported run to MLflow, where `mlflow.set_tracking_uri` or MLFLOW_TRACKING_URI says.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from drs_ray.arguments import checked, optional, several, text, whole
 from drs_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,6 +132,13 @@ def partition_of(cut: PartitionConfig, image_shape: Sequence[int]) -> Partition:
     return make_partition(cut.name, height, width, cut.layout, cut.interleave)
 
 
+@checked(
+    name=text,
+    height=whole,
+    width=whole,
+    layout=text,
+    interleave=optional(several(whole, "two whole numbers")),
+)
 def make_partition(
     name: str, height: int, width: int, layout: str, interleave: tuple[int, int] | None = None
 ) -> Partition:
@@ -162,6 +170,10 @@ def make_partition(
             f"partition.interleave must be (rows, columns) for the partition interleave and for no other, "
             f"got {interleave} for {name}"
         )
+    if height < 1 or width < 1:
+        raise ConfigError(f"images must have height and width >= 1, in pixels, got {height}x{width}")
+    if interleave is not None and len(interleave) != 2:
+        raise ConfigError(f"partition.interleave must be (rows, columns), got {interleave}")
     if interleave is not None and (min(interleave) < 1 or not 2 <= interleave[0] * interleave[1] <= MOST_SUB_IMAGES):
         raise ConfigError(
             f"partition.interleave must make 2 to {MOST_SUB_IMAGES} sub-images (rows * columns), got {interleave}"

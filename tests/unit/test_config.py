@@ -112,6 +112,29 @@ def test_pixels_and_denoisers_survive_a_round_trip() -> None:
     jsonschema.validate(config.model_dump(mode="json"), json.loads(json_schema()))
 
 
+@pytest.mark.parametrize(
+    ("changed", "doubt"),
+    [
+        ({"sigma": 64}, "classifiers.1.sigma: 64 is in pixel units, .* give 64/255 = 0.251"),
+        ({"pixels": {"mean": [125.0]}}, r"classifiers.1.pixels.mean: 125 does not fit .*range: \[0, 255\]"),
+        ({"pixels": {"mean": [0.5], "std": [58.0]}}, "classifiers.1.pixels.std: 58 does not fit"),
+        ({"pixels": {"range": [-1, 1], "mean": [-2.0]}}, "black is -1 and white is 1"),
+    ],
+)
+def test_numbers_in_8_bit_steps_are_doubted(changed: dict[str, Any], doubt: str) -> None:
+    (found,) = parse_config(drs(classifiers=classifiers(**changed))).doubts
+    assert re.search(doubt, found)
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"sigma": 2.0}, {"pixels": {"range": [0, 255], "mean": [125.0], "std": [58.0]}}, {"pixels": {"std": [1.0]}}],
+)
+def test_usual_numbers_are_not_doubted(changed: dict[str, Any]) -> None:
+    assert parse_config(drs(classifiers=classifiers(**changed))).doubts == ()
+
+
 def test_a_config_cannot_be_changed() -> None:
     config = parse_config(drs())
     with pytest.raises(ValidationError, match="frozen"):

@@ -134,14 +134,16 @@ def test_predict_of_more_is_a_certificate_of_a_radius_above_zero(name: str) -> N
     ours, images = smoothed(name, (2, 2) if name == "interleave" else None), digits(12)
     found = ours.predict(images, 300, 0.01)
     assert found.tolist() == ours.certify(images, 200, 0.01, 100).prediction.tolist()
-    few = ours.predict(images, 2, 0.01)
+    with pytest.warns(UserWarning, match="with 1 estimation samples of each sub-image every image abstains"):
+        few = ours.predict(images, 2, 0.01)
     assert few.tolist() == [-1] * 12  # two samples say nothing
     assert (found >= 0).any()
 
 
 def test_more_samples_cost_abstentions() -> None:
     ours, images = smoothed("none"), digits(12)
-    assert (ours.predict(images, 5) == -1).all()
+    with pytest.warns(UserWarning, match="with 5 samples"):
+        assert (ours.predict(images, 5) == -1).all()
     assert (ours.predict(images, 2000) == -1).sum() < 12
 
 
@@ -252,7 +254,7 @@ WRONG_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("changed", "kind", "message"), WRONG_CALLS, ids=[w[2][:50] for w in WRONG_CALLS])
 def test_calls_that_cannot_be_get_one_line(changed: dict[str, Any], kind: type[Exception], message: str) -> None:
-    call: dict[str, Any] = {"x": digits(2), "n": 10} | changed
+    call: dict[str, Any] = {"x": digits(2), "n": 20} | changed
     ours = smoothed()
     for method in (ours.certify, ours.predict):
         if method == ours.predict and "selection" in call:
@@ -279,13 +281,13 @@ def test_classifiers_that_cannot_be_get_one_line() -> None:
     with pytest.raises(ClassifierError, match=r"classifiers\[1\] must be a torch\.nn\.Module, got function"):
         SmoothedClassifier(partition, [good[0], lambda x: x], [0.5, 0.5], num_classes=10)  # type: ignore[list-item]
     with pytest.raises(ClassifierError, match=r"sub-image 0: the classifier must return logits of shape \[\d+, 7\]"):
-        SmoothedClassifier(partition, good, [0.5, 0.5], num_classes=7).predict(digits(1), 10)
+        SmoothedClassifier(partition, good, [0.5, 0.5], num_classes=7).predict(digits(1), 20)
 
 
 def test_pixels_that_are_no_multiples_of_1_255_need_gaussian_noise() -> None:
     x = np.full((1, 28, 28), 0.3001, np.float32)
     with pytest.raises(DataError, match="needs pixels that are multiples of 1/255") as error:
-        smoothed().predict(x, 10)
+        smoothed().predict(x, 20)
     assert 'SmoothedClassifier: law="gaussian"' in str(error.value)
     assert smoothed(law="gaussian").certify(x, 10).estimation_votes.sum() == 20
 
@@ -313,8 +315,9 @@ def test_other_images_with_the_same_noise_are_told() -> None:
     ours.certify(torch.zeros(2, 1, 4, 4), 50)
     ours.certify(torch.zeros(1, 1, 4, 4), 100)  # the same image again
     ours.certify(torch.ones(1, 1, 4, 4), 50, image_ids=[2])
-    with pytest.warns(UserWarning, match=r"share their noise with other images .*image_ids=\[\.\.\.\]"):
+    with pytest.warns(UserWarning, match=r"share their noise with other images .*image_ids=\[\.\.\.\]") as told:
         ours.certify(torch.ones(1, 1, 4, 4), 50)
+    assert told[0].filename == __file__
 
 
 def test_a_first_batch_that_voted_otherwise_is_refused() -> None:
@@ -326,3 +329,18 @@ def test_a_first_batch_that_voted_otherwise_is_refused() -> None:
     ours = SmoothedClassifier(make_partition("none", 4, 4, "packed"), [Centred()], [1.0], num_classes=2, batch=50)
     with pytest.raises(ClassifierError, match="sub-image 0: the classifier answers a sample differently"):
         ours.certify(torch.zeros(1, 1, 4, 4), 100)
+
+
+def test_a_certificate_that_nobody_can_get_is_told_of() -> None:
+    ours = smoothed("none", rule=Rule())
+    with pytest.warns(UserWarning, match=r"with 9 estimation samples .* alpha 0\.001; use 10 at least") as told:
+        assert (ours.certify(digits(1), 9).prediction == -1).all()
+    assert told[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"with 10 samples .* alpha 0\.001; use 11 at least") as told:
+        assert (ours.predict(digits(1), 10) == -1).all()
+    assert told[0].filename == __file__
+    ours.certify(digits(1), 10)
+    ours.predict(digits(1), 11)
+    with pytest.warns(UserWarning, match=r"sigmas: 64 is in pixel units, .* give 64/255 = 0\.251") as told:
+        smoothed(sigmas=[64, 64])
+    assert told[0].filename.endswith("test_smoothed.py")

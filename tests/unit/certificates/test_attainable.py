@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from drs_ray.certificates.attainable import (
+    best_radius,
     is_attained,
     largest_bonferroni_radius,
     largest_radius,
     least_alpha,
     least_samples,
+    samples_to_reach,
 )
 from drs_ray.certificates.bounds import lower_quantile
 from drs_ray.certificates.certify import certified_radii
@@ -39,13 +41,13 @@ def test_check_values(sub_images: int, samples: int, quantile: float) -> None:
 def test_what_allows_a_radius_allows_no_more(sigmas: list[float], samples: int, alpha: float) -> None:
     most = largest_radius(sigmas, samples, alpha)
     assert least_alpha(most, sigmas, samples) == pytest.approx(alpha, rel=1e-3)  # `most` is rounded up
-    assert least_samples(most, sigmas, alpha) == pytest.approx(samples, rel=1e-3)
+    assert samples_to_reach(most, sigmas, alpha) == pytest.approx(samples, rel=1e-3)
     for radius in (0.9 * most, 1.1 * most):
         assert largest_radius(sigmas, samples, least_alpha(radius, sigmas, samples)) == pytest.approx(radius, rel=1e-4)
-        found = least_samples(radius, sigmas, alpha)
+        found = samples_to_reach(radius, sigmas, alpha)
         assert largest_radius(sigmas, int(found), alpha) <= radius * (1 + 1e-4)
         assert largest_radius(sigmas, int(found) + 1, alpha) >= radius
-    assert least_samples(100.0 * max(sigmas), sigmas, alpha) == np.inf
+    assert samples_to_reach(100.0 * max(sigmas), sigmas, alpha) == np.inf
 
 
 def test_bonferroni_is_where_the_theory_page_has_it() -> None:
@@ -118,3 +120,42 @@ def test_counts_multiplied_are_beyond_what_was_drawn() -> None:
     most = largest_radius([1.0], 200, 0.001)
     assert most == pytest.approx(norm.ppf(0.001 ** (1 / 200)), rel=1e-5)
     assert (claimed > most).sum() == (claimed > 1.8256815624).sum() > 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "sigmas", "alpha", "least"),
+    [
+        (Rule(), [0.5], 0.001, 10),  # (1/2)^10 < alpha
+        (Rule(), [0.5], 0.01, 7),
+        (Rule(rivals=True), [0.5], 0.001, 11),
+        (Rule(radius=0.25), [0.5], 0.001, 25),
+    ],
+)
+def test_fewer_samples_than_the_least_certify_nothing(
+    rule: Rule, sigmas: list[float], alpha: float, least: int
+) -> None:
+    found = least_samples(rule, sigmas, alpha, 10)
+    assert best_radius(rule, sigmas, found, alpha, 10) > 0
+    assert best_radius(rule, sigmas, found - 1, alpha, 10) == 0
+    assert found == least
+
+
+@steady
+@given(
+    st.sampled_from([([0.5], "bonferroni", False), ([0.5] * 2, "staircase", True), ([0.25, 0.5], "staircase", False)]),
+    st.booleans(),
+    st.integers(1, 60),
+    st.sampled_from([0.001, 0.05]),
+    st.data(),
+)
+def test_no_votes_have_a_larger_radius_than_the_best(case, rivals: bool, samples: int, alpha: float, data) -> None:
+    sigmas, confidence, pooled = case
+    rule, k = Rule(confidence=confidence, rivals=rivals, pooled=pooled), len(sigmas)
+    votes = np.array([data.draw(st.lists(st.integers(samples // 2, samples), min_size=k, max_size=k))])
+    every = np.full_like(votes, samples)
+    rest = Rivals(np.array([0]), np.array([1]), every - votes, 9)
+    for unanimous in (False, True):
+        radius = certified_radii(
+            votes, every, sigmas, rule, alpha, rivals=rest, unanimous=np.array([unanimous])
+        ).radius[0]
+        assert radius <= best_radius(rule, sigmas, samples, alpha, 10)

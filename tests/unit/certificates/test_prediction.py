@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csr_array
 from scipy.stats import binomtest, multinomial
 
-from drs_ray.certificates.prediction import predicted_classes
+from drs_ray.certificates.prediction import least_samples, predicted_classes
 
 
 @pytest.mark.parametrize("alpha", [0.4, 0.05, 0.001])
@@ -39,3 +39,10 @@ def test_edges() -> None:
     n = 11  # unanimous: p-value 2 / 2**n
     assert comb(n, n) * 2 / 2**n < 0.001
     assert predicted_classes(csr_array(np.array([[n, 0], [n - 1, 0]])), 0.001).tolist() == [0, -1]
+
+
+@pytest.mark.parametrize(("alpha", "least"), [(0.001, 11), (0.05, 6), (2.0**-10, 12), (0.999, 2)])
+def test_the_fewest_votes_that_have_an_answer(alpha: float, least: int) -> None:
+    assert least_samples(alpha) == least
+    answers = [predicted_classes(csr_array([[n, 0]]), alpha)[0] for n in (least - 1, least)]
+    assert answers == [-1, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from drs_ray import certify
 from drs_ray.config import RunConfig, parse_config
 from drs_ray.engine import first_start, forecast
+from drs_ray.engine.certify import out_of_reach
 from drs_ray.engine.forecast import RunPlan, Size, plan_run
 from drs_ray.engine.probe import Speed
 from drs_ray.errors import EngineError
-from tests.support.runs import run_data
+from tests.support.runs import drs_ray_here, run_data, write_config
+from tests.unit.engine.factories import Recorder
 
 SPEEDS = {0: Speed(900.0, 900.0, 900.0, classes=2.0), 1: Speed(100.0, 80.0, 120.0, classes=4.0)}
 
@@ -111,3 +114,48 @@ def test_bytes_are_about_those_of_the_run(
     parts = [path.stat().st_size for path in (tmp_path / "run" / "counts").rglob("*.parquet")]
     assert planned.least.units <= len(parts) <= planned.most.units
     assert 0.8 * planned.least.bytes <= sum(parts) <= 1.25 * planned.most.bytes
+
+
+def rs(place: Path, sections: dict[str, dict[str, Any]] | None = None, **classifier: Any) -> dict[str, Any]:
+    """One sub-image, at which the least numbers of samples are known."""
+    data = run_data(place / "run", images=3)
+    data["classifiers"] = [data["classifiers"][0] | classifier]
+    data["partition"] = {"name": "none"}
+    for name, section in (sections or {}).items():
+        data[name] = data.get(name, {}) | section
+    return data
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"budget": {"estimation": 9}, "certificate": {"rivals": False}}, "with 9 samples .*alpha 0.001; use 10 at"),
+        ({"budget": {"estimation": 9}}, "budget.estimation: with 9 samples .*; use 11 at least"),
+        ({"budget": {"estimation": 6}, "certificate": {"alpha": 0.01, "rivals": False}}, "use 7 at least"),
+        ({"budget": {"estimation": 8, "stages": 2}}, "with 8 samples .*; use 12 at least"),
+        ({"certificate": {"radii": [0, 3, 4]}}, "radii: the smallest above 0, 3, is out of reach: 400 .* certify 1.0"),
+        ({"budget": {"estimation": 11}}, "radii: the smallest above 0, 0.25, is out of reach: 11 samples"),
+    ],
+)
+def test_what_nobody_can_get_is_said_with_what_can(
+    tmp_path: Path, sections: dict[str, dict[str, Any]], said: str
+) -> None:
+    (found,) = out_of_reach(parse_config(rs(tmp_path, sections)), 10)
+    assert re.search(said, found)
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize("sections", [{}, {"certificate": {"radii": [0]}}, {"certificate": {"radii": [0, 0.5, 9]}}])
+def test_nothing_is_said_where_something_can_be_had(tmp_path: Path, sections: dict[str, dict[str, Any]]) -> None:
+    assert list(out_of_reach(parse_config(rs(tmp_path, sections)), 10)) == []
+
+
+def test_doubts_are_told_before_work_begins(tmp_path: Path) -> None:
+    data = rs(tmp_path, {"budget": {"estimation": 9}}, sigma=64)
+    recorder = Recorder()
+    certify(parse_config(data), recorder)
+    assert [event.split(": ")[1] for event in recorder.events] == ["classifiers.0.sigma", "budget.estimation"]
+    assert all(event.startswith("warning: ") for event in recorder.events)
+    planned = drs_ray_here(["plan", str(write_config(tmp_path / "config.yaml", data))])
+    assert "plan: warning: classifiers.0.sigma: 64 is in pixel units" in planned.stderr
+    assert "plan: warning: budget.estimation: with 9 samples" in planned.stderr
