@@ -396,3 +396,10 @@ def test_an_unknown_sub_image_or_split_is_refused(tmp_path: Path) -> None:
     data["dataset"] |= {"name": "cifar10", "root": str(tmp_path / "nowhere")}
     with pytest.raises(DataError, match=r"nowhere is not a directory"):
         train_run(parse_config(data))
+
+
+def test_a_sigma_in_8_bit_steps_is_noted_before_training(tmp_path: Path) -> None:
+    notes: list[str] = []
+    config = _changed(_config(tmp_path, partition="none", epochs=1), 0, sigma=64)
+    _train(config, on_note=notes.append)
+    assert [note.partition(" is in")[0] for note in notes] == ["warning: classifiers.0.sigma: 64"]
