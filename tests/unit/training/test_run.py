@@ -442,3 +442,10 @@ def test_a_training_with_other_images_held_out_is_another_training(tmp_path: Pat
 def test_images_that_cannot_be_held_out(tmp_path: Path, held_out: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         _train(_config(tmp_path, partition="none", hold_out=held_out))
+
+
+def test_a_sigma_in_8_bit_steps_is_noted_before_training(tmp_path: Path) -> None:
+    notes: list[str] = []
+    config = _changed(_config(tmp_path, partition="none", epochs=1), 0, sigma=64)
+    _train(config, on_note=notes.append)
+    assert [note.partition(" is in")[0] for note in notes] == ["warning: classifiers.0.sigma: 64"]
