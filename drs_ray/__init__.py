@@ -193,7 +193,12 @@ def export(runs: Sequence[Shown], kind: str, radii: Sequence[float] | None = Non
     return export(runs, kind, radii)
 
 
-@checked(file=arguments.path, sigmas=arguments.numbers_or_one, radii=optional(arguments.numbers))
+@checked(
+    file=arguments.path,
+    sigmas=arguments.numbers_or_one,
+    radius=optional(arguments.number),
+    radii=optional(arguments.numbers),
+)
 def import_log(
     file: str | os.PathLike[str], uri: str | os.PathLike[str], *, endpoint_url: str | None = None, **stated: Any
 ) -> ImportedResult:
@@ -277,7 +282,7 @@ def verify(
     return verify_run(open_store(uri, endpoint_url), units, **options)
 
 
-@checked(runs=arguments.runs, compare_rules=arguments.flag)
+@checked(runs=arguments.runs, compare_rules=arguments.flag, common=arguments.flag)
 def write_report(
     runs: Sequence[Shown],
     directory: str | os.PathLike[str],

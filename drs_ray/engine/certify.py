@@ -73,8 +73,8 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
         todo = frontier.missing()
         if foreign := frontier.parts.foreign:
             observer.event(
-                f"{len(foreign)} objects among the counts cannot be parts and are ignored, first {foreign[0]}; "
-                "`drs-ray repair` moves them aside"
+                f"among the counts {counted(len(foreign), 'object')} that cannot be a part: ignored, first "
+                f"{foreign[0]}; `drs-ray repair` moves such objects aside"
             )
         if joined:
             for name, version in described.software.items():

@@ -11,7 +11,7 @@ from torch import nn
 from drs_ray.config import RunConfig
 from drs_ray.data.datasets import Dataset, open_dataset, select_image_ids
 from drs_ray.data.split import Subset
-from drs_ray.errors import ConfigError, DataError
+from drs_ray.errors import ConfigError, DataError, counted
 from drs_ray.models.building import build_module
 from drs_ray.models.pixels import check_channels
 from drs_ray.smoothing.partition import partition_of
@@ -104,6 +104,7 @@ def training_split(config: RunConfig) -> Dataset:
     held_out = set(select_image_ids(len(dataset), held.start, held.stop, held.skip, held.ids, "training.hold_out"))
     if len(held_out) == len(dataset):
         raise ConfigError(
-            f"training.hold_out: holds out all {len(dataset):,} images of the split {dataset.split}; set skip, or stop"
+            f"training.hold_out: holds out all of the split {dataset.split}, {counted(len(dataset), 'image')}; "
+            "set skip, or stop"
         )
     return Subset(dataset, [image_id for image_id in range(len(dataset)) if image_id not in held_out])

@@ -477,7 +477,7 @@ class TestVariables:
             for key, item in section.get("properties", {}).items():
                 if re.search(r"[Dd]irectory|\bpath\b|s3://|As a classifier's", item.get("description", "")):
                     found.add((name.removesuffix("Config").lower(), key))
-        assert found - {("dataset", "split"), ("dataset", "classes")} == {
+        assert found - {("dataset", "split"), ("dataset", "classes"), ("denoiser", "entry")} == {
             ("dataset", "root"),
             ("classifier", "checkpoint"),
             ("denoiser", "checkpoint"),

@@ -62,7 +62,7 @@ def calls(place: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     attacked = uri | again | {"images": 1, "steps": 2, "samples": 2, "confirmation": 300, "told": None}
     verified = uri | again | {"units": 1, "images": 1, "image": None, "observer": None}
     stated: dict[str, Any] = {"dataset": "mnist5k", "sigmas": [0.5], "estimation": 1000, "selection": 100}
-    stated |= {"alpha": 0.001, "split": "test", "radius_rule": "unknown", "radii": [0.0, 0.5]}
+    stated |= {"alpha": 0.001, "split": "test", "radius_rule": "unknown", "radius": None, "radii": [0.0, 0.5]}
     images: dict[str, Any] = {"x": ours.images, "n": 20, "alpha": 0.001, "image_ids": [0, 1]}
     rule = {"vote": "probit", "confidence": "bonferroni", "weights": None, "rivals": False, "pooled": False}
     cut = {"name": "interleave", "height": 4, "width": 4, "layout": "packed", "interleave": [2, 2]}
@@ -93,7 +93,13 @@ def calls(place: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "verify": (drs_ray.verify, verified),
         "write_report": (
             drs_ray.write_report,
-            {"runs": [run], "directory": place / "report", "compare_rules": False, "endpoint_url": None},
+            {
+                "runs": [run],
+                "directory": place / "report",
+                "compare_rules": False,
+                "common": False,
+                "endpoint_url": None,
+            },
         ),
     }
 

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "clusters.md").read_text()
+REPRODUCTION = (ROOT / "docs" / "reproduction.md").read_text()
 FILES = [
     path
     for folder in ("cluster", "jobs")
@@ -23,6 +24,9 @@ COMMAND = r"(?:ray up|kubectl apply -f|sbatch|docker build) [\w./-]*(?:cluster/[
 def test_every_file_is_named(file: Path) -> None:
     if file.suffix == ".dockerignore":
         return  # belongs to the Dockerfile
+    if "reproduction" in str(file.relative_to(ROOT)):
+        assert (file.stem if "configs" in file.parts else str(file.relative_to(ROOT))) in REPRODUCTION
+        return
     named = file.name if "configs" in file.parts else str(file.relative_to(ROOT))
     assert named in TEXT
 

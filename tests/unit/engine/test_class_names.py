@@ -90,8 +90,8 @@ def test_what_the_refusal_says_helps(tmp_path: Path) -> None:
     assert result.certificates["label"].to_pylist() == [0, 1]
     record = read_record(LocalStore(tmp_path / "run"))
     assert record.dataset.classes == record.config.dataset.classes == ("dog", "cat", "bird")
-    assert len(heard.warnings) == 1
-    assert "1 of 3 classes has no images (bird), and keeps its number" in heard.warnings[0]
+    (warning,) = (text for text in heard.warnings if "certificate.radii" not in text)  # 20 samples reach little
+    assert "1 of 3 classes has no images (bird), and keeps its number" in warning
     (tmp_path / "names.txt").unlink()  # the run has the names
     assert parse_config(record.config.model_dump(mode="json")).dataset.classes == ("dog", "cat", "bird")
 

@@ -202,7 +202,9 @@ def test_another_number_of_classes_or_channels_is_told_as_such(tmp_path: Path) -
     file = str(tmp_path / "checkpoint.pth.tar")
     torch.save({"state_dict": weights(cifar_resnet(20, classes=1000), "1.")}, file)
     given = {**GIVEN, "architecture": "resnet20", "image_shape": (3, 32, 32), "num_classes": 10}
-    with pytest.raises(ClassifierError, match=r"probably trained for 1000 classes, the run has 10: check the data set"):
+    with pytest.raises(
+        ClassifierError, match=r"probably trained for 1,000 classes, the run has 10: check the data set"
+    ):
         load_classifier(**given, checkpoint=file)
     with pytest.raises(ClassifierError, match=r"takes images with 3 channels, the data set has 1: check the data set"):
         load_classifier(**{**given, "image_shape": (1, 28, 28), "num_classes": 1000}, checkpoint=file)

@@ -434,7 +434,7 @@ def test_a_training_with_other_images_held_out_is_another_training(tmp_path: Pat
 @pytest.mark.parametrize(
     ("held_out", "message"),
     [
-        ({}, r"training\.hold_out: holds out all 100 images of the split train; set skip, or stop"),
+        ({}, r"training\.hold_out: holds out all of the split train, 100 images; set skip, or stop"),
         ({"stop": 200}, r"training\.hold_out\.stop must be <= 100"),
         ({"ids": [3, 400]}, r"training\.hold_out\.ids must be in 0\.\.99"),
     ],
