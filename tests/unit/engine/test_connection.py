@@ -171,14 +171,14 @@ def test_ray_makes_its_sockets_below_the_directory_that_the_remedy_names(
     assert get_default_system_temp_dir() == str(tmp_path / "TMPDIR")
 
 
-def test_auto_says_which_ray_it_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_which_ray_it_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     _init(monkeypatch, lambda: None)
     monkeypatch.setattr(connection.ray, "cluster_resources", lambda: {"CPU": 6.0, "memory": 1.0})
     monkeypatch.setattr(connection.ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
     context = SimpleNamespace(gcs_address="10.0.0.7:6379")
     monkeypatch.setattr(connection.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(connection, "_check_answers", lambda address: None)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(connection, "get_ray_address_from_environment", lambda *given: "10.0.0.7:6379")
     notes: list[str] = []
     assert connect(EngineConfig(address="auto"), notes.append)
     assert notes == [
