@@ -55,6 +55,16 @@ def edited(run: Path, place: Path, **columns: list[Any]) -> str:
     return str(place)
 
 
+def test_a_classifier_that_writes_over_its_input_is_voted_on_and_attacked_as_any(
+    finished: Path, honest: AttackReport, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    drs_ray.certify(run_config(place, images=6, factory="in_place"))
+    assert drs_ray.read_certificates(place)["radius"] == drs_ray.read_certificates(finished)["radius"]
+    assert np.array_equal(drs_ray.attack(place, 6, **QUICK).norm, honest.norm, equal_nan=True)
+    drs_ray.verify(place, 3).check()
+
+
 def test_one_process_reads_the_data_set_once_for_all_sub_images(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

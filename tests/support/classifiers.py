@@ -28,6 +28,16 @@ def prototypes(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module
     return Prototypes(image_shape, num_classes)
 
 
+class _InPlace(Prototypes):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2.0)) / 2
+
+
+def in_place(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """`prototypes`, to the bit, that writes over what it is given."""
+    return _InPlace(image_shape, num_classes)
+
+
 def convolutions(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """A small network that can be folded and compiled, with fixed random weights, whose votes spread."""
     generator = torch.Generator().manual_seed(5)
