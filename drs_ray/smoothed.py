@@ -262,10 +262,9 @@ class SmoothedClassifier:
         n, selection = whole("n", n, 1), whole("selection", selection, 1)
         alpha, images = _probability(alpha), self._images(x)
         ids = self._ids_of(images, image_ids)
-        if best_radius(self.rule(), self._sigmas, n, alpha, self._classes) == 0:
-            _warn_abstains(
-                n, "estimation samples", alpha, least_samples(self.rule(), self._sigmas, alpha, self._classes)
-            )
+        with_rule = self.rule(), self._sigmas
+        if best_radius(*with_rule, n, alpha, self._classes) == 0:
+            _warn_abstains(n, "estimation samples", alpha, least_samples(*with_rule, alpha, self._classes))
         chosen, estimated = self._votes(images, ids, "selection", selection), self._votes(images, ids, "estimation", n)
         per_sub_image = [tuple(csr_array(votes[:, k]) for k in range(votes.shape[1])) for votes in (chosen, estimated)]
         rule, evidence, radii = self._certified(Counts(ids, np.full_like(ids, -1), *per_sub_image), alpha)

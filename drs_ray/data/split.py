@@ -80,21 +80,29 @@ class Split(ABC):
         return image_id
 
 
-class Subset(Split):
-    """Some images of another data set, under new ids 0 .. len - 1."""
+class View(Split):
+    """Base of what stands for another data set, and is described as that is."""
 
-    def __init__(self, dataset: Dataset, image_ids: Sequence[int]) -> None:
-        """`image_ids`: ids in `dataset`, of the images 0, 1, ... of this."""
-        self.name, self.split = dataset.name, dataset.split
+    def __init__(self, dataset: Dataset) -> None:
+        self.name, self.split, self.digest = dataset.name, dataset.split, dataset.digest
         self.num_classes, self.classes, self.warnings = dataset.num_classes, dataset.classes, dataset.warnings
-        ids = np.asarray(image_ids, dtype="<i8")
-        self.digest = hashlib.sha256(dataset.digest.encode() + b"/" + ids.tobytes()).hexdigest()
-        self._dataset, self._ids = dataset, ids.tolist()
+        self._dataset = dataset
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self._dataset.image_shape
+
+
+class Subset(View):
+    """Some images of another data set, under new ids 0 .. len - 1."""
+
+    def __init__(self, dataset: Dataset, image_ids: Sequence[int]) -> None:
+        """`image_ids`: ids in `dataset`, of the images 0, 1, ... of this."""
+        super().__init__(dataset)
+        ids = np.asarray(image_ids, dtype="<i8")
+        self.digest = hashlib.sha256(dataset.digest.encode() + b"/" + ids.tobytes()).hexdigest()
+        self._ids: list[int] = ids.tolist()
 
     def __len__(self) -> int:
         """Number of images."""

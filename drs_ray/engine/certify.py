@@ -73,8 +73,9 @@ def complete_run(config: RunConfig, observer: Observer, session: Session | None 
         todo = frontier.missing()
         if foreign := frontier.parts.foreign:
             observer.event(
-                f"among the counts {counted(len(foreign), 'object')} that cannot be a part: ignored, first "
-                f"{foreign[0]}; `drs-ray repair` moves such objects aside"
+                "ignored among the counts: "
+                f"{counted(len(foreign), 'object that cannot be a part', 'objects that cannot be parts')}"
+                f", first {foreign[0]}; `drs-ray repair` moves such objects aside"
             )
         if joined:
             for name, version in described.software.items():

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import Dataset
 from drs_ray.data.pixels import unit_range
-from drs_ray.data.split import Split
+from drs_ray.data.split import View
 from drs_ray.errors import DataError
 
 MOST_BYTES_HELD = 2**31
@@ -26,7 +26,7 @@ _READ_AT_ONCE = 256
 _Batch = tuple[Tensor, Tensor]
 
 
-class HeldDataset(Split):
+class HeldDataset(View):
     """A data set whose images are decoded at the first use, in order of id, and then held as 8-bit pixels.
 
     Order matters: a packed data set holds one row group at a time, and would read one for almost every image of a
@@ -35,14 +35,7 @@ class HeldDataset(Split):
 
     def __init__(self, dataset: Dataset) -> None:
         """Nothing is read yet. The pixels of an `ArrayDataset` are shared."""
-        self.name, self.split, self.digest = dataset.name, dataset.split, dataset.digest
-        self.num_classes, self.classes, self.warnings = dataset.num_classes, dataset.classes, dataset.warnings
-        self._dataset = dataset
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self._dataset.image_shape
+        super().__init__(dataset)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -160,7 +160,7 @@ def test_files_of_other_programs_are_ignored_named_and_moved_aside(tmp_path: Pat
         (run / key).write_bytes(b"")
     recorder = Recorder()
     certify(run_config(run), recorder)
-    note = "among the counts 3 objects that cannot be a part: ignored, first counts/Thumbs.db; `drs-ray repair`"
+    note = "ignored among the counts: 3 objects that cannot be parts, first counts/Thumbs.db; `drs-ray repair`"
     assert any(note in event for event in recorder.events)
     for words in (["reduce"], ["report"], ["verify", "--units", "1"], ["audit"], ["certificate", "0"], ["compact"]):
         done = drs_ray_here([words[0], str(run), *words[1:]])

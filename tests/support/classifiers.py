@@ -30,7 +30,7 @@ def prototypes(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module
 
 class _InPlace(Prototypes):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.mul_(2.0)) / 2
+        return -super().forward(x.neg_())  # a second pass over the same tensor would turn every answer round
 
 
 def in_place(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
