@@ -20,7 +20,7 @@ from benchmarks.models import write_images
 from drs_ray.config import parse_config
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
-from drs_ray.engine.certify import describe_run
+from drs_ray.engine.description import describe_run
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Draw, Unit
 from drs_ray.engine.worker import UnitRunner

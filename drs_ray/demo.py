@@ -15,7 +15,8 @@ from rich.console import Console
 
 from drs_ray.config import parse_config
 from drs_ray.console import ConsoleObserver
-from drs_ray.engine.certify import complete_run, open_session
+from drs_ray.engine.certify import complete_run
+from drs_ray.engine.executor import open_executor
 from drs_ray.errors import ConfigError
 from drs_ray.progress import train_with_progress
 from drs_ray.results.counts import read_counts
@@ -56,13 +57,13 @@ def run_demo(
     contents = [_content(method, directory, images, samples, address) for method in _METHODS]
     configs = [parse_config(content, source="drs-ray demo") for content in contents]
     columns = Columns()
-    with open_session(configs[0].engine) as session:
+    with open_executor(configs[0].engine) as executor:
         for method, content, config in zip(_METHODS, contents, configs, strict=True):
             if not all(Path(str(classifier.checkpoint)).exists() for classifier in config.classifiers):
                 train_with_progress(config, console, quiet)
             with ConsoleObserver(console, f"certify {method.name}", quiet) as observer:
                 try:
-                    store, record = complete_run(config, observer, session)
+                    store, record = complete_run(config, observer, executor)
                 except ConfigError as error:
                     raise ConfigError(f"{error}; for a demo with other options, give another --directory") from error
                 observer.step("reducing")

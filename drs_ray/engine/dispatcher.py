@@ -69,7 +69,8 @@ class Dispatcher:
     """One run's queues and workers.
 
     `start(sub_image)` makes an actor and calls its start: (actor, call). `call(actor, unit)` has it do a unit.
-    `further(unit, result)` names the units that a finished one calls for; they are done first, so that blocks end.
+    `done(unit, result)` takes a finished one and names the units that it calls for; they are done first, so that blocks
+    end.
     `limit()` is the most workers at a time. A worker that is silent for `hang_seconds` more than its unit should take
     at worst is ended. For messages, `needs` says what a worker needs, and `free(available
     resources)` what there is of it.
@@ -81,7 +82,7 @@ class Dispatcher:
         *,
         start: Callable[[int], tuple[Any, Any]],
         call: Callable[[Any, Unit], Any],
-        further: Callable[[Unit, Any], Sequence[Unit]],
+        done: Callable[[Unit, Any], Sequence[Unit]],
         limit: Callable[[], int],
         hang_seconds: float,
         needs: str,
@@ -93,7 +94,7 @@ class Dispatcher:
             self._pool(unit).queue.append(unit)
         self._start = start
         self._call = call
-        self._further = further
+        self._done = done
         self._limit = limit
         self._hang_seconds = hang_seconds
         self._needs = needs
@@ -219,8 +220,8 @@ class Dispatcher:
             else:
                 pool.samples_done += unit.samples
                 pool.seconds_done += time.monotonic() - worker.since
-                self._ledger.done(unit, result)
-                self._enqueue(self._further(unit, result))
+                self._ledger.done()
+                self._enqueue(self._done(unit, result))
         self._next_unit(worker)
 
     def _enqueue(self, units: Sequence[Unit]) -> None:

@@ -14,10 +14,10 @@ from drs_ray.engine.dispatcher import Dispatcher, no_worker
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.head import Head
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.outcome import Measured
+from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.placement import Placement
 from drs_ray.engine.plan import Unit
-from drs_ray.engine.probe import PROBE_SECONDS, Measurements
+from drs_ray.engine.probe import PROBE_SECONDS
 from drs_ray.engine.ray_errors import ray_or_resume
 from drs_ray.engine.worker import RemoteWorker
 from drs_ray.errors import ConfigError
@@ -59,7 +59,7 @@ def workers_have_bfloat16(engine: EngineConfig, device: str, observer: Observer)
 
 
 @ray_or_resume()
-def measure_on_ray(units: Sequence[Unit], record: RunRecord, observer: Observer) -> Measurements:
+def measure_on_ray(units: Sequence[Unit], record: RunRecord, observer: Observer) -> dict[int, list[Measured]]:
     """Have workers of the connected cluster measure how fast they draw the units; nothing is stored.
 
     Returns:
@@ -80,7 +80,7 @@ def measure_on_ray(units: Sequence[Unit], record: RunRecord, observer: Observer)
         _Unheard(observer),
         start=lambda actor, shared, sub_image: actor.load.remote(shared, sub_image, str(Path.cwd())),
         call=lambda actor, unit: actor.measure.remote(unit, PROBE_SECONDS),
-        further=keep,
+        done=keep,
     )
     return found
 
@@ -105,13 +105,18 @@ def run_on_ray(
         ConfigError: this machine can never serve a worker.
         EngineError: workers cannot start or cannot be had, unit after unit fails, or Ray itself does.
     """
+
+    def done(unit: Unit, outcome: Outcome) -> list[Unit]:
+        observer.unit_done(unit, outcome)
+        return frontier.done(unit, outcome)
+
     return _dispatch(
         units,
         record,
         observer,
         start=lambda actor, shared, sub_image: actor.start.remote(shared, sub_image, uri, str(Path.cwd())),
         call=lambda actor, unit: actor.run.remote(unit, frontier.adaptive),
-        further=frontier.done if frontier.adaptive else lambda unit, result: [],
+        done=done,
     )
 
 
@@ -122,7 +127,7 @@ def _dispatch(
     *,
     start: Callable[[Any, Any, int], Any],
     call: Callable[[Any, Unit], Any],
-    further: Callable[[Unit, Any], Sequence[Unit]],
+    done: Callable[[Unit, Any], Sequence[Unit]],
 ) -> dict[Unit, str]:
     """Give the units to workers placed as the config says; `start(actor, record's reference, sub_image)` begins one."""
     engine = record.config.engine
@@ -149,7 +154,7 @@ def _dispatch(
         limit=limit,
         call=call,
         hang_seconds=engine.hang_seconds + engine.store_seconds,  # storing may take its time, too
-        further=further,
+        done=done,
         needs=placement.needs,
         free=lambda available: placement.free(available, ray.nodes()),
         observer=observer,

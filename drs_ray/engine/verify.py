@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 
 from drs_ray.certificates.homogeneity import detectable_shift
-from drs_ray.engine.certify import hardware_of
+from drs_ray.engine.description import hardware_of
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import Unit, blocks, stage_units

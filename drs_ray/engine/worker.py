@@ -140,7 +140,7 @@ class UnitRunner:
         """
         batch, block = self._sampler.batch, self._record.config.noise.block
         self._draw(unit, batch, 0.0)
-        once = self._draw(unit, batch, 0.0).count_seconds
+        once = self._draw(unit, batch, 0.0).seconds
         return self._draw(unit, block if once * block / batch <= seconds else batch, seconds)
 
     def _draw(self, unit: Unit, size: int, seconds: float) -> Measured:
@@ -152,7 +152,7 @@ class UnitRunner:
             classes += int(np.count_nonzero(row.votes))
             if time.perf_counter() - started >= seconds:
                 break
-        return Measured(time.perf_counter() - started, 0.0, samples=rows * size, classes=classes / rows)
+        return Measured(time.perf_counter() - started, rows * size, classes / rows)
 
 
 def _dataset_of(record: RunRecord) -> Dataset:

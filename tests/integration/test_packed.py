@@ -11,7 +11,7 @@ from drs_ray.cli import main
 from drs_ray.config import parse_config
 from drs_ray.data.arrays import ArrayDataset, load_mnist5k
 from drs_ray.data.packing import pack_dataset
-from drs_ray.engine.certify import describe_run
+from drs_ray.engine.description import describe_run
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.verify import verify_run
 from drs_ray.errors import ConfigError, DataError

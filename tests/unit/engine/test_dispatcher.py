@@ -37,11 +37,16 @@ def dispatched(
     monkeypatch.setattr(dispatcher, "ray", fake)
     monkeypatch.setattr(dispatcher, "time", fake)
     recorder = recorder or Recorder()
+
+    def done(unit: Unit, outcome: Outcome) -> Sequence[Unit]:
+        recorder.unit_done(unit, outcome)
+        return further(unit, outcome)
+
     run = Dispatcher(
         units,
         start=fake.start,
         call=fake.call,
-        further=further,
+        done=done,
         limit=workers if callable(workers) else lambda: workers,
         hang_seconds=hang_seconds,
         needs="1 CPU and 1 GPU per worker",

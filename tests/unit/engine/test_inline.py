@@ -53,7 +53,7 @@ def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(record: RunRecord, store: MemoryStore) -> tuple[dict[Unit, str], Recorder]:
     recorder = Recorder()
     frontier = Frontier(record, store)
-    return inline.run_inline(frontier.missing(), record, frontier, store, recorder), recorder
+    return inline.InlineExecutor().run(frontier.missing(), record, frontier, store, recorder), recorder
 
 
 def test_adaptive_units_are_carried_to_their_last_stage() -> None:

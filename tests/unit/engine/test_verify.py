@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drs_ray.engine import recount, verify
-from drs_ray.engine.certify import hardware_of
+from drs_ray.engine.description import hardware_of
 from drs_ray.engine.plan import Draw, Unit, plan_units, stage_units
 from drs_ray.engine.verify import choose_units, verify_run
 from drs_ray.errors import ConfigError, CountsError

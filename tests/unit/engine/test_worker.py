@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from drs_ray.config import EngineConfig, parse_config
 from drs_ray.data import folders
-from drs_ray.engine.certify import describe_run, open_session, resolve
+from drs_ray.engine.description import describe_run, resolve
+from drs_ray.engine.executor import open_executor
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.plan import plan_units
 from drs_ray.engine.worker import UnitRunner
@@ -44,8 +45,8 @@ def described(root: Path, name: str, images_per_unit: int, **dataset: Any) -> Ru
     data["budget"] = {"selection": 5, "estimation": 10}
     data["noise"] = {"block": 10}
     data["engine"] |= {"images_per_unit": images_per_unit, "batch": 5}
-    with open_session(EngineConfig(address="inline")) as session:
-        return describe_run(resolve(parse_config(data), session), Observer())
+    with open_executor(EngineConfig(address="inline")) as executor:
+        return describe_run(resolve(parse_config(data), executor), Observer())
 
 
 @pytest.fixture
