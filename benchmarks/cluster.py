@@ -17,10 +17,10 @@ from typing import Any
 
 import ray
 
-from drs_ray.engine.dispatcher import Dispatcher
+from drs_ray.counts.plan import Draw, Unit
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Draw, Unit
+from drs_ray.engine.ray.dispatcher import Dispatcher
 
 WORKERS = (8, 32, 64)
 UNITS_PER_WORKER = 12

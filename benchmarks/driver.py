@@ -11,12 +11,12 @@ from unittest.mock import patch
 import ray
 
 from drs_ray.config import EngineConfig
-from drs_ray.engine import dispatcher
-from drs_ray.engine.connection import connect
-from drs_ray.engine.dispatcher import Dispatcher
+from drs_ray.counts.plan import Draw, Unit
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Draw, Unit
+from drs_ray.engine.ray import dispatcher
+from drs_ray.engine.ray.connection import connect
+from drs_ray.engine.ray.dispatcher import Dispatcher
 
 UNITS = 4000
 SECONDS_PER_UNIT = 30

@@ -10,14 +10,14 @@ from importlib import metadata
 
 from drs_ray.certificates.attainable import best_radius, least_samples
 from drs_ray.certificates.fixed_radius import largest_fixed_radius
+from drs_ray.certificates.rounding import exact_text, format_down
 from drs_ray.certificates.stages import doubling_schedule
 from drs_ray.config import DEFAULT_BATCH, RunConfig
+from drs_ray.counts.run_record import DatasetRecord, RunRecord, identity, run_id
 from drs_ray.engine.executor import Executor
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import ClassifierError, ConfigError, counted
 from drs_ray.results.evidence import rule_of
-from drs_ray.results.rounding import exact_text, format_down
-from drs_ray.results.run_record import DatasetRecord, RunRecord, identity, run_id
 
 _SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarrow", "boto3")
 
@@ -63,7 +63,7 @@ def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = Fa
     import torch
 
     from drs_ray.data.datasets import open_dataset, select_image_ids
-    from drs_ray.engine.worker import classifier_of
+    from drs_ray.engine.unit_runner import classifier_of
     from drs_ray.models.inference import inference_module
     from drs_ray.smoothing.partition import partition_of
 

@@ -1,21 +1,20 @@
-"""Where units are carried out: in this process, or by workers on a Ray. The only place that chooses between them."""
+"""Where units are carried out: what a run asks of that place, be it this process or workers on a Ray."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from drs_ray.certificates.rounding import exact_text
 from drs_ray.config import EngineConfig
+from drs_ray.counts.plan import Unit
+from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured
-from drs_ray.engine.plan import Unit
 from drs_ray.errors import ConfigError
-from drs_ray.results.rounding import exact_text
-from drs_ray.results.run_record import RunRecord
-from drs_ray.results.store import Store
+from drs_ray.storage.stores import Store
 
 
 class Executor(Protocol):
@@ -64,24 +63,6 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Leave what was started or attached to."""
-
-
-@contextmanager
-def open_executor(engine: EngineConfig, observer: Observer | None = None) -> Iterator[Executor]:
-    """The executor of `engine.address`, closed on the way out. observer: told which Ray `auto` was."""
-    executor: Executor
-    if engine.address == "inline":
-        from drs_ray.engine.inline import InlineExecutor
-
-        executor = InlineExecutor()
-    else:
-        from drs_ray.engine.ray_executor import RayExecutor
-
-        executor = RayExecutor(engine, observer or Observer())
-    try:
-        yield executor
-    finally:
-        executor.close()
 
 
 def check_this_machine(engine: EngineConfig) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from drs_ray.counts.run_record import RunRecord, with_engine
 from drs_ray.engine.executor import Executor
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.probe import Speed, measure, slowest, workers_of
 from drs_ray.engine.sizing import is_small, most_samples, sized
 from drs_ray.errors import ClassifierError, EngineError
-from drs_ray.results.run_record import RunRecord, with_engine
 
 COMPILE_SECONDS = 60.0
 """Runs that take a worker less than this are not compiled: compiling takes 5 to 20 s on every node."""

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from drs_ray.config import RunConfig
+from drs_ray.counts.encoding import CountsRow, encode_part
+from drs_ray.counts.plan import Unit, blocks, stage_units
+from drs_ray.counts.run_record import RunRecord, with_engine
 from drs_ray.engine.description import describe_on
-from drs_ray.engine.executor import open_executor
 from drs_ray.engine.first_start import settled
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.opening import open_executor
 from drs_ray.engine.placement import Placement
-from drs_ray.engine.plan import Unit, blocks, stage_units
 from drs_ray.engine.probe import Speed, measure, workers_of
 from drs_ray.errors import EngineError
-from drs_ray.results.encoding import CountsRow, encode_part
-from drs_ray.results.run_record import RunRecord, with_engine
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from drs_ray.counts.plan import Unit
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.plan import Unit
 from drs_ray.errors import EngineError
 
 KILLS_BEFORE_SET_ASIDE = 5

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from statistics import mean
 
 from drs_ray.config import EngineConfig
+from drs_ray.counts.plan import Draw, Unit
+from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.executor import Executor
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured
-from drs_ray.engine.plan import Draw, Unit
-from drs_ray.results.run_record import RunRecord
 
 PROBE_SECONDS = 1.0
 PROBE_WORKERS = 4

@@ -19,11 +19,11 @@ import pytest
 from drs_ray import certify
 from drs_ray.cli import main
 from drs_ray.config import parse_config
-from drs_ray.engine import inline
+from drs_ray.engine import inline_executor as inline
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import MissingObjectError, StoreError
-from drs_ray.results import store as store_module
-from drs_ray.results.store import S3Store, open_store
+from drs_ray.storage import stores as store_module
+from drs_ray.storage.stores import S3Store, open_store
 from tests import servers
 from tests.servers import BUCKET
 from tests.support.fault_proxy import Fault, FaultProxy, Rule

@@ -11,8 +11,8 @@ import pytest
 import typer
 import yaml
 
-from drs_ray import certify, demo
-from drs_ray.cli import app
+from drs_ray import certify
+from drs_ray.cli import app, demo
 from drs_ray.config import parse_config
 from tests.support.runs import drs_ray_here, run_config, run_data, write_config
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from drs_ray.config import EngineConfig
-from drs_ray.engine.inline import InlineExecutor
+from drs_ray.counts.encoding import CountsRow, encode_part
+from drs_ray.counts.plan import Draw, Unit
+from drs_ray.counts.run_record import RunRecord, identity, run_id
+from drs_ray.engine.inline_executor import InlineExecutor
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured, Outcome
-from drs_ray.engine.plan import Draw, Unit
-from drs_ray.results.encoding import CountsRow, encode_part
-from drs_ray.results.run_record import RunRecord, identity, run_id
-from tests.unit.results.factories import CLASSES, make_record
+from tests.unit.counts.factories import CLASSES, make_record
 
 
 def record_of(

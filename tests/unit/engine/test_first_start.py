@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from drs_ray.counts.plan import Unit
+from drs_ray.counts.run_record import RunRecord, with_engine
 from drs_ray.engine.first_start import settled
-from drs_ray.engine.plan import Unit
 from drs_ray.engine.sizing import sized
 from drs_ray.models.inference import CannotCompileError
-from drs_ray.results.run_record import RunRecord, with_engine
 from tests.unit.engine.factories import FakeExecutor, Recorder, open_record, record_of, unlike
 
 LARGE = 100_000

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from drs_ray.config import EngineConfig, parse_config
-from drs_ray.engine import inline
+from drs_ray.counts.plan import Unit
+from drs_ray.counts.run_record import RunRecord
+from drs_ray.engine import inline_executor as inline
 from drs_ray.engine.description import describe_run, resolve
-from drs_ray.engine.executor import open_executor
-from drs_ray.engine.inline import InlineExecutor
+from drs_ray.engine.inline_executor import InlineExecutor
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.opening import open_executor
 from drs_ray.engine.outcome import Measured
-from drs_ray.engine.plan import Unit
 from drs_ray.engine.probe import PROBE_WORKERS, Speed, measure, slowest, workers_of
-from drs_ray.results.run_record import RunRecord
 from tests.support.runs import BATCH, run_config, run_data
 from tests.unit.engine.factories import FakeExecutor, Recorder, measured, open_record, unlike
 

@@ -21,7 +21,7 @@ from torch import nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import METADATA_KEY, CheckpointMetadata, load_checkpoint, save_checkpoint
-from drs_ray.results import store
+from drs_ray.storage import stores as store
 
 METADATA = CheckpointMetadata(
     architecture="digits-cnn",

@@ -9,7 +9,7 @@ import torch
 
 from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models import checkpoints
-from drs_ray.results import store
+from drs_ray.storage import stores as store
 from drs_ray.training.state import TrainingState, load_state, save_state
 
 STATE = TrainingState(
