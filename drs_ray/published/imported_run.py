@@ -20,7 +20,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from drs_ray.certificates.rounding import exact_text
-from drs_ray.config import CertificateConfig, Section, explain
+from drs_ray.config import CertificateConfig, Section, validated
 from drs_ray.counts.run_record import read_run_json
 from drs_ray.counts.schema import (
     CERTIFICATES_KEY,
@@ -158,30 +158,26 @@ def import_log(
         CountsError: the place holds another run. StoreError: the place cannot be written.
     """
     chosen = {} if radii is None else {"radii": list(radii)}
-    try:
-        grid = CertificateConfig.model_validate(chosen).radii
-    except ValidationError as error:
-        raise ConfigError(explain(error, "import")) from error
+    grid = validated(CertificateConfig, chosen, "import").radii
     log = parse_log(data, source, radius)
-    try:
-        record = ImportedRecord.model_validate(
-            {
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "source": source,
-                "source_digest": hashlib.sha256(data).hexdigest(),
-                "log": log.kind,
-                "dataset": dataset,
-                "split": split,
-                "sigmas": tuple(sigmas),
-                "selection": (0 if log.kind == "predictions" else 100) if selection is None else selection,
-                "estimation": estimation,
-                "alpha": alpha,
-                "radius_rule": radius_rule,
-                "radius": radius,
-            }
-        )
-    except ValidationError as error:
-        raise ConfigError(explain(error, "import")) from error
+    record = validated(
+        ImportedRecord,
+        {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": source,
+            "source_digest": hashlib.sha256(data).hexdigest(),
+            "log": log.kind,
+            "dataset": dataset,
+            "split": split,
+            "sigmas": tuple(sigmas),
+            "selection": (0 if log.kind == "predictions" else 100) if selection is None else selection,
+            "estimation": estimation,
+            "alpha": alpha,
+            "radius_rule": radius_rule,
+            "radius": radius,
+        },
+        "import",
+    )
     if log.kind == "predictions":
         grid = (0.0,)
     elif radius is not None:
