@@ -23,7 +23,7 @@ from drs_ray.published.imported_run import import_log, read_shown
 from drs_ray.report.export import export
 from drs_ray.report.figure import certified_accuracy_figure, figure_bytes
 from drs_ray.results.tables import curve_table, parquet_bytes, table_of
-from drs_ray.storage.stores import Store, open_store
+from drs_ray.storage import Store, open_store
 
 IMAGES = 1_000_000
 SAMPLES = 100_000

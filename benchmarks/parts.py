@@ -24,7 +24,7 @@ from drs_ray.counts.plan import Unit, blocks, stage_units
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.frontier import Frontier
 from drs_ray.results.reduce import reduce_run
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 
 PARTS = 20_000
 PER_TWO_BLOCKS = 10  # parts: two sub-images of one block that ends at once, and of one that needs all four stages

@@ -24,7 +24,7 @@ from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
 from drs_ray.results.reduce import reduce_run
-from drs_ray.storage.stores import LocalStore, open_store
+from drs_ray.storage import LocalStore, open_store
 
 IMAGES, CLASSES, SIZE, SAMPLES, IMAGES_PER_UNIT = 50_000, 10, 32, 100_000, 100
 

@@ -21,7 +21,7 @@ from drs_ray.config import CertificateConfig
 from drs_ray.counts.history import read_counts
 from drs_ray.counts.run_record import read_record
 from drs_ray.results.evidence import evidence_of
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 
 Floats = NDArray[np.float64]
 

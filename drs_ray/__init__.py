@@ -113,7 +113,7 @@ def attack(
         As `attack_run`.
     """
     from drs_ray.audit.attack.run import attack_run
-    from drs_ray.storage.stores import open_store
+    from drs_ray.storage import open_store
 
     return attack_run(open_store(uri, endpoint_url), images, **options)
 
@@ -129,7 +129,7 @@ def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> Au
         As `drs_ray.audit.radii.audit_run`.
     """
     from drs_ray.audit.radii import audit_run
-    from drs_ray.storage.stores import open_store
+    from drs_ray.storage import open_store
 
     return audit_run(open_store(uri, endpoint_url))
 
@@ -163,7 +163,7 @@ def read_run(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> Sh
         CountsError: no run there, or it is not reduced yet. StoreError: the place cannot be read.
     """
     from drs_ray.published.imported_run import read_shown
-    from drs_ray.storage.stores import open_store
+    from drs_ray.storage import open_store
 
     return read_shown(open_store(uri, endpoint_url))
 
@@ -176,7 +176,7 @@ def read_certificate(uri: str | os.PathLike[str], image_id: int, endpoint_url: s
         ConfigError, CountsError: see `drs_ray.results.image_certificate.read_certificate`.
     """
     from drs_ray.results.image_certificate import read_certificate
-    from drs_ray.storage.stores import open_store
+    from drs_ray.storage import open_store
 
     return read_certificate(open_store(uri, endpoint_url), image_id)
 
@@ -215,7 +215,7 @@ def import_log(
         As `drs_ray.published.imported_run.import_log`.
     """
     from drs_ray.published.imported_run import import_log, read_log
-    from drs_ray.storage.stores import open_store
+    from drs_ray.storage import open_store
 
     return import_log(open_store(uri, endpoint_url), read_log(file), Path(file).name, **stated)
 
@@ -238,7 +238,7 @@ def reduce(uri: str | os.PathLike[str], *, endpoint_url: str | None = None, **ce
     """
     from drs_ray.counts.run_record import read_record
     from drs_ray.results.reduce import reduce_run
-    from drs_ray.storage.stores import open_store
+    from drs_ray.storage import open_store
 
     store = open_store(uri, endpoint_url)
     record = read_record(store)
@@ -277,7 +277,7 @@ def verify(
         As `verify_run`.
     """
     from drs_ray.audit.verify import verify_run
-    from drs_ray.storage.stores import open_store
+    from drs_ray.storage import open_store
 
     return verify_run(open_store(uri, endpoint_url), units, **options)
 
@@ -308,7 +308,7 @@ def write_report(
     from drs_ray.report.summary import check_same_test_set
     from drs_ray.report.thumbnails import thumbnails
     from drs_ray.results.reduce import RunResult
-    from drs_ray.storage.stores import open_store
+    from drs_ray.storage import open_store
 
     if not common:
         check_same_test_set(runs)

@@ -21,7 +21,7 @@ from drs_ray.report.comparison import paired_differences
 from drs_ray.report.readouts import BASELINE, baseline_of
 from drs_ray.report.summary import SHARE_DIGITS, summarise_side_by_side
 from drs_ray.results.reduce import RunResult, compare_rule, read_result
-from drs_ray.storage.stores import LocalStore
+from drs_ray.storage import LocalStore
 
 BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
 """The tables stand between these lines of docs/reproduction.md."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from drs_ray.counts.schema import CERTIFICATES_KEY, COMPACTED_PREFIX, COUNTS_PREFIX, EXTENSION_KEY, RUN_KEY
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError, SoundnessError
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 FAR_BELOW = 1e-6
 """A stored radius below the documented one by more than this share is told as a warning: it wastes, and is sound."""

@@ -20,7 +20,7 @@ from drs_ray.engine.stored_run import on_device
 from drs_ray.engine.unit_runner import UnitRunner
 from drs_ray.errors import CountsError, counted
 from drs_ray.models.torch_state import fixed_kernels
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 _CLASSES_NAMED = 4
 _RowKey = tuple[int, str, int, int, int]

@@ -33,7 +33,7 @@ from drs_ray.engine.observer import Observer
 from drs_ray.engine.stored_run import device_here, located
 from drs_ray.errors import ConfigError, CountsError, counted
 from drs_ray.models.torch_state import plain_torch
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 CONFIDENCE = 0.95
 """What the check would have shown is said for this probability."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from drs_ray.config import RunConfig
     from drs_ray.published.imported_run import Shown
-    from drs_ray.storage.stores import Store
+    from drs_ray.storage import Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -299,7 +299,7 @@ def export(
     """Write runs in the field's log format, as csv, or as a table for a paper."""
     from drs_ray.published.imported_run import read_shown
     from drs_ray.report.export import export
-    from drs_ray.storage.stores import open_place_of
+    from drs_ray.storage import open_place_of
 
     results = [read_shown(_open(run, endpoint_url)) for run in runs]
     text = export(results, format_, _numbers("radii", radii))
@@ -599,7 +599,7 @@ def _load(config: Path, overrides: list[str] | None, address: str | None) -> Run
 
 
 def _open(uri: str, endpoint_url: str | None) -> Store:
-    from drs_ray.storage.stores import open_store
+    from drs_ray.storage import open_store
 
     return open_store(uri, endpoint_url)
 

@@ -24,7 +24,7 @@ from drs_ray.report.page import write_report
 from drs_ray.report.readouts import Columns, columns_of
 from drs_ray.report.thumbnails import thumbnails
 from drs_ray.results.reduce import reduce_history
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 
 TOTAL_SIGMA = 1.0
 """Noise of RS, pixel units. DRS gets sigma / sqrt(2) on each half: the same radius from the same vote probabilities."""

@@ -21,7 +21,7 @@ from rich.progress import (
 from drs_ray.config import DatasetConfig, RunConfig
 from drs_ray.errors import counted
 from drs_ray.report.summary import duration_text
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 if TYPE_CHECKING:
     from drs_ray.data.packed_format import PackedIndex

@@ -21,7 +21,7 @@ from drs_ray.counts.parts import COMPACTED_AHEAD, fetch, fetch_batches, survey
 from drs_ray.counts.rows import UnsoundError, joined
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.errors import CountsError, counted
-from drs_ray.storage.stores import Store, StoredObject
+from drs_ray.storage import Store, StoredObject
 
 UNITS_PER_OBJECT = 4096
 """Most units of a compacted object: its list of units stays small."""

@@ -21,7 +21,7 @@ from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import PHASES
 from drs_ray.counts.unit_keys import RunUnits
 from drs_ray.errors import ConfigError, CountsError, counted
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 _NEAREST = 3
 

@@ -21,7 +21,7 @@ from drs_ray.counts.part_checks import Judge
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import SET_ASIDE_PREFIX
 from drs_ray.errors import MissingObjectError
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 
 @dataclass(frozen=True)

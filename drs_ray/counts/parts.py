@@ -42,7 +42,7 @@ from drs_ray.counts.rows import UnsoundError
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import COMPACTED_PREFIX, COUNTS_PREFIX, SET_ASIDE_PREFIX
 from drs_ray.errors import CountsError, MissingObjectError
-from drs_ray.storage.stores import Store, StoredObject
+from drs_ray.storage import Store, StoredObject
 
 COMPACTED_AHEAD = 2
 """Large objects in memory, beside the one that is decoded."""

@@ -24,7 +24,7 @@ from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import CERTIFICATES_KEY, COMPACTED_PREFIX, CURVE_KEY
 from drs_ray.counts.unit_keys import RunUnits, UnitName
 from drs_ray.errors import ConfigError, CountsError
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 _DERIVED = "derived from counts that cannot be trusted"
 _NAMED = "named as wrong by who ran repair"

@@ -18,7 +18,7 @@ from drs_ray.config import CertificateConfig, ClassifierConfig, Precision, RunCo
 from drs_ray.config.class_names import first_difference
 from drs_ray.counts.schema import EXTENSION_KEY, IMPORTED, RUN_KEY, SCHEMA_VERSION, check_version
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError, counted
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 _FIRST_RULES = 1  # of runs whose record does not name any
 

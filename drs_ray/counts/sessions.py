@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from drs_ray.errors import CountsError, StoreError
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 SESSIONS_PREFIX = "sessions/"
 LISTED_SET_ASIDE = 1000

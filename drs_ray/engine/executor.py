@@ -14,7 +14,7 @@ from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured
 from drs_ray.errors import ConfigError
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 
 class Executor(Protocol):

@@ -25,7 +25,7 @@ from drs_ray.counts.rows import Rows, joined
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.outcome import Outcome
 from drs_ray.results.evidence import open_images
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 Block = tuple[int, int]
 _BLOCKS = 4096  # that are resumed together: one decision over many images costs little more than one over few

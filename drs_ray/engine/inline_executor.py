@@ -21,7 +21,7 @@ from drs_ray.engine.unit_runner import UnitRunner
 from drs_ray.errors import DrsError, StoreError
 from drs_ray.models.precision import has_bfloat16
 from drs_ray.models.torch_state import fixed_kernels
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 
 class InlineExecutor:

@@ -7,7 +7,7 @@ import time
 from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from drs_ray.errors import StoreError
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0

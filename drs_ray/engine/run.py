@@ -19,7 +19,7 @@ from drs_ray.engine.session_counter import Tally
 from drs_ray.engine.sizing import sized
 from drs_ray.errors import EngineError, UnitsSetAsideError, counted
 from drs_ray.results.reduce import RunResult, reduce_run
-from drs_ray.storage.stores import Store, open_store
+from drs_ray.storage import Store, open_store
 
 _SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarrow", "boto3")
 

@@ -26,7 +26,7 @@ from drs_ray.models.torch_state import fix_kernels
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.partition import Partition, partition_of
 from drs_ray.smoothing.voting import Sampler, count_votes
-from drs_ray.storage.stores import Store, open_store
+from drs_ray.storage import Store, open_store
 
 _MOST_DRAWS = 5000
 

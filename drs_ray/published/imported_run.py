@@ -39,7 +39,7 @@ from drs_ray.published.log import Kind, PublishedLog, parse_log
 from drs_ray.published.plausibility import doubts
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.tables import CertifiedImages, curve_table, parquet_bytes, read_table, table_of
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 MARK = "imported, not verified"
 """Stands behind the name of an imported run wherever it is shown."""

@@ -16,7 +16,7 @@ from drs_ray.errors import ConfigError
 from drs_ray.published.imported_run import Shown
 from drs_ray.report.readouts import AtSamples
 from drs_ray.report.summary import Certified, RunSummary, summarise_side_by_side
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

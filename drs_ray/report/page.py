@@ -21,7 +21,7 @@ from drs_ray.report.readouts import Columns, RuleGain, rule_gains
 from drs_ray.report.run_details import RunDetails, run_details
 from drs_ray.report.summary import SHARE_DIGITS, RunSummary, summarise_side_by_side
 from drs_ray.results.reduce import RunResult
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 if TYPE_CHECKING:
     import jinja2

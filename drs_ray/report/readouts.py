@@ -34,7 +34,7 @@ from drs_ray.results.reduce import (
     reduce_unfinished,
 )
 from drs_ray.results.tables import ABSTAIN
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 CONVERGENCE_POINTS = 8
 """Most numbers of samples at which convergence is shown, halving from the largest."""

@@ -25,7 +25,7 @@ from drs_ray.counts.run_record import RunRecord
 from drs_ray.errors import CountsError
 from drs_ray.results.evidence import evidence_of
 from drs_ray.results.reduce import read_result
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 BOUND_DIGITS = 10
 """Decimals of bounds in the written inequality."""

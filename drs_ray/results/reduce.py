@@ -21,7 +21,7 @@ from drs_ray.counts.sessions import total_seconds
 from drs_ray.errors import CountsError, counted
 from drs_ray.results.evidence import evidence_of, rule_of, waiting_images
 from drs_ray.results.tables import ABSTAIN, CertifiedImages, curve_table, parquet_bytes, read_table, table_of
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 _REMEDY = "write it again with `drs-ray reduce`"
 _UNREDUCED = (

@@ -9,7 +9,7 @@ from drs_ray.config import parse_config
 from drs_ray.counts.history import read_counts
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import CountsError
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 from tests.support.runs import counts_digest, run_data
 
 IMAGES, STAGES, LARGEST = 12, 4, 800

@@ -20,7 +20,7 @@ from drs_ray.data.datasets import open_dataset
 from drs_ray.engine import unit_runner as worker
 from drs_ray.errors import ClassifierError, ConfigError, CountsError, SoundnessError, StoreError
 from drs_ray.results.reduce import read_result
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 from drs_ray.training.run import train_run
 from tests.support.runs import drs_ray as command
 from tests.support.runs import drs_ray_here, run_config, run_data

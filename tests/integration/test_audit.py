@@ -17,7 +17,7 @@ from drs_ray.config import parse_config
 from drs_ray.counts.compaction import compact_run
 from drs_ray.counts.run_record import read_record
 from drs_ray.errors import ConfigError, CountsError, SoundnessError
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 from tests.support.runs import drs_ray_here, run_config, run_data
 
 

@@ -21,7 +21,7 @@ from drs_ray.counts.plan import plan_units
 from drs_ray.counts.run_record import read_record
 from drs_ray.engine.unit_runner import UnitRunner
 from drs_ray.published.imported_run import ImportedResult
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 from tests.support.runs import run_config, run_data, write_config
 
 IMAGES = 6

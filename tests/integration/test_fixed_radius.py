@@ -16,7 +16,7 @@ from drs_ray.engine.observer import Observer
 from drs_ray.errors import ConfigError
 from drs_ray.results.reduce import RunResult
 from drs_ray.smoothing.partition import make_partition
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 from tests.support.classifiers import half_space
 from tests.support.runs import counts_digest, drs_ray_here, run_data, write_config
 

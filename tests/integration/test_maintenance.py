@@ -24,7 +24,7 @@ from drs_ray.counts.plan import plan_units
 from drs_ray.counts.run_record import read_record
 from drs_ray.engine.status import run_status
 from drs_ray.engine.unit_runner import UnitRunner
-from drs_ray.storage.stores import Store, open_store
+from drs_ray.storage import Store, open_store
 from tests.servers import BUCKET
 from tests.support.runs import (
     BATCH,

@@ -16,7 +16,7 @@ from drs_ray.engine.description import describe_run
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import ConfigError, DataError
 from drs_ray.models.checkpoints import load_checkpoint
-from drs_ray.storage.stores import LocalStore, open_store
+from drs_ray.storage import LocalStore, open_store
 from drs_ray.training.run import train_run
 from tests.servers import BUCKET
 from tests.support.runs import counts_digest, drs_ray, run_config, run_data, write_config

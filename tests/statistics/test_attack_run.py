@@ -18,7 +18,7 @@ from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
 from drs_ray.smoothing.partition import Partition, make_partition
-from drs_ray.storage.stores import LocalStore
+from drs_ray.storage import LocalStore
 from tests.support.classifiers import half_space
 from tests.support.runs import run_data
 

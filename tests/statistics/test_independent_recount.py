@@ -18,7 +18,7 @@ from drs_ray.config import parse_config
 from drs_ray.counts.encoding import decode_part
 from drs_ray.counts.schema import COUNTS_PREFIX
 from drs_ray.data.datasets import load_dataset
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 from tests.support.classifiers import Prototypes
 from tests.support.runs import run_data
 

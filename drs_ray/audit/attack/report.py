@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from drs_ray.arguments import path
 from drs_ray.certificates.rounding import apart, shortest_between
 from drs_ray.errors import ConfigError, SoundnessError, counted
-from drs_ray.storage.stores import Store, open_place_of
+from drs_ray.storage import Store, open_place_of
 
 _DIGITS = 6
 

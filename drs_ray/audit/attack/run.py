@@ -37,7 +37,7 @@ from drs_ray.models.torch_state import fixed_kernels, plain_torch
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.tables import ABSTAIN
 from drs_ray.smoothing.keys import Phase
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 LONGEST = 4.0
 """The search goes up to this many times (certified radius + root mean square of the sigmas)."""

@@ -18,7 +18,7 @@ from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer, Observers
 from drs_ray.engine.outcome import Measured
 from drs_ray.models.precision import has_bfloat16
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 
 
 class RayExecutor:

@@ -24,7 +24,7 @@ from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import RUN_KEY
 from drs_ray.engine.description import hardware_of
 from drs_ray.errors import ConfigError, CountsError
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 from tests.unit.counts.factories import CLASSES, MemoryStore
 from tests.unit.engine.factories import Recorder, record_of
 

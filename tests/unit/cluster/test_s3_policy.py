@@ -19,7 +19,7 @@ from drs_ray.counts.run_record import read_record
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
 from drs_ray.engine.status import run_status
-from drs_ray.storage.stores import open_store
+from drs_ray.storage import open_store
 from tests.support.runs import run_data
 
 POLICY = Path(__file__).parents[3] / "cluster" / "iam" / "s3.json"

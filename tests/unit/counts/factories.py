@@ -18,7 +18,7 @@ from drs_ray.counts.run_record import DatasetRecord, RunRecord, identity, run_id
 from drs_ray.errors import MissingObjectError
 from drs_ray.results.reduce import RunResult, certify_counts
 from drs_ray.results.tables import curve_table
-from drs_ray.storage.stores import StoredObject
+from drs_ray.storage import StoredObject
 
 CLASSES = 10
 PART_KEY = "counts/p.parquet"

@@ -10,7 +10,7 @@ from drs_ray.counts.parts import list_parts, read_units
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
-from drs_ray.storage.stores import Store, StoredObject
+from drs_ray.storage import Store, StoredObject
 from tests.unit.counts.factories import MemoryStore
 from tests.unit.engine.factories import part_of, record_of
 

@@ -25,7 +25,7 @@ from drs_ray.counts.rows import UnsoundError
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import CERTIFICATES_KEY, CURVE_KEY
 from drs_ray.errors import ConfigError, CountsError
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 from tests.unit.counts.factories import CLASSES, MemoryStore
 from tests.unit.counts.scale import (
     ADAPTIVE,

@@ -21,7 +21,7 @@ from drs_ray.data.packed_format import SCHEMA, PackedIndex, index_key, parse_ind
 from drs_ray.data.packing import pack_dataset
 from drs_ray.data.parquet import PackedDataset
 from drs_ray.errors import ConfigError, DataError, StoreError
-from drs_ray.storage.stores import LocalStore
+from drs_ray.storage import LocalStore
 
 
 def untold(done: int) -> None:

@@ -20,7 +20,7 @@ from drs_ray.engine.run import certify_run
 from drs_ray.errors import ClassifierError, ConfigError, DataError
 from drs_ray.models.checkpoints import load_checkpoint, save_checkpoint
 from drs_ray.models.factory import load_classifier
-from drs_ray.storage.stores import LocalStore
+from drs_ray.storage import LocalStore
 from drs_ray.training.run import train_run
 from tests.support.classifiers import Prototypes
 

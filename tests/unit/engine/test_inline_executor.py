@@ -12,7 +12,7 @@ from drs_ray.engine import inline_executor as inline
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
 from drs_ray.errors import EngineError, InterruptedRunError, StoreError
-from drs_ray.storage.stores import Store
+from drs_ray.storage import Store
 from tests.unit.counts.factories import MemoryStore
 from tests.unit.engine.factories import Recorder, part_of, record_of
 

@@ -17,7 +17,7 @@ from drs_ray.counts.schema import CERTIFICATES_KEY, RUN_KEY
 from drs_ray.counts.sessions import SESSIONS_PREFIX
 from drs_ray.engine.status import RunStatus, run_status
 from drs_ray.errors import CountsError
-from drs_ray.storage.stores import StoredObject
+from drs_ray.storage import StoredObject
 from tests.unit.counts.factories import CLASSES, MemoryStore
 from tests.unit.engine.factories import part_of, record_of
 

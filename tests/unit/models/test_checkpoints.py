@@ -21,7 +21,7 @@ from torch import nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import METADATA_KEY, CheckpointMetadata, load_checkpoint, save_checkpoint
-from drs_ray.storage import stores as store
+from drs_ray.storage import local
 
 METADATA = CheckpointMetadata(
     architecture="digits-cnn",
@@ -69,7 +69,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, module: nn.Module, mo
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(local.os, "fsync", full)
     with pytest.raises(ClassifierError, match=r"a.safetensors: cannot be written: .*no space left on the disk"):
         save_checkpoint(file, module, replace(METADATA, sub_image=0))
     assert file.read_bytes() == before

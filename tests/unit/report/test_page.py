@@ -33,7 +33,7 @@ from drs_ray.report.readouts import (
 from drs_ray.report.run_details import CLASSES_SHOWN
 from drs_ray.report.summary import summarise
 from drs_ray.results.reduce import reduce_history, reduce_run
-from drs_ray.storage.stores import LocalStore
+from drs_ray.storage import LocalStore
 from tests.unit.counts.factories import (
     PART_KEY,
     RADII,

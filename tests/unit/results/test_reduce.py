@@ -21,7 +21,7 @@ from drs_ray.counts.run_record import RunRecord, create_or_join
 from drs_ray.errors import CountsError
 from drs_ray.results.reduce import certify_counts, read_result, reduce_run
 from drs_ray.results.tables import ABSTAIN
-from drs_ray.storage.stores import LocalStore, Store
+from drs_ray.storage import LocalStore, Store
 from tests.unit.counts.factories import CLASSES, MemoryStore, make_record
 
 IMAGES = 30

@@ -22,7 +22,7 @@ from drs_ray.report.page import render_report
 from drs_ray.report.readouts import read_columns, read_partial_columns, saving
 from drs_ray.report.summary import check_same_test_set, summarise
 from drs_ray.results.reduce import RunResult, reduce_run, reduce_unfinished
-from drs_ray.storage.stores import LocalStore
+from drs_ray.storage import LocalStore
 from tests.unit.counts.factories import PART_KEY, MemoryStore, make_part, make_record
 from tests.unit.counts.scale import ADAPTIVE, FIXED, copy_of, finish, own, stored
 from tests.unit.engine.factories import part_of

@@ -15,7 +15,7 @@ from drs_ray.data.folders import load_folder
 from drs_ray.data.image_files import unit_range
 from drs_ray.data.packing import pack_dataset
 from drs_ray.errors import DataError
-from drs_ray.storage.stores import LocalStore
+from drs_ray.storage import LocalStore
 from drs_ray.training import images as images_module
 from drs_ray.training.images import HeldDataset, augment, held_if_small, read_batches
 

@@ -35,7 +35,7 @@ from botocore.httpsession import URLLib3Session
 from botocore.parsers import ResponseParserError
 
 from drs_ray.errors import ConfigError, MissingObjectError, StoreError
-from drs_ray.storage.stores import LocalStore, S3Store, Store, StoredObject, open_store
+from drs_ray.storage import LocalStore, S3Store, Store, StoredObject, open_store
 from tests.servers import BUCKET, S3Server
 from tests.support.fault_proxy import Fault, FaultProxy, Rule
 
@@ -322,7 +322,7 @@ def test_a_secret_in_a_uri_is_not_repeated(uri: str) -> None:
 
 
 def test_importing_the_module_loads_no_boto3() -> None:
-    loaded = "import sys, drs_ray.storage.stores; sys.exit(any(m.startswith('boto') for m in sys.modules))"
+    loaded = "import sys, drs_ray.storage; sys.exit(any(m.startswith('boto') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
 
 
@@ -361,7 +361,7 @@ def test_an_error_before_the_commit_leaves_the_old_object_and_no_file(
 @pytest.mark.parametrize(("method", "commit"), [("put", "replace"), ("create", "link")])
 def test_a_killed_writer_leaves_no_readable_half(tmp_path: Path, method: str, commit: str) -> None:
     program = (
-        "import os, signal, sys; from drs_ray.storage.stores import LocalStore;"
+        "import os, signal, sys; from drs_ray.storage import LocalStore;"
         f"os.{commit} = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
         f"LocalStore(sys.argv[1]).{method}('counts/a', b'content')"
     )
