@@ -303,9 +303,9 @@ def write_report(
     Raises:
         ConfigError: no runs, or runs over different test sets. CountsError: counts that cannot be trusted.
     """
+    from drs_ray.report.columns import read_columns, read_common_columns
     from drs_ray.report.page import write_report as write
-    from drs_ray.report.readouts import read_columns, read_common_columns
-    from drs_ray.report.summary import check_same_test_set
+    from drs_ray.report.test_sets import check_same_test_set
     from drs_ray.report.thumbnails import thumbnails
     from drs_ray.results.reduce import RunResult
     from drs_ray.storage import open_store

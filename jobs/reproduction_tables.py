@@ -17,8 +17,8 @@ from scipy.stats import beta, norm
 from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.certificates.rounding import format_down
 from drs_ray.counts.history import read_counts
+from drs_ray.report.columns import BASELINE, baseline_of
 from drs_ray.report.comparison import paired_differences
-from drs_ray.report.readouts import BASELINE, baseline_of
 from drs_ray.report.summary import SHARE_DIGITS, summarise_side_by_side
 from drs_ray.results.reduce import RunResult, compare_rule, read_result
 from drs_ray.storage import LocalStore

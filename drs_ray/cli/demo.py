@@ -20,8 +20,8 @@ from drs_ray.counts.history import read_counts
 from drs_ray.engine.opening import open_executor
 from drs_ray.engine.run import complete_run
 from drs_ray.errors import ConfigError
+from drs_ray.report.columns import Columns, columns_of
 from drs_ray.report.page import write_report
-from drs_ray.report.readouts import Columns, columns_of
 from drs_ray.report.thumbnails import thumbnails
 from drs_ray.results.reduce import reduce_history
 from drs_ray.storage import open_store

@@ -100,7 +100,7 @@ def stderr() -> Console:
 
 def print_table(results: Sequence[Shown]) -> None:
     """Certified accuracy of the runs, side by side."""
-    from drs_ray.report.readouts import rule_gains
+    from drs_ray.report.columns import rule_gains
     from drs_ray.report.terminal_table import render_table
 
     stdout().print(render_table(results))

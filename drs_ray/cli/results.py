@@ -55,10 +55,10 @@ def report(
 ) -> None:
     """Print the table of one or several runs and write report.html and the figure."""
     from drs_ray.published.imported_run import read_shown
+    from drs_ray.report.columns import read_columns, read_common_columns, read_partial_columns
     from drs_ray.report.page import write_report
-    from drs_ray.report.readouts import read_columns, read_common_columns, read_partial_columns
-    from drs_ray.report.summary import check_same_test_set
     from drs_ray.report.terminal_table import render_convergence
+    from drs_ray.report.test_sets import check_same_test_set
     from drs_ray.report.thumbnails import thumbnails
 
     stores = [open_run(run, endpoint_url) for run in runs]

@@ -21,7 +21,8 @@ from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.rounding import exact_text, format_down
 from drs_ray.errors import ConfigError
 from drs_ray.published.imported_run import ImportedResult, Shown
-from drs_ray.report.summary import RunSummary, check_same_test_set, radius_grid, run_names, summarise
+from drs_ray.report.summary import RunSummary, radius_grid, run_names, summarise
+from drs_ray.report.test_sets import check_same_test_set
 
 RADIUS_DIGITS = 6
 """Decimals of radii in a log, rounded down."""

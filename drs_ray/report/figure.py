@@ -14,7 +14,7 @@ from drs_ray.certificates.curve import Curve, certified_accuracy_curve
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import ConfigError
 from drs_ray.published.imported_run import Shown
-from drs_ray.report.readouts import AtSamples
+from drs_ray.report.convergence import AtSamples
 from drs_ray.report.summary import Certified, RunSummary, summarise_side_by_side
 from drs_ray.storage import Store
 

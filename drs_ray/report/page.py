@@ -13,11 +13,11 @@ from drs_ray.certificates.curve import band_half_width
 from drs_ray.certificates.rounding import exact_text, format_up
 from drs_ray.errors import ConfigError
 from drs_ray.published.imported_run import Shown
+from drs_ray.report.columns import Columns, RuleGain, rule_gains
 from drs_ray.report.comparison import EnvelopeAtRadius, Pair, envelope, paired_differences
 from drs_ray.report.figure import PALETTE, certified_accuracy_figure, convergence_figure, save_figures
 from drs_ray.report.image_table import ImageTable, PictureSource, image_table
 from drs_ray.report.inline_svg import inline_svg
-from drs_ray.report.readouts import Columns, RuleGain, rule_gains
 from drs_ray.report.run_details import RunDetails, run_details
 from drs_ray.report.summary import SHARE_DIGITS, RunSummary, summarise_side_by_side
 from drs_ray.results.reduce import RunResult
@@ -89,7 +89,7 @@ def write_report(columns: Columns | Sequence[Shown], target: Store, pictures: Pi
     """Write report.html, certified_accuracy.svg and certified_accuracy.png to the store; returns their keys.
 
     Args:
-        columns: at least one run; with `readouts.read_columns`, convergence and comparisons too.
+        columns: at least one run; with `read_columns`, convergence and comparisons too.
         target: where to write.
         pictures: where the images' small pictures come from, if from anywhere (`drs_ray.report.thumbnails`).
 

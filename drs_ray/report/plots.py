@@ -9,8 +9,8 @@ from drs_ray import arguments
 from drs_ray.arguments import checked, optional
 from drs_ray.errors import ConfigError
 from drs_ray.published.imported_run import Shown
+from drs_ray.report.distributions import radius_edges, radius_histogram
 from drs_ray.report.figure import draw_run, right_end, run_colours, write_labels
-from drs_ray.report.readouts import radius_edges, radius_histogram
 from drs_ray.report.summary import summarise_side_by_side
 
 if TYPE_CHECKING:

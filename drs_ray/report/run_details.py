@@ -10,8 +10,8 @@ import yaml
 
 from drs_ray.certificates.rounding import exact_text
 from drs_ray.published.imported_run import Shown
-from drs_ray.report.readouts import (
-    AtSamples,
+from drs_ray.report.convergence import AtSamples
+from drs_ray.report.distributions import (
     ClassRow,
     Histogram,
     RadiusHistogram,
@@ -20,9 +20,9 @@ from drs_ray.report.readouts import (
     per_class,
     radius_edges,
     radius_histogram,
-    rule_in_words,
     saving,
 )
+from drs_ray.report.rule_words import rule_in_words
 from drs_ray.report.summary import AtRadius, RunSummary
 from drs_ray.results.reduce import RunResult
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from drs_ray.certificates.curve import certified_accuracy_curve, failed_certificates
 from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.rounding import exact_text, format_down, format_ratio_down, format_ratio_up, format_up
-from drs_ray.config import DatasetConfig
-from drs_ray.counts.run_record import RunRecord
-from drs_ray.errors import ConfigError, counted
-from drs_ray.published.imported_run import MARK, ImportedRecord, ImportedResult, Shown
+from drs_ray.errors import counted
+from drs_ray.published.imported_run import MARK, ImportedResult, Shown
+from drs_ray.report.provenance import provenance
+from drs_ray.report.test_sets import check_same_test_set
 from drs_ray.results.reduce import Progress, RunResult
-from drs_ray.results.tables import ABSTAIN, curve_table
+from drs_ray.results.tables import ABSTAIN
 
-COMMON_OPTION = "`drs-ray report --common`"
-_IDS = "image ids"
 SHARE_DIGITS = 3
 """Decimals of displayed shares of images and of radii."""
 
@@ -284,7 +280,7 @@ def _described(result: RunResult) -> dict[str, Any]:
         "arithmetic": record.arithmetic,
         "as_planned": result.as_planned,
         "asked": result.certified_by.radius,
-        "provenance": (*_provenance(record), ("rule and alpha", _PLANNED if result.as_planned else _UNPLANNED)),
+        "provenance": (*provenance(record), ("rule and alpha", _PLANNED if result.as_planned else _UNPLANNED)),
     }
 
 
@@ -305,7 +301,7 @@ def _described_import(result: ImportedResult) -> dict[str, Any]:
         "arithmetic": "not stated",
         "as_planned": False,
         "asked": record.radius,
-        "provenance": tuple(_import_provenance(record)),
+        "provenance": tuple(import_provenance(record)),
     }
 
 
@@ -322,72 +318,6 @@ def summarise_side_by_side(results: Sequence[Shown]) -> list[RunSummary]:
     radii = radius_grid(results)
     names = run_names(results)
     return [summarise(result, name, radii=radii) for result, name in zip(results, names, strict=True)]
-
-
-def check_same_test_set(results: Sequence[Shown]) -> None:
-    """Refuse to compare what was not certified on the same images.
-
-    What an imported run does not say is not compared; its labels are, image by image.
-
-    Raises:
-        ConfigError: no runs, runs that differ in data set, split, preprocessing, content, image ids, labels or
-        progress.
-    """
-    if not results:
-        raise ConfigError("no runs to show: name at least one run (a directory or s3:// URI)")
-    first = min(results, key=lambda result: isinstance(result, ImportedResult))  # a run of ours says more
-    there = _test_set(first)
-    for other in results:
-        if other.progress != first.progress:
-            unfinished = other if other.progress is not None else first
-            raise ConfigError(
-                f"{unfinished.uri}: is not finished, so that it cannot be put side by side with another run: they have "
-                "come to different images; report it on its own, or finish it"
-            )
-        here = _test_set(other)
-        for what, ours in there.items():
-            theirs = here.get(what, ours)
-            if ours != theirs:
-                detail = "" if isinstance(ours, bytes) else f": {_brief(ours)} there, {_brief(theirs)} here"
-                remedy = f", or those images that all have with {COMMON_OPTION}" if what == _IDS else ""
-                raise ConfigError(
-                    f"{first.uri} and {other.uri}: certified on different test sets ({what} differ{detail}), so they "
-                    f"cannot be put side by side; report each on its own{remedy}"
-                )
-
-
-def in_common(results: Sequence[Shown]) -> list[Shown]:
-    """Runs and logs cut down to the images that all of them have, each marked with how many it has itself (`whole`).
-
-    Which images they are depends on ids alone, so that every certificate and every guarantee holds as before. The same
-    results where all have the same images.
-
-    Raises:
-        ConfigError: no runs, no image that all have, or runs that differ in anything but their images.
-    """
-    ids = [result.certificates["image_id"].to_numpy() for result in results]
-    common = functools.reduce(np.intersect1d, ids) if ids else np.array([])
-    if all(len(own) == len(common) for own in ids):
-        check_same_test_set(results)
-        return list(results)
-    if not len(common):
-        raise ConfigError(f"{COMMON_OPTION}: there is no image that all {len(results)} have; report each on its own")
-    cut = [_only(result, np.isin(own, common)) for result, own in zip(results, ids, strict=True)]
-    check_same_test_set(cut)
-    return cut
-
-
-def _only(result: Shown, which: NDArray[np.bool_]) -> Shown:
-    certificates = result.certificates.filter(pa.array(which))
-    curve = curve_table(
-        certificates,
-        result.record.run_id,
-        result.curve["radius"].to_numpy().tolist(),
-        result.alpha,
-        result.rule,
-        failure_probability=result.failure_probability,
-    )
-    return replace(result, certificates=certificates, curve=curve, whole=result.images)
 
 
 def run_names(results: Sequence[Shown]) -> list[str]:
@@ -459,79 +389,7 @@ def at_radii(
     )
 
 
-def _test_set(result: Shown) -> dict[str, object]:
-    """What must be the same in runs that are put side by side, as far as it is known."""
-    ids = result.certificates["image_id"].to_numpy()
-    order = np.argsort(ids, kind="stable")
-    common: dict[str, object] = {
-        _IDS: ids[order].tobytes(),
-        "labels": result.certificates["label"].to_numpy()[order].tobytes(),
-    }
-    if isinstance(result, ImportedResult):
-        return {"data set names": result.record.dataset, "splits": result.record.split, **common}
-    config, dataset = result.record.config.dataset, result.record.dataset
-    return {
-        "data set names": result.record.dataset_name,
-        "splits": config.split,
-        "image sizes": config.image_size,
-        "digests of the data": dataset.digest,
-        **common,
-    }
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:12] + "..."
-
-
 _PLANNED = "fixed when the run began"
 _UNPLANNED = (
     "chosen after the run began: of several reductions of the same counts, quote one that was not chosen by its radii"
 )
-
-
-def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
-    config = record.config
-    yield "run id", record.run_id
-    yield "created", record.created
-    yield "data set", _dataset_text(record.dataset_name, config.dataset)
-    yield "data digest", record.dataset.digest
-    yield "images", _ids_text(record.image_ids)
-    shape = " x ".join(str(size) for size in record.dataset.image_shape)
-    yield "image shape", f"{shape} (channels x height x width), {counted(record.dataset.num_classes, 'class')}"
-    partition = config.partition
-    yield "partition", partition.label if partition.sub_images == 1 else f"{partition.label}, layout {partition.layout}"
-    for index, (classifier, digest) in enumerate(zip(config.classifiers, record.classifier_digests, strict=True)):
-        which = "classifier" if record.sub_images == 1 else f"classifier of sub-image {index}"
-        checkpoint = "" if classifier.checkpoint is None else f", {classifier.checkpoint}"
-        yield which, f"{classifier.architecture}, sigma {exact_text(classifier.sigma)}{checkpoint}"
-        yield "weights digest", digest
-    noise = config.noise
-    yield "noise", f"{noise.law}, seed {noise.seed}, keyed in blocks of {counted(noise.block, 'sample')}"
-    yield "forward passes", record.arithmetic
-    yield "forward batch", "chosen by device" if config.engine.batch is None else f"{config.engine.batch:,}"
-    yield "device", config.engine.device
-    yield "hardware", record.hardware
-    yield "software", ", ".join(f"{name} {version}" for name, version in sorted(record.software.items()))
-
-
-def _import_provenance(record: ImportedRecord) -> Iterable[tuple[str, str]]:
-    yield "run id", record.run_id
-    yield "imported", f"{record.created}, from {record.source}"
-    yield "log digest", record.source_digest
-    yield "data set", f"{record.dataset}, split {record.split}, as stated"
-    yield "sigma, samples, alpha", "as stated by who imported it; no counts are there to check a radius against"
-    for warning in record.warnings:
-        yield "warning", warning
-
-
-def _dataset_text(name: str, dataset: DatasetConfig) -> str:
-    size = "" if dataset.image_size is None else f", resized to {dataset.image_size}"
-    root = "" if dataset.root is None else f", from {dataset.root}"
-    packed = "" if name == dataset.name else f", packed ({dataset.name})"
-    return f"{name}, split {dataset.split}{size}{packed}{root}"
-
-
-def _ids_text(ids: Sequence[int]) -> str:
-    shown = ", ".join(str(index) for index in ids) if len(ids) <= 6 else f"{ids[0]}, {ids[1]}, {ids[2]}, ..., {ids[-1]}"
-    return f"{len(ids):,} (ids {shown})"

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from drs_ray.errors import counted
 from drs_ray.published.imported_run import Shown
-from drs_ray.report.readouts import AtSamples, Columns, saving
+from drs_ray.report.columns import Columns
+from drs_ray.report.convergence import AtSamples
+from drs_ray.report.distributions import saving
 from drs_ray.report.summary import RunSummary, run_names, summarise_side_by_side
 from drs_ray.results.reduce import RunResult
 

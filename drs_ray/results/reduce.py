@@ -54,7 +54,7 @@ class RunResult(CertifiedImages):
     seconds: wall time of the driver sessions that ended, None where none did. variant: what tells a comparison, derived
     in memory from the same counts, from the run itself; empty for the run's stored certificates. progress: None for a
     finished run; certificates of an unfinished one are those of the images that it has come to, and are never stored.
-    whole: how many images the run has, where these are only those that other runs have too (`summary.in_common`); None
+    whole: how many images the run has, where these are only those that other runs have too (`in_common`); None
     where they are all of them.
     """
 

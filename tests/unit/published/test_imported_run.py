@@ -26,8 +26,9 @@ from drs_ray.report.comparison import paired_differences
 from drs_ray.report.export import tsv
 from drs_ray.report.figure import certified_accuracy_figure
 from drs_ray.report.page import render_report
-from drs_ray.report.summary import in_common, run_names, summarise, summarise_side_by_side
+from drs_ray.report.summary import run_names, summarise, summarise_side_by_side
 from drs_ray.report.terminal_table import render_table
+from drs_ray.report.test_sets import in_common
 from drs_ray.results.image_certificate import read_certificate
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.tables import parquet_bytes

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from drs_ray.errors import ConfigError
+from drs_ray.report.convergence import convergence
 from drs_ray.report.figure import (
     PALETTE,
     PNG_KEY,
@@ -18,7 +19,6 @@ from drs_ray.report.figure import (
     save_figures,
     step_curve,
 )
-from drs_ray.report.readouts import convergence
 from drs_ray.results.reduce import RunResult, reduce_history
 from tests.unit.counts.factories import MemoryStore, make_history, make_record, make_result, with_radii
 

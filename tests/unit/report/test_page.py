@@ -19,17 +19,11 @@ from drs_ray.cli import app
 from drs_ray.config import parse_config
 from drs_ray.counts.run_record import RunRecord, create_or_join, with_engine
 from drs_ray.errors import ConfigError
+from drs_ray.report.columns import columns_of, rule_gains
 from drs_ray.report.comparison import envelope, paired_differences
+from drs_ray.report.distributions import p_lower_histograms, per_class, radius_edges, radius_histogram
 from drs_ray.report.image_table import IMAGES_SHOWN, Pictures, image_table
 from drs_ray.report.page import REPORT_KEY, render_report, write_report
-from drs_ray.report.readouts import (
-    columns_of,
-    p_lower_histograms,
-    per_class,
-    radius_edges,
-    radius_histogram,
-    rule_gains,
-)
 from drs_ray.report.run_details import CLASSES_SHOWN
 from drs_ray.report.summary import summarise
 from drs_ray.results.reduce import reduce_history, reduce_run

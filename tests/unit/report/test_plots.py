@@ -14,8 +14,8 @@ from matplotlib import pyplot
 import drs_ray
 from drs_ray.errors import ConfigError
 from drs_ray.published.imported_run import import_log
+from drs_ray.report.distributions import radius_edges
 from drs_ray.report.export import export
-from drs_ray.report.readouts import radius_edges
 from tests.unit.counts.factories import MemoryStore, make_result
 
 PLOTS = (drs_ray.plot_certified_accuracy, drs_ray.plot_radius_histogram)

@@ -14,23 +14,18 @@ from drs_ray.config import CertificateConfig
 from drs_ray.counts.history import CountsHistory
 from drs_ray.counts.run_record import RunRecord, create_or_join
 from drs_ray.errors import CountsError
-from drs_ray.report.readouts import (
-    BASELINE,
+from drs_ray.report.columns import BASELINE, RuleGain, baseline_of, columns_of, read_columns, rule_gains
+from drs_ray.report.convergence import convergence
+from drs_ray.report.distributions import (
     P_LOWER_EDGES,
     RADIUS_BINS,
-    RuleGain,
-    baseline_of,
-    columns_of,
-    convergence,
     p_lower_histograms,
     per_class,
     radius_edges,
     radius_histogram,
-    read_columns,
-    rule_gains,
-    rule_in_words,
     saving,
 )
+from drs_ray.report.rule_words import rule_in_words
 from drs_ray.results.evidence import open_images
 from drs_ray.results.reduce import RunResult, certify_counts, compare_rule, reduce_history, reduce_run
 from tests.unit.counts.factories import (

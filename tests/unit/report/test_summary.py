@@ -5,15 +5,8 @@ import pytest
 from drs_ray.certificates.curve import failed_certificates
 from drs_ray.certificates.rule import Rule
 from drs_ray.errors import ConfigError
-from drs_ray.report.summary import (
-    check_same_test_set,
-    duration_text,
-    exact_text,
-    radius_grid,
-    run_names,
-    summarise,
-    summarise_side_by_side,
-)
+from drs_ray.report.summary import duration_text, exact_text, radius_grid, run_names, summarise, summarise_side_by_side
+from drs_ray.report.test_sets import check_same_test_set
 from drs_ray.results.reduce import RunResult, certify_counts
 from tests.unit.counts.factories import make_counts, make_record, make_result, result_of, with_radii
 

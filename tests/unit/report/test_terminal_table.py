@@ -7,7 +7,7 @@ from rich.console import Console
 
 from drs_ray.config import CertificateConfig
 from drs_ray.errors import ConfigError
-from drs_ray.report.readouts import Columns, columns_of
+from drs_ray.report.columns import Columns, columns_of
 from drs_ray.report.terminal_table import render_convergence, render_table
 from drs_ray.results.reduce import RunResult, reduce_history
 from tests.unit.counts.factories import MemoryStore, make_history, make_record, make_result, with_radii
