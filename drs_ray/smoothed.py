@@ -28,7 +28,7 @@ from drs_ray.certificates.attainable import best_radius, least_samples
 from drs_ray.certificates.prediction import least_samples as prediction_samples
 from drs_ray.certificates.prediction import predicted_classes
 from drs_ray.certificates.radii import CertifiedRadii, certified_radii, pooled_images, rule_names
-from drs_ray.certificates.rule import Rule
+from drs_ray.certificates.rule import LEAST_ALPHA, Rule
 from drs_ray.config import DEFAULT_BATCH, Precision, float32, sigma_doubt
 from drs_ray.counts.history import Counts
 from drs_ray.errors import ClassifierError, ConfigError, DataError, counted
@@ -392,8 +392,8 @@ def _warn_abstains(n: int, what: str, alpha: float, least: int) -> None:
 
 
 def _probability(alpha: float) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 1e-50 <= alpha < 1:
-        raise ConfigError(f"alpha must be in (0, 1), at least 1e-50, got {shown(alpha)}")
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not LEAST_ALPHA <= alpha < 1:
+        raise ConfigError(f"alpha must be in (0, 1), at least {LEAST_ALPHA:g}, got {shown(alpha)}")
     return float(alpha)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from drs_ray.certificates.rule import Rule
+from drs_ray.certificates.rule import LEAST_ALPHA, Rule
 from drs_ray.config.base import Section
 
 
@@ -16,7 +16,7 @@ class CertificateConfig(Section):
     """How counts become certificates. Nothing here changes a count; a run can be reduced again at other values."""
 
     alpha: float = Field(
-        0.001, ge=1e-50, lt=1, description="Failure probability of one image's whole certificate, in (0, 1)."
+        0.001, ge=LEAST_ALPHA, lt=1, description="Failure probability of one image's whole certificate, in (0, 1)."
     )
     vote: Literal["probit", "mean"] = Field(
         "probit",

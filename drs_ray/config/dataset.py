@@ -17,6 +17,9 @@ DatasetName = Literal[
 PartitionName = Literal["none", "checkerboard", "checkerboard-2024", "interleave"]
 LayoutName = Literal["packed", "masked", "filled"]
 
+MOST_SUB_IMAGES = 64
+"""Largest K of an interleaved partition."""
+
 
 class ImagesConfig(Section):
     """Which images of the split are certified: a range with a step, or an explicit list of ids."""
@@ -133,9 +136,11 @@ class PartitionConfig(Section):
             raise ValueError("the name interleave needs interleave: [rows, columns], for example [2, 2]")
         if self.name != "interleave" and self.interleave is not None:
             raise ValueError(f"interleave applies to the name interleave, not to {self.name}; remove it")
-        if self.interleave is not None and not 2 <= self.sub_images <= 64:
+        if self.interleave is not None and not 2 <= self.sub_images <= MOST_SUB_IMAGES:
             rows, columns = self.interleave
-            raise ValueError(f"interleave must make 2 to 64 sub-images, [{rows}, {columns}] makes {self.sub_images}")
+            raise ValueError(
+                f"interleave must make 2 to {MOST_SUB_IMAGES} sub-images, [{rows}, {columns}] makes {self.sub_images}"
+            )
         return self
 
     @property

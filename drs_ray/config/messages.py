@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from drs_ray.certificates.rule import LEAST_ALPHA
 from drs_ray.errors import ConfigError, counted
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -79,7 +80,7 @@ def _explain(item: Any, model: type[BaseModel]) -> str:
     context |= {"least": counted(context.get("min_length", 0), "entry", "entries")}
     rule = rules[kind].format(**context) if kind in rules else str(item["msg"]).lower()
     if path == "certificate.alpha" and kind in ("greater_than_equal", "less_than"):
-        rule = "must be in (0, 1)" if kind == "less_than" else "must be in (0, 1), at least 1e-50"
+        rule = "must be in (0, 1)" if kind == "less_than" else f"must be in (0, 1), at least {LEAST_ALPHA:g}"
     return f"{path}: {rule}, got {value}"
 
 

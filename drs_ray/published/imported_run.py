@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from drs_ray.certificates.rounding import exact_text
+from drs_ray.certificates.rule import LEAST_ALPHA
 from drs_ray.config import CertificateConfig, Section, validated
 from drs_ray.counts.run_record import read_run_json
 from drs_ray.counts.schema import (
@@ -70,7 +71,7 @@ class ImportedRecord(Section):
     sigmas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     selection: Annotated[int, Field(ge=0, le=10**9)]
     estimation: Annotated[int, Field(ge=1, le=10**9)]
-    alpha: Annotated[float, Field(ge=1e-50, lt=1)]  # as in configs
+    alpha: Annotated[float, Field(ge=LEAST_ALPHA, lt=1)]
     radius_rule: RadiusRule
     radius: Annotated[float, Field(gt=0)] | None = None
     warnings: tuple[str, ...] = ()

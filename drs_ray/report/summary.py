@@ -15,7 +15,7 @@ from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.rounding import exact_text, format_down, format_ratio_down, format_ratio_up, format_up
 from drs_ray.errors import counted
 from drs_ray.published.imported_run import MARK, ImportedResult, Shown
-from drs_ray.report.provenance import provenance
+from drs_ray.report.provenance import import_provenance, provenance
 from drs_ray.report.test_sets import check_same_test_set
 from drs_ray.results.reduce import Progress, RunResult
 from drs_ray.results.tables import ABSTAIN

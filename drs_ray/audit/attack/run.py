@@ -26,7 +26,7 @@ from drs_ray.audit.attack.confirm import rival_wins
 from drs_ray.audit.attack.report import AttackReport
 from drs_ray.audit.attack.search import search_directions, smallest_norm
 from drs_ray.audit.attack.target import Target
-from drs_ray.certificates.rule import Rule
+from drs_ray.certificates.rule import LEAST_ALPHA, Rule
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import ATTACKS, with_metadata
 from drs_ray.data.datasets import Dataset
@@ -259,8 +259,10 @@ def _check_arguments(images: int, steps: int, samples: int, confirmation: int, l
     for name, (value, least) in at_least.items():
         if value < least:
             raise ConfigError(f"{name} must be >= {least}, got {value}")
-    if not 1e-50 <= level < 1:
-        raise ConfigError(f"level must be in (0, 1), at least 1e-50, got {level}; it is the chance of a wrong answer")
+    if not LEAST_ALPHA <= level < 1:
+        raise ConfigError(
+            f"level must be in (0, 1), at least {LEAST_ALPHA:g}, got {level}; it is the chance of a wrong answer"
+        )
 
 
 def _check_power(effort: _Effort, rule: Rule, record: RunRecord) -> None:
