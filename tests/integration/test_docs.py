@@ -51,6 +51,18 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_the_tests_that_documents_name_are_there():
+    named = {
+        name for document in DOCUMENTS for name in re.findall(r"\btests/[\w/]+\.py(?:::\w+)*", document.read_text())
+    }
+    assert len(named) > 20
+    for name in sorted(named):
+        file, *inside = name.split("::")
+        text = (ROOT / file).read_text()
+        for part in inside:
+            assert re.search(rf"^ *(?:def|class) {part}\b", text, re.MULTILINE), name
+
+
 def test_commands_in_docs_parse():
     group = typer.main.get_command(app)
     known = 0

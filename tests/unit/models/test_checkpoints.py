@@ -61,6 +61,28 @@ def test_bytes_depend_on_the_content_alone_and_nothing_is_left_behind(tmp_path: 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
+def test_the_names_in_a_checkpoint_are_what_they_were(tmp_path: Path, module: nn.Module) -> None:
+    """Checkpoints of earlier versions are read by them."""
+    save_checkpoint(tmp_path / "a.safetensors", module, METADATA)
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        notes = file.metadata()
+    assert set(notes) == {"drs_ray"}
+    assert json.loads(notes["drs_ray"]) == {
+        "architecture": "digits-cnn",
+        "partition": "checkerboard",
+        "layout": "packed",
+        "sub_image": 1,
+        "sigma": 2**-0.5,
+        "num_classes": 10,
+        "image_shape": [1, 28, 14],
+        "dataset": "mnist5k",
+        "training": "15 epochs",
+        "arguments": {"width": 4, "mean": [0.1]},
+        "pixels": {},
+        "classes": [],
+    }
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.safetensors"
     save_checkpoint(file, module, METADATA)
