@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from drs_ray.audit.attack.report import AttackReport
-    from drs_ray.audit.radii import AuditReport
-    from drs_ray.audit.verify import VerifyReport
     from drs_ray.certificates.rule import Rule
+    from drs_ray.checks.attack.report import AttackReport
+    from drs_ray.checks.radii import AuditReport
+    from drs_ray.checks.verify import VerifyReport
     from drs_ray.engine.observer import Observer
     from drs_ray.published.imported_run import ImportedResult, Shown
     from drs_ray.report.plots import plot_certified_accuracy, plot_radius_histogram
@@ -107,12 +107,12 @@ def attack(
         images: how many of its images.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
         options: steps, samples, confirmation, level, seed, device, overrides, told; see
-            `drs_ray.audit.attack.run.attack_run`.
+            `drs_ray.checks.attack.run.attack_run`.
 
     Raises:
         As `attack_run`.
     """
-    from drs_ray.audit.attack.run import attack_run
+    from drs_ray.checks.attack.run import attack_run
     from drs_ray.storage import open_store
 
     return attack_run(open_store(uri, endpoint_url), images, **options)
@@ -126,9 +126,9 @@ def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> Au
         endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
-        As `drs_ray.audit.radii.audit_run`.
+        As `drs_ray.checks.radii.audit_run`.
     """
-    from drs_ray.audit.radii import audit_run
+    from drs_ray.checks.radii import audit_run
     from drs_ray.storage import open_store
 
     return audit_run(open_store(uri, endpoint_url))
@@ -271,12 +271,12 @@ def verify(
         uri: directory (text or a Path) or s3:// URI of the run; it need not be finished.
         units: how many units.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
-        options: images, seed, device, level, overrides, observer; see `drs_ray.audit.verify.verify_run`.
+        options: images, seed, device, level, overrides, observer; see `drs_ray.checks.verify.verify_run`.
 
     Raises:
         As `verify_run`.
     """
-    from drs_ray.audit.verify import verify_run
+    from drs_ray.checks.verify import verify_run
     from drs_ray.storage import open_store
 
     return verify_run(open_store(uri, endpoint_url), units, **options)

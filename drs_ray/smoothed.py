@@ -27,7 +27,7 @@ from drs_ray.arguments import checked, optional, several, shown, whole
 from drs_ray.certificates.attainable import best_radius, least_samples
 from drs_ray.certificates.prediction import least_samples as prediction_samples
 from drs_ray.certificates.prediction import predicted_classes
-from drs_ray.certificates.radii import CertifiedRadii, certified_radii, pooled_images, rule_names
+from drs_ray.certificates.radii import CertifiedRadii, rule_names
 from drs_ray.certificates.rule import LEAST_ALPHA, Rule
 from drs_ray.config import DEFAULT_BATCH, Precision, float32, sigma_doubt
 from drs_ray.counts.history import Counts
@@ -82,8 +82,8 @@ class SmoothedClassifier:
     """The smoothed classifier of K base classifiers on a partition: predicts, certifies, and abstains where unsure.
 
     Every image's noise is keyed by (seed, data set, image id, sub-image, phase, block). The same call gives the same
-    answer; calls with other numbers of samples share samples. So quote one certificate per image: the better one of
-    several calls is none. And images of different calls that are to be counted together need different `image_ids`.
+    answer; calls with other numbers of samples share samples. So quote one certificate per image: the larger one of
+    several is not a certificate. Images of different calls that are counted together need different `image_ids`.
     """
 
     @checked(
@@ -268,7 +268,6 @@ class SmoothedClassifier:
         chosen, estimated = self._votes(images, ids, "selection", selection), self._votes(images, ids, "estimation", n)
         per_sub_image = [tuple(csr_array(votes[:, k]) for k in range(votes.shape[1])) for votes in (chosen, estimated)]
         rule, evidence, radii = self._certified(Counts(ids, np.full_like(ids, -1), *per_sub_image), alpha)
-        pooled = pooled_images(evidence.unanimous, evidence.samples) & rule.pooled
         return Certificates(
             image_ids=ids,
             prediction=np.where(radii.radius > 0, evidence.selected, ABSTAIN),
@@ -279,7 +278,7 @@ class SmoothedClassifier:
             p_lower=radii.p_lower,
             rival_upper=radii.rival_upper,
             margin=radii.margin,
-            rules=tuple(rule_names(rule, pooled)),
+            rules=tuple(rule_names(rule, radii.halved)),
             alpha=alpha,
         )
 
@@ -287,15 +286,7 @@ class SmoothedClassifier:
         try:
             rule = self.rule()
             evidence = evidence_of(counts, rule)
-            radii = certified_radii(
-                evidence.class_votes,
-                evidence.samples,
-                self._sigmas,
-                rule,
-                alpha,
-                rivals=evidence.rivals,
-                unanimous=evidence.unanimous,
-            )
+            radii = evidence.radii(self._sigmas, rule, alpha)
         except ValueError as error:  # the rule's own words: what does not fit, and what was given
             raise ConfigError(str(error)) from error
         return rule, evidence, radii

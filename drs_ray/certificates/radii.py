@@ -40,7 +40,8 @@ class CertifiedRadii:
     class's lower bound. b_upper: float64 [N, K], quantile of the deciding rival's upper bound. margin: float64 [N, K],
     pixel units, signed. level: float64 [N, K], what these bounds are at. rival: int64 [N], class of the deciding rival,
     -1 where it is one without votes or where rivals are not bounded. pooled: bool [N], where the pooled bound decides:
-    all sub-images share it, on their mean failure probability. A rule for a fixed radius makes no bounds: -inf, inf and
+    all sub-images share it, on their mean failure probability. halved: bool [N], alpha was halved between the pooled
+    bound and the others, whichever decides. A rule for a fixed radius makes no bounds: -inf, inf and
     -inf stand in their place, and alpha for the level.
     """
 
@@ -51,6 +52,7 @@ class CertifiedRadii:
     level: Floats
     rival: Integers
     pooled: NDArray[np.bool_]
+    halved: NDArray[np.bool_]
 
     @property
     def p_lower(self) -> Floats:
@@ -66,9 +68,9 @@ class CertifiedRadii:
         return np.asarray(np.nextafter(ndtr(self.b_upper), 1.0))
 
 
-def rule_names(rule: Rule, pooled: NDArray[np.bool_]) -> NDArray[np.object_]:
-    """The name that stands in each certificate: with the pooled rule or without."""
-    return np.where(pooled, rule.name, rule.name_of_boxes).astype(object)
+def rule_names(rule: Rule, halved: NDArray[np.bool_]) -> NDArray[np.object_]:
+    """The name that stands in each certificate: with the pooled rule or without (`CertifiedRadii.halved`)."""
+    return np.where(halved, rule.name, rule.name_of_boxes).astype(object)
 
 
 def certified_radii(
@@ -109,14 +111,15 @@ def certified_radii(
         return _not_negative(_least(class_votes, samples, against, sigmas, rule, alpha, share))
     if unanimous is None:
         raise ValueError(f"rule '{rule.name}' needs to know where the selection votes are unanimous")
-    both = pooled_images(unanimous, samples)
+    both = unanimous & (samples == samples[:, :1]).all(axis=1)  # as many samples of every sub-image
     pooled = _pooled(class_votes, samples, sigmas, min(alpha / 2, LARGEST_POOLED_LEVEL) * share)
     least = pooled
     for here, level in ((~both, alpha), (both, alpha / 2)):
         rest = None if against is None else against.of(here)
         boxes = _least(class_votes[here], samples[here], rest, sigmas, rule, level, share)
         least = _replaced(least, here, boxes)
-    return _not_negative(_replaced(least, both & (pooled.radius > least.radius), pooled))
+    decided = _replaced(least, both & (pooled.radius > least.radius), pooled)
+    return _not_negative(replace(decided, halved=both))
 
 
 def _at_fixed_radius(
@@ -133,12 +136,8 @@ def _at_fixed_radius(
         level=np.full(class_votes.shape, alpha),
         rival=np.full(len(log_e), -1),
         pooled=np.zeros(len(log_e), np.bool_),
+        halved=np.zeros(len(log_e), np.bool_),
     )
-
-
-def pooled_images(unanimous: NDArray[np.bool_], samples: Integers) -> NDArray[np.bool_]:
-    """Which images get the pooled rule too: unanimous selection votes, and as many samples of every sub-image."""
-    return np.asarray(unanimous & (samples == samples[:, :1]).all(axis=1), np.bool_)
 
 
 def _least(
@@ -183,7 +182,8 @@ def _least(
         margin[closest],
         level[closest],
         classes[closest],
-        np.zeros(images, np.bool_),
+        pooled=np.zeros(images, np.bool_),
+        halved=np.zeros(images, np.bool_),
     )
 
 
@@ -214,7 +214,8 @@ def _pooled(class_votes: Integers, samples: Integers, sigmas: Sequence[float], l
         margin,
         np.full_like(a_lower, level),
         np.full(images, -1),
-        np.ones(images, np.bool_),
+        pooled=np.ones(images, np.bool_),
+        halved=np.ones(images, np.bool_),
     )
 
 

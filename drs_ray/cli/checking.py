@@ -35,7 +35,7 @@ def verify(
     quiet: QuietOption = False,
 ) -> None:
     """Recompute random units of a run here, and compare their votes with the stored ones. Nothing is written."""
-    from drs_ray.audit.verify import verify_run
+    from drs_ray.checks.verify import verify_run
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.key_values import render_facts, verify_facts
     from drs_ray.cli.run_display import ConsoleObserver
@@ -59,7 +59,7 @@ def verify(
 
 def audit(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
     """Derive every radius of a run again from its counts, by other code and in ball arithmetic. Nothing is written."""
-    from drs_ray.audit.radii import audit_run
+    from drs_ray.checks.radii import audit_run
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.key_values import audit_facts, render_facts
 
@@ -92,8 +92,8 @@ def attack(
     quiet: QuietOption = False,
 ) -> None:
     """Search perturbations that change a run's certified predictions: none may be shorter than the certified radius."""
-    from drs_ray.audit.attack.report import check_output
-    from drs_ray.audit.attack.run import attack_run
+    from drs_ray.checks.attack.report import check_output
+    from drs_ray.checks.attack.run import attack_run
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.key_values import attack_facts, render_attack, render_facts
     from drs_ray.cli.progress import images_progress

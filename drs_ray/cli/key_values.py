@@ -16,9 +16,9 @@ from drs_ray.errors import counted
 from drs_ray.report.summary import duration_text
 
 if TYPE_CHECKING:
-    from drs_ray.audit.attack.report import AttackReport
-    from drs_ray.audit.radii import AuditReport
-    from drs_ray.audit.verify import VerifyReport
+    from drs_ray.checks.attack.report import AttackReport
+    from drs_ray.checks.radii import AuditReport
+    from drs_ray.checks.verify import VerifyReport
     from drs_ray.counts.run_record import RunRecord
     from drs_ray.engine.forecast import RunPlan, Size
     from drs_ray.engine.probe import Speed

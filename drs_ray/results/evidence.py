@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +32,12 @@ class Evidence:
     samples: Integers
     rivals: Rivals | None
 
-    def radii(self, record: RunRecord, rule: Rule, alpha: float, share: float) -> CertifiedRadii:
-        """Certified radii at a stage's share of the levels."""
+    def radii(self, sigmas: Sequence[float], rule: Rule, alpha: float, share: float = 1.0) -> CertifiedRadii:
+        """Certified radii at a stage's share of the levels: see `certified_radii`."""
         return certified_radii(
             self.class_votes,
             self.samples,
-            record.config.sigmas,
+            sigmas,
             rule,
             alpha,
             rivals=self.rivals,
@@ -89,7 +90,7 @@ def open_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
         if not len(here):
             break
         evidence = evidence_of(history.at(end).images(here), rule)
-        best[here] = np.maximum(best[here], evidence.radii(record, rule, stopping.alpha, share).radius)
+        best[here] = np.maximum(best[here], evidence.radii(record.config.sigmas, rule, stopping.alpha, share).radius)
         answer[here] = is_open(
             best[here],
             evidence.class_votes,

@@ -15,7 +15,7 @@ import numpy as np
 
 from drs_ray.certificates.confidence import level_region
 from drs_ray.certificates.fixed_radius import log_e_values
-from drs_ray.certificates.radii import PAIR_SHARE, pooled_images
+from drs_ray.certificates.radii import PAIR_SHARE
 from drs_ray.certificates.radius import Floats, cross_pairing_radius, margins, mean_radius, probit_radius
 from drs_ray.certificates.rounding import exact_text, format_down, format_up
 from drs_ray.certificates.rule import Rule
@@ -154,7 +154,7 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
     deciding = max(range(len(stages)), key=lambda stage: stages[stage].radius)  # the first of equals, as in reduce
     counts, share = history.at(stages[deciding].samples), stages[deciding].share
     evidence = evidence_of(counts, rule)
-    least = evidence.radii(record, rule, alpha, share)
+    least = evidence.radii(record.config.sigmas, rule, alpha, share)
     if (row["radius"], row["stage"]) != (stages[deciding].radius, deciding) or row["label"] != int(counts.labels[0]):
         raise CountsError(
             f"{store.uri}: image {image_id} has the stored radius {row['radius']!r}, its votes give "
@@ -170,7 +170,7 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
         image_id=image_id,
         row=row,
         rule=rule,
-        halved=bool(rule.pooled and pooled_images(evidence.unanimous, evidence.samples)[0]),
+        halved=bool(least.halved[0]),
         pooled=pooled,
         sigmas=record.config.sigmas,
         selection_votes=_votes(counts.selection, selected),
@@ -207,7 +207,8 @@ def _stages(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float)
                 weights=rule.weights,
             )
             log_e = float(found[0])
-        stages.append(StageRadius(end, share, float(evidence.radii(record, rule, alpha, share).radius[0]), log_e))
+        radius = evidence.radii(record.config.sigmas, rule, alpha, share).radius[0]
+        stages.append(StageRadius(end, share, float(radius), log_e))
     return stages
 
 

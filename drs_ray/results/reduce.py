@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from drs_ray.certificates.radii import pooled_images, rule_names
+from drs_ray.certificates.radii import rule_names
 from drs_ray.certificates.rule import RULES_VERSION, Rule
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
@@ -267,10 +267,9 @@ def _certificates(
 
 def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, share: float) -> dict[str, NDArray[Any]]:
     evidence = evidence_of(counts, rule)
-    radii = evidence.radii(record, rule, alpha, share)
+    radii = evidence.radii(record.config.sigmas, rule, alpha, share)
     everyone = np.arange(len(evidence.selected))
     runner_up = most_voted(total(counts.estimation), excluding=evidence.selected)
-    pooled = pooled_images(evidence.unanimous, evidence.samples) & rule.pooled
     return {
         "image_id": counts.image_ids,
         "label": counts.labels,
@@ -283,5 +282,5 @@ def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, sha
         "p_lower": radii.p_lower,
         "rival_upper": radii.rival_upper,
         "margin": radii.margin,
-        "rule": rule_names(rule, pooled),
+        "rule": rule_names(rule, radii.halved),
     }

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import drs_ray
-from drs_ray.audit.attack.report import AttackReport
-from drs_ray.audit.attack.run import attack_run
+from drs_ray.checks.attack.report import AttackReport
+from drs_ray.checks.attack.run import attack_run
 from drs_ray.config import DatasetConfig, parse_config
 from drs_ray.counts.schema import ATTACKS, CERTIFICATES_KEY, metadata
 from drs_ray.data.datasets import open_dataset
@@ -151,7 +151,7 @@ def test_another_seed_is_another_attack(finished: Path, honest: AttackReport) ->
 
 
 def test_what_cannot_be_written_is_told_before_the_attack(finished: Path, tmp_path: Path) -> None:
-    with patch("drs_ray.audit.attack.run.attack_run", side_effect=AssertionError("begun")):
+    with patch("drs_ray.checks.attack.run.attack_run", side_effect=AssertionError("begun")):
         done = drs_ray_here(["attack", str(finished), "--output", str(tmp_path)])
     assert done.returncode == 2
     assert done.stderr.startswith("error: output must name a Parquet file to write, like ")
@@ -159,7 +159,7 @@ def test_what_cannot_be_written_is_told_before_the_attack(finished: Path, tmp_pa
 
 
 def test_where_nothing_is_found_no_certificate_was_tested(finished: Path) -> None:
-    with patch("drs_ray.audit.attack.run.smallest_norm", return_value=None):
+    with patch("drs_ray.checks.attack.run.smallest_norm", return_value=None):
         done = drs_ray_here(["attack", str(finished), "--images", "2", *OPTIONS, "--quiet"])
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == (

@@ -169,7 +169,7 @@ def test_places_without_a_reduced_run_are_refused(run: Path, tmp_path: Path) -> 
 
 
 def test_without_python_flint(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "drs_ray.audit.balls", raising=False)
+    monkeypatch.delitem(sys.modules, "drs_ray.checks.balls", raising=False)
     monkeypatch.setitem(sys.modules, "flint", None)
     with pytest.raises(ConfigError, match=r"pip install drs-ray\[audit\]"):
         drs_ray.audit(str(run))

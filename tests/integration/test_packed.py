@@ -7,7 +7,7 @@ import os
 import pytest
 
 from drs_ray import certify
-from drs_ray.audit.verify import verify_run
+from drs_ray.checks.verify import verify_run
 from drs_ray.cli import main
 from drs_ray.config import parse_config
 from drs_ray.data.arrays import ArrayDataset, load_mnist5k

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 import drs_ray
-from drs_ray.audit.attack.report import AttackReport
+from drs_ray.checks.attack.report import AttackReport
 from drs_ray.config import parse_config
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import load_dataset

@@ -32,8 +32,8 @@ def test_an_entry_point_is_its_command(name: str, tmp_path: Path) -> None:
 def test_certify_goes_to_the_cluster_unless_told_otherwise(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from drs_ray import cli\n"
-        "cli._load = lambda *given: sys.exit(str(given[2]))\n"
+        "from drs_ray.cli import running\n"
+        "running.load = lambda *given: sys.exit(str(given[2]))\n"
         "import runpy\n"
         f"sys.argv = ['certify.py', 'config.yaml', *{{}}]\n"
         f"runpy.run_path({str(JOBS / 'certify.py')!r}, run_name='__main__')\n"

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 import drs_ray
-from drs_ray.audit.attack.run import attack_run
-from drs_ray.audit.verify import verify_run
+from drs_ray.checks.attack.run import attack_run
+from drs_ray.checks.verify import verify_run
 from drs_ray.data.datasets import load_dataset
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import ConfigError, DataError

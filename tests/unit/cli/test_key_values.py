@@ -8,8 +8,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from drs_ray.audit.recount import Difference
-from drs_ray.audit.verify import VerifyReport
+from drs_ray.checks.recount import Difference
+from drs_ray.checks.verify import VerifyReport
 from drs_ray.cli.key_values import plan_facts, render_facts, status_facts, verify_facts
 from drs_ray.counts.run_record import with_engine
 from drs_ray.engine.forecast import RunPlan, Size

@@ -337,8 +337,8 @@ def test_large_runs_stay_small() -> None:
 
 def test_reporting_imports_neither_torch_nor_ray_nor_pyplot() -> None:
     code = (
-        "import sys; from tests.unit.counts.factories import *; from drs_ray.results import report, terminal; "
-        "run = make_result(5); report.write_report([run], MemoryStore()); terminal.render_table([run]); "
+        "import sys; from tests.unit.counts.factories import *; from drs_ray.report import page, terminal_table; "
+        "run = make_result(5); page.write_report([run], MemoryStore()); terminal_table.render_table([run]); "
         "found = {'torch', 'torchvision', 'ray', 'matplotlib.pyplot'} & set(sys.modules); "
         "sys.exit(f'imported: {found}' if found else 0)"
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from drs_ray.audit.attack.report import AttackReport, check_output
+from drs_ray.checks.attack.report import AttackReport, check_output
 from drs_ray.cli.key_values import attack_facts, render_attack
 from drs_ray.counts.schema import ATTACKS, with_metadata
 from drs_ray.errors import ConfigError, SoundnessError, StoreError

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drs_ray.audit.attack.search import search_directions, smallest_norm
-from drs_ray.audit.attack.target import Target, _lost_shares
 from drs_ray.certificates.rule import Rule
+from drs_ray.checks.attack.search import search_directions, smallest_norm
+from drs_ray.checks.attack.target import Target, _lost_shares
 from drs_ray.errors import ClassifierError
 from drs_ray.models.inference import VotingClassifier
 from drs_ray.smoothing.partition import make_partition

@@ -96,7 +96,7 @@ def audit_run(store: Store) -> AuditReport:
         ConfigError: python-flint is missing. CountsError: no reduced run of drs-ray's own, or unreadable files.
     """
     try:
-        from drs_ray.audit.balls import SLACK, AuditedRule, StageVotes, radius_lower
+        from drs_ray.checks.balls import SLACK, AuditedRule, StageVotes, radius_lower
     except ModuleNotFoundError as error:
         if error.name != "flint":
             raise

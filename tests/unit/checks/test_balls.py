@@ -9,11 +9,11 @@ import pytest
 from flint import arb, ctx
 from scipy.sparse import csr_array
 
-from drs_ray.audit.balls import SLACK, AuditedRule, StageVotes, quantile_lower, radius_lower, staircase_level
 from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.stages import doubling_schedule
 from drs_ray.certificates.votes import rivals_of
+from drs_ray.checks.balls import SLACK, AuditedRule, StageVotes, quantile_lower, radius_lower, staircase_level
 
 CHECK_VALUES = [
     (100, 100, 0.001, 1.50047502412),

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drs_ray.audit import recount, verify
-from drs_ray.audit.verify import choose_units, verify_run
+from drs_ray.checks import recount, verify
+from drs_ray.checks.verify import choose_units, verify_run
 from drs_ray.counts.compaction import compact_run
 from drs_ray.counts.encoding import CountsRow, decode_part, encode_part
 from drs_ray.counts.plan import Draw, Unit, plan_units, stage_units

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from drs_ray.audit.attack.target import Target
+from drs_ray.checks.attack.target import Target
 from drs_ray.errors import ClassifierError
 
 _RATE = 0.05  # of the norm, per step at first: 60 steps reach 4 times the first norm, or a fifth of it

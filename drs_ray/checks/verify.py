@@ -21,8 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 
-from drs_ray.audit.recount import Compared, Difference, recount
 from drs_ray.certificates.homogeneity import detectable_shift
+from drs_ray.checks.recount import Compared, Difference, recount
 from drs_ray.counts.history import position_of
 from drs_ray.counts.plan import Unit, blocks, stage_units
 from drs_ray.counts.run_record import RunRecord, read_record

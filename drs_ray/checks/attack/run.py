@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drs_ray.audit.attack.confirm import rival_wins
-from drs_ray.audit.attack.report import AttackReport
-from drs_ray.audit.attack.search import search_directions, smallest_norm
-from drs_ray.audit.attack.target import Target
 from drs_ray.certificates.rule import LEAST_ALPHA, Rule
+from drs_ray.checks.attack.confirm import rival_wins
+from drs_ray.checks.attack.report import AttackReport
+from drs_ray.checks.attack.search import search_directions, smallest_norm
+from drs_ray.checks.attack.target import Target
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import ATTACKS, with_metadata
 from drs_ray.data.datasets import Dataset

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from drs_ray.audit.attack.confirm import rival_wins
 from drs_ray.certificates.rule import Rule
+from drs_ray.checks.attack.confirm import rival_wins
 
 SIGMAS = {1: (0.5,), 2: (0.5, 0.25)}
 SAMPLES = 8
