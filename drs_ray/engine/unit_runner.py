@@ -1,12 +1,10 @@
-"""Doing units: the few lines between a unit and `count_votes`. Runs in a Ray actor or in the driver's own process."""
+"""Carrying out units: the few lines between a unit and `count_votes`, on Ray and in the driver's own process."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,19 +12,18 @@ import torch
 from drs_ray.config import RunConfig
 from drs_ray.counts.encoding import CountsRow, encode_part
 from drs_ray.counts.plan import Draw, Unit
-from drs_ray.counts.run_record import RunRecord, read_record
+from drs_ray.counts.run_record import RunRecord
 from drs_ray.data.datasets import Dataset, open_dataset
 from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.part_writer import PartWriter
-from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
+from drs_ray.errors import ClassifierError, DataError
 from drs_ray.models.check import FirstBatch, same_probe, tolerance_of
 from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.models.inference import VotingClassifier, voting_classifier
-from drs_ray.models.torch_state import fix_kernels
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.partition import Partition, partition_of
 from drs_ray.smoothing.voting import Sampler, count_votes
-from drs_ray.storage import Store, open_store
+from drs_ray.storage import Store
 
 _MOST_DRAWS = 5000
 
@@ -192,52 +189,3 @@ def classifier_of(
         pixels=chosen.pixels,
         denoiser=chosen.denoiser,
     )
-
-
-class RemoteWorker:
-    """The Ray actor around a `UnitRunner`. Starting is a call of its own, so that its errors arrive as they are."""
-
-    def start(self, record_json: bytes, sub_image: int, uri: str, directory: str) -> None:
-        """Load everything, and see that the run is where units will be stored."""
-        record = _settle(record_json, directory)
-        self._store = open_store(uri, record.config.output.endpoint_url)
-        _check_sees_run(self._store, record)
-        self._runner = UnitRunner(record, sub_image)
-
-    def load(self, record_json: bytes, sub_image: int, directory: str) -> None:
-        """`start` for a worker that only measures: the run need not be stored."""
-        self._runner = UnitRunner(_settle(record_json, directory), sub_image)
-
-    def measure(self, unit: Unit, seconds: float) -> Measured:
-        """See `UnitRunner.measure`."""
-        return self._runner.measure(unit, seconds)
-
-    def run(self, unit: Unit, returns_part: bool) -> Outcome:
-        """Do one unit and store its part; the outcome has it only where the next stage depends on it."""
-        outcome = self._runner.run(unit, self._store)
-        return outcome if returns_part else replace(outcome, part=None)
-
-
-def _settle(record_json: bytes, directory: str) -> RunRecord:
-    """Make the process as the run wants it, and parse the record.
-
-    Relative paths mean what they mean to the driver, where its directory exists here.
-    """
-    if Path(directory).is_dir():
-        os.chdir(directory)
-    record = RunRecord.model_validate_json(record_json)
-    fix_kernels(record.config.engine.device, record.config.engine.cpus_per_worker)
-    return record
-
-
-def _check_sees_run(store: Store, record: RunRecord) -> None:
-    """A directory that is not shared would swallow all parts: nothing is computed before this worker sees run.json."""
-    try:
-        seen = read_record(store).run_id
-    except (CountsError, StoreError) as error:
-        raise StoreError(
-            f"{store.uri}: a worker's node does not see the run there ({error}); "
-            "use an s3:// output, or a directory that all nodes share"
-        ) from error
-    if seen != record.run_id:
-        raise StoreError(f"{store.uri}: a worker's node sees run {seen} there, not {record.run_id}; use a shared place")

@@ -21,7 +21,7 @@ from drs_ray.engine.probe import PROBE_SECONDS
 from drs_ray.engine.ray.dispatcher import Dispatcher, no_worker
 from drs_ray.engine.ray.failures import ray_or_resume
 from drs_ray.engine.ray.head_watch import Head
-from drs_ray.engine.unit_runner import RemoteWorker
+from drs_ray.engine.ray.worker import RemoteWorker
 from drs_ray.errors import ConfigError
 from drs_ray.models.precision import has_bfloat16
 
