@@ -7,7 +7,7 @@ sub-image and phase exactly once.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,7 +122,7 @@ def read_reached_counts(store: Store, record: RunRecord) -> CountsHistory:
         raise CountsError(f"counts: more samples than planned; a part is of another budget: {REMEDY}")
     within = (rows.phase == 0) | (rows.first_sample + rows.samples <= reached[at])
     there = [image_id for image_id, end in zip(record.image_ids, reached, strict=True) if end]
-    return assemble_rows(rows.where((reached[at] > 0) & within), record, there)
+    return assemble(rows.where((reached[at] > 0) & within), record, there)
 
 
 def position_of(image_id: int, record: RunRecord, store: Store) -> int:
@@ -158,22 +158,17 @@ def read_image(store: Store, record: RunRecord, image_id: int) -> tuple[CountsHi
         raise CountsError(f"{store.uri}: no counts of image {image_id}; resume the run with `drs-ray certify`")
     alone = record.model_copy(update={"image_ids": (image_id,)})
     rows = rows_of(pa.concat_tables(tables).combine_chunks())
-    history = assemble_rows(rows, alone, alone.image_ids)
+    history = assemble(rows, alone, alone.image_ids)
     _check_complete(history._rows, history._at, alone)
     return history, tuple(sorted(holding))
 
 
-def assemble(tables: Iterable[pa.Table], record: RunRecord, image_ids: Sequence[int]) -> CountsHistory:
-    """The votes of some images from decoded parts that hold them and no others.
+def assemble(rows: Rows, record: RunRecord, image_ids: Sequence[int]) -> CountsHistory:
+    """The votes of some images, from rows of these images and no others.
 
     Raises:
         CountsError: rows of other images or sub-images, or labels that disagree.
     """
-    return assemble_rows(joined([rows_of(table) for table in tables]), record, image_ids)
-
-
-def assemble_rows(rows: Rows, record: RunRecord, image_ids: Sequence[int]) -> CountsHistory:
-    """`assemble` of rows that are columns already."""
     ids = np.asarray(image_ids, np.int64)
     order = np.argsort(ids)
     at = order[np.minimum(np.searchsorted(ids, rows.image_id, sorter=order), len(ids) - 1)]
@@ -204,7 +199,7 @@ def _read(store: Store, record: RunRecord) -> tuple[Rows, CountsHistory]:
             f"{store.uri}: no counts yet (0 of {counted(len(record.image_ids), 'image')}); run `drs-ray certify` first"
         )
     rows = joined([units.rows for units in read_units(store, record, parts)])
-    return rows, assemble_rows(rows, record, record.image_ids)
+    return rows, assemble(rows, record, record.image_ids)
 
 
 def _check_complete(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> None:

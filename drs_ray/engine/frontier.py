@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drs_ray.counts.encoding import decode_parts
-from drs_ray.counts.history import assemble_rows
+from drs_ray.counts.history import assemble
 from drs_ray.counts.parts import Parts, list_parts, read_units
 from drs_ray.counts.plan import Unit, blocks, missing_units, plan_units, stage_units
 from drs_ray.counts.rows import Rows, joined
@@ -165,7 +165,7 @@ class Frontier:
         # Of a later stage some parts may be there when one between is lost: what was decided since decides nothing.
         before = [rows for (_, stage), state in zip(deciding, states, strict=True) for rows in state.rows_before(stage)]
         rows = joined(before)
-        answer = open_images(assemble_rows(rows, self._record, ids), self._record)
+        answer = open_images(assemble(rows, self._record, ids), self._record)
         found, start = [], 0
         for ((first, last), stage), state in zip(deciding, states, strict=True):
             found.append([position for position in state.positions[stage - 1] if answer[start + position - first]])

@@ -90,13 +90,6 @@ class Partition:
             )
         return images.flatten(-2)[..., self.parts[sub_image].pixels.to(images.device)]
 
-    def merge(self, values: list[Tensor]) -> Tensor:
-        """Values of all K sub-images -> images [..., C, H, W]: the exact inverse of `extract`."""
-        flat = values[0].new_empty((*values[0].shape[:-1], self.height * self.width))
-        for part, own in zip(self.parts, values, strict=True):
-            flat[..., part.pixels.to(flat.device)] = own
-        return flat.reshape(*flat.shape[:-1], self.height, self.width)
-
     def arrange(self, values: Tensor, sub_image: int) -> Tensor:
         """Values [..., C, d_k] -> the classifier's input [..., C, h, w]; a view where the layout has no empty cell."""
         part = self.parts[sub_image]
@@ -112,16 +105,6 @@ class Partition:
             flat = torch.zeros_like(flat)  # not in place: gradients of the pooling need what it was given
             flat[..., cells] = values + pooled[..., part.blocks.to(values.device)]
         return flat.reshape(*flat.shape[:-1], part.height, part.width)
-
-    def collect(self, arranged: Tensor, sub_image: int) -> Tensor:
-        """The classifier's input [..., C, h, w] -> values [..., C, d_k]: the exact inverse of `arrange`.
-
-        Raises:
-            ConfigError: for the layout filled, which rounds.
-        """
-        if self.parts[sub_image].filled:
-            raise ConfigError("partition.layout: filled cannot be taken apart exactly; use packed or masked")
-        return arranged.flatten(-2)[..., self.parts[sub_image].cells.to(arranged.device)]
 
 
 def partition_of(cut: PartitionConfig, image_shape: Sequence[int]) -> Partition:

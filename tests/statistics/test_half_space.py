@@ -22,6 +22,7 @@ from drs_ray.data.arrays import load_mnist5k
 from drs_ray.smoothing.keys import NoiseKey, Phase
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.smoothing.voting import Sampler, count_votes
+from tests.support.partitions import merge
 
 PROBIT = Rule("probit")
 SIZE = 4  # pixels a side: the digits' middle, so that many samples are quick
@@ -115,7 +116,7 @@ class World:
             self.partition.extract(self.image, k).double() - length * share * normal
             for k, (share, normal) in enumerate(zip(self.worst_split, self.normals, strict=True))
         ]
-        return self.partition.merge(moved)
+        return merge(self.partition, moved)
 
     def smoothed_lead(self, p: NDArray[np.float64]) -> float:
         """Lead of class 0 over class 1 in the smoothed classifier, from the sub-images' probabilities of class 0."""

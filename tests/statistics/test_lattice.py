@@ -26,6 +26,7 @@ from drs_ray.smoothing.lattice import lattice_integers, lattice_table
 from drs_ray.smoothing.noise import keyed_batches
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.smoothing.voting import Sampler, count_votes
+from tests.support.partitions import merge
 
 CPU = torch.device("cpu")
 RARE = 1e-4  # a fixed seed that fails a test of this level is a fault
@@ -204,7 +205,7 @@ class World:
         for values, g in zip(own, grown, strict=True):
             each, left = divmod(g, self.per_part)
             moved.append(values + each + (torch.arange(self.per_part) < left))
-        image = partition.merge(moved) / 255.0
+        image = merge(partition, moved) / 255.0
         counts = []
         for k, sigma in enumerate(self.sigmas):
             classifier = SumBelow(int(own[k].sum()) + self.margins[k])

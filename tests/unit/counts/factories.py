@@ -14,6 +14,7 @@ from drs_ray.certificates.rule import Rule
 from drs_ray.config import parse_config
 from drs_ray.counts.encoding import CountsRow, decode_part, encode_part
 from drs_ray.counts.history import Counts, CountsHistory, assemble
+from drs_ray.counts.rows import rows_of
 from drs_ray.counts.run_record import DatasetRecord, RunRecord, identity, run_id
 from drs_ray.errors import MissingObjectError
 from drs_ray.results.reduce import RunResult, certify_counts
@@ -146,7 +147,7 @@ def make_history(
 ) -> CountsHistory:
     """The votes of `make_part`."""
     part = decode_part(make_part(record, ends, drawn, seed), PART_KEY, record.run_id, CLASSES)
-    return assemble([part], record, record.image_ids)
+    return assemble(rows_of(part), record, record.image_ids)
 
 
 def make_result(

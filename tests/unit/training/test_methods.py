@@ -16,6 +16,7 @@ from drs_ray.training.gaussian import gaussian_loss
 from drs_ray.training.methods import loss_of
 from drs_ray.training.smoothadv import attack, smoothadv_loss
 from drs_ray.training.trainee import Trainee
+from tests.support.partitions import collect
 
 WHOLE = make_partition("none", 1, 2, "packed")
 
@@ -234,7 +235,7 @@ def test_noise_is_on_own_pixels_alone(layout: str, sub_image: int) -> None:
     inputs = _inputs(images, partition, sub_image)
     assert inputs.shape == (2000, *partition.layout_shape(sub_image, 3))
     values = partition.extract(images, sub_image)
-    noise = partition.collect(inputs, sub_image) - values
+    noise = collect(partition, inputs, sub_image) - values
     own = partition.arrange(torch.ones(3, values.shape[-1]), sub_image).bool()
     assert not torch.all(own)
     assert torch.all(inputs[:, ~own] == 0)

@@ -17,6 +17,7 @@ from drs_ray.models.inference import VotingClassifier
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.smoothing.voting import Sampler
 from tests.support.classifiers import half_space, without_gradient
+from tests.support.partitions import merge
 
 SIZE = 6
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ def test_the_direction_is_the_shortest_way_out_of_half_spaces(
     target = target_of(modules, sigmas, rule)
     partition = target.samplers[0].partition
     share = np.array(split) / np.linalg.norm(split)
-    ideal = partition.merge([-float(s) * m.normal[None] for s, m in zip(share, modules, strict=True)])
+    ideal = merge(partition, [-float(s) * m.normal[None] for s, m in zip(share, modules, strict=True)])
     images = torch.full((2, 1, SIZE, SIZE), 0.5)
     found = directions(target, images, [3, 8])
     assert torch.allclose(found.flatten(1).norm(dim=1), torch.ones(2))
