@@ -1,4 +1,4 @@
-"""Writes docs/reference/cli.md and config.md from the command line and the config's schema.
+"""Writes the pages of docs/reference from the command line, the config's schema and the docstrings of the package.
 
 python docs/make_reference.py
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+import drs_ray
 from drs_ray.cli import app
 from drs_ray.config import RunConfig
 
@@ -123,6 +124,18 @@ def _kind(value: dict[str, Any], known: dict[str, Any]) -> str:
     return f"{kind}{pattern} {' and '.join(bounds)}".strip()
 
 
+def api() -> str:
+    """What the package exports, a line each; the site has the docstrings in full below it."""
+    about = (
+        "What `import drs_ray` offers. [python.md](../python.md) has examples. The site that `make docs` builds has\n"
+        "the signatures and docstrings on this page; elsewhere `help(drs_ray.certify)` prints them."
+    )
+    names = [name for name in drs_ray.__all__ if not name.startswith("_")]
+    first = {name: inspect.getdoc(getattr(drs_ray, name)).split("\n\n")[0] for name in names}
+    rows = [_row(f"`{name}`", " ".join(text.split())) for name, text in first.items()]
+    return _page(["# Python API", MADE, about, "| name | what it is |\n|---|---|\n" + "".join(rows)])
+
+
 def _page(parts: Sequence[str]) -> str:
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
@@ -135,7 +148,7 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-PAGES = {"cli.md": cli, "config.md": config}
+PAGES = {"cli.md": cli, "config.md": config, "api.md": api}
 REFERENCE = Path(__file__).parent / "reference"
 
 if __name__ == "__main__":
