@@ -17,10 +17,10 @@ from typing import Any
 
 import ray
 
-from drs_ray.engine.dispatcher import Dispatcher
+from drs_ray.counts.plan import Draw, Unit
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Draw, Unit
+from drs_ray.engine.ray.dispatcher import Dispatcher
 
 WORKERS = (8, 32, 64)
 UNITS_PER_WORKER = 12
@@ -112,7 +112,7 @@ def _run(workers: int, kills: int, directory: str) -> _Trial:
         units,
         start=start,
         call=lambda actor, unit: actor.run.remote(unit),
-        further=lambda unit, result: [],
+        done=killer.done,
         limit=lambda: workers,
         hang_seconds=60.0,
         needs="nothing",
@@ -136,12 +136,14 @@ class _Killer(Observer):
         self.killed: dict[str, float] = {}
         self.last = 0.0
 
-    def unit_done(self, unit: Unit, outcome: Outcome) -> None:
+    def done(self, unit: Unit, outcome: Outcome) -> list[Unit]:
+        """It calls for no other."""
         self._done += 1
         self.last = time.time()
         if self._left and self._done % self._every == 0:
             self._left -= 1
             threading.Timer(self._random.random(), self._kill).start()
+        return []
 
     def _kill(self) -> None:
         alive = sorted(path.name for path in self._journal.iterdir() if path.name not in self.killed)

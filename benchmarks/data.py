@@ -18,13 +18,13 @@ import numpy as np
 
 from benchmarks.models import write_images
 from drs_ray.config import parse_config
+from drs_ray.counts.plan import Draw, Unit
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
-from drs_ray.engine.certify import describe_run
+from drs_ray.engine.description import describe_run
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.plan import Draw, Unit
-from drs_ray.engine.worker import UnitRunner
-from drs_ray.results.store import open_store
+from drs_ray.engine.unit_runner import UnitRunner
+from drs_ray.storage import open_store
 from tests.servers import BUCKET, seaweed_server
 
 SMALL, LARGE, SIZE = 500, 5000, 224
@@ -36,7 +36,7 @@ import sys, time
 from pathlib import Path
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 what, directory, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 started = time.perf_counter()
 if what == "pack":

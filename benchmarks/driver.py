@@ -11,12 +11,12 @@ from unittest.mock import patch
 import ray
 
 from drs_ray.config import EngineConfig
-from drs_ray.engine import dispatcher
-from drs_ray.engine.connection import connect
-from drs_ray.engine.dispatcher import Dispatcher
+from drs_ray.counts.plan import Draw, Unit
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Draw, Unit
+from drs_ray.engine.ray import dispatcher
+from drs_ray.engine.ray.connection import connect
+from drs_ray.engine.ray.dispatcher import Dispatcher
 
 UNITS = 4000
 SECONDS_PER_UNIT = 30
@@ -92,7 +92,7 @@ def _units_per_second() -> float:
             _units(UNITS),
             start=start,
             call=lambda actor, unit: actor.run.remote(unit),
-            further=lambda unit, result: [],
+            done=clock.done,
             limit=lambda: 4,
             hang_seconds=60.0,
             needs="nothing",
@@ -112,7 +112,7 @@ def _seconds_per_answer(workers: int) -> float:
         units,
         start=fake.start,
         call=fake.call,
-        further=lambda unit, result: [],
+        done=lambda unit, result: [],
         limit=lambda: workers,
         hang_seconds=60.0,
         needs="nothing",
@@ -135,6 +135,8 @@ class _Clock(Observer):
 
     first = last = 0.0
 
-    def unit_done(self, unit: Unit, outcome: Outcome) -> None:
+    def done(self, unit: Unit, outcome: Outcome) -> list[Unit]:
+        """It calls for no other."""
         self.last = time.perf_counter()
         self.first = self.first or self.last
+        return []

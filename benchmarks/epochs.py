@@ -23,8 +23,8 @@ from drs_ray.data.datasets import Dataset, load_dataset
 from drs_ray.data.packing import pack_dataset
 from drs_ray.models.building import build_module
 from drs_ray.models.precision import has_bfloat16
-from drs_ray.results.store import LocalStore
 from drs_ray.smoothing.partition import make_partition
+from drs_ray.storage import LocalStore
 from drs_ray.training import loop
 from drs_ray.training.images import held_if_small, read_batches
 from drs_ray.training.loop import train_classifier

@@ -18,12 +18,12 @@ import numpy as np
 
 from benchmarks.records import make_record
 from drs_ray.certificates.rule import Rule
-from drs_ray.results.export import export
-from drs_ray.results.figure import certified_accuracy_figure, figure_bytes
-from drs_ray.results.imported import import_log, read_shown
-from drs_ray.results.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE_KEY, RUN_KEY, with_metadata
-from drs_ray.results.store import Store, open_store
+from drs_ray.counts.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE_KEY, RUN_KEY, with_metadata
+from drs_ray.published.imported_run import import_log, read_shown
+from drs_ray.report.export import export
+from drs_ray.report.figure import certified_accuracy_figure, figure_bytes
 from drs_ray.results.tables import curve_table, parquet_bytes, table_of
+from drs_ray.storage import Store, open_store
 
 IMAGES = 1_000_000
 SAMPLES = 100_000

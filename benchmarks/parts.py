@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.records import make_record
+from drs_ray.counts.compaction import compact_run
+from drs_ray.counts.encoding import CountsRow, encode_part
+from drs_ray.counts.history import read_counts
+from drs_ray.counts.parts import list_parts
+from drs_ray.counts.plan import Unit, blocks, stage_units
+from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.frontier import Frontier
-from drs_ray.engine.plan import Unit, blocks, stage_units
-from drs_ray.results.compact import compact_run
-from drs_ray.results.counts import read_counts
-from drs_ray.results.encoding import CountsRow, encode_part
-from drs_ray.results.parts import list_parts
 from drs_ray.results.reduce import reduce_run
-from drs_ray.results.run_record import RunRecord
-from drs_ray.results.store import open_store
+from drs_ray.storage import open_store
 
 PARTS = 20_000
 PER_TWO_BLOCKS = 10  # parts: two sub-images of one block that ends at once, and of one that needs all four stages

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.models import trained_config
 from drs_ray import certify
-from drs_ray.results.counts import read_counts
-from drs_ray.results.store import open_store
+from drs_ray.counts.history import read_counts
+from drs_ray.storage import open_store
 
 IMAGES = 100
 ESTIMATION = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from drs_ray.config import RunConfig, parse_config
-from drs_ray.results.run_record import DatasetRecord, RunRecord, identity, run_id
+from drs_ray.counts.run_record import DatasetRecord, RunRecord, identity, run_id
 
 
 def make_record(images: int, *, classes: int = 10, sigma: float = 0.5, **sections: Any) -> RunRecord:

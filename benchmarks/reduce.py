@@ -16,9 +16,9 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 from scipy.special import softmax
 
-from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
-from drs_ray.results.counts import Counts
+from drs_ray.counts.history import Counts
 from drs_ray.results.evidence import evidence_of
 
 SAMPLES = 100_000

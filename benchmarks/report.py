@@ -17,14 +17,14 @@ from scipy.special import softmax
 
 from benchmarks.records import record_of
 from drs_ray.config import parse_config
+from drs_ray.counts.encoding import CountsRow, encode_part
+from drs_ray.counts.plan import Unit, plan_units
+from drs_ray.counts.run_record import DatasetRecord, RunRecord, create_or_join
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
-from drs_ray.engine.plan import Unit, plan_units
-from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.reduce import reduce_run
-from drs_ray.results.run_record import DatasetRecord, RunRecord, create_or_join
-from drs_ray.results.store import LocalStore, open_store
+from drs_ray.storage import LocalStore, open_store
 
 IMAGES, CLASSES, SIZE, SAMPLES, IMAGES_PER_UNIT = 50_000, 10, 32, 100_000, 100
 

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.stages import LOOKS, Schedule, doubling_schedule, is_open
 from drs_ray.certificates.votes import Rivals
 from drs_ray.config import CertificateConfig
-from drs_ray.results.counts import read_counts
+from drs_ray.counts.history import read_counts
+from drs_ray.counts.run_record import read_record
 from drs_ray.results.evidence import evidence_of
-from drs_ray.results.run_record import read_record
-from drs_ray.results.store import open_store
+from drs_ray.storage import open_store
 
 Floats = NDArray[np.float64]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from benchmarks.models import default_precision, write_images
 from drs_ray import certify
 from drs_ray.config import DEFAULT_BATCH, parse_config
+from drs_ray.counts.plan import Unit
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Unit
 
 ROUNDS = 3
 IMAGES = 16

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from drs_ray.attacks.report import AttackReport
-    from drs_ray.auditing.run import AuditReport
+    from drs_ray.audit.attack.report import AttackReport
+    from drs_ray.audit.radii import AuditReport
+    from drs_ray.audit.verify import VerifyReport
     from drs_ray.certificates.rule import Rule
     from drs_ray.engine.observer import Observer
-    from drs_ray.engine.verify import VerifyReport
-    from drs_ray.results.certificate import ImageCertificate
-    from drs_ray.results.imported import ImportedResult, Shown
-    from drs_ray.results.plots import plot_certified_accuracy, plot_radius_histogram
+    from drs_ray.published.imported_run import ImportedResult, Shown
+    from drs_ray.report.plots import plot_certified_accuracy, plot_radius_histogram
+    from drs_ray.report.tracking import log_to_mlflow
+    from drs_ray.results.image_certificate import ImageCertificate
     from drs_ray.results.reduce import RunResult
-    from drs_ray.results.tracking import log_to_mlflow
     from drs_ray.smoothed import SmoothedClassifier
     from drs_ray.smoothing.partition import make_partition
 
@@ -72,10 +72,10 @@ _OBSERVER = optional(arguments.instance_of("drs_ray.engine.observer:Observer", "
 _LOADED_WHEN_USED = {
     "Rule": "drs_ray.certificates.rule",
     "SmoothedClassifier": "drs_ray.smoothed",
-    "log_to_mlflow": "drs_ray.results.tracking",
+    "log_to_mlflow": "drs_ray.report.tracking",
     "make_partition": "drs_ray.smoothing.partition",
-    "plot_certified_accuracy": "drs_ray.results.plots",
-    "plot_radius_histogram": "drs_ray.results.plots",
+    "plot_certified_accuracy": "drs_ray.report.plots",
+    "plot_radius_histogram": "drs_ray.report.plots",
 }
 
 
@@ -107,13 +107,13 @@ def attack(
         images: how many of its images.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
         options: steps, samples, confirmation, level, seed, device, overrides, told; see
-            `drs_ray.attacks.run.attack_run`.
+            `drs_ray.audit.attack.run.attack_run`.
 
     Raises:
         As `attack_run`.
     """
-    from drs_ray.attacks.run import attack_run
-    from drs_ray.results.store import open_store
+    from drs_ray.audit.attack.run import attack_run
+    from drs_ray.storage import open_store
 
     return attack_run(open_store(uri, endpoint_url), images, **options)
 
@@ -126,10 +126,10 @@ def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> Au
         endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
-        As `drs_ray.auditing.run.audit_run`.
+        As `drs_ray.audit.radii.audit_run`.
     """
-    from drs_ray.auditing.run import audit_run
-    from drs_ray.results.store import open_store
+    from drs_ray.audit.radii import audit_run
+    from drs_ray.storage import open_store
 
     return audit_run(open_store(uri, endpoint_url))
 
@@ -138,7 +138,7 @@ def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> Au
 def certify(
     config: RunConfig | str | os.PathLike[str] | Mapping[str, Any], observer: Observer | None = None
 ) -> RunResult:
-    """Certify the images of a config, or resume; see `drs_ray.engine.certify.certify_run`.
+    """Certify the images of a config, or resume; see `drs_ray.engine.run.certify_run`.
 
     Args:
         config: of `load_config`, or what that takes: the path of a YAML file, or the same as a mapping.
@@ -147,7 +147,7 @@ def certify(
     Raises:
         As `load_config` and `certify_run`.
     """
-    from drs_ray.engine.certify import certify_run
+    from drs_ray.engine.run import certify_run
 
     return certify_run(config_of(config), observer)
 
@@ -162,8 +162,8 @@ def read_run(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> Sh
     Raises:
         CountsError: no run there, or it is not reduced yet. StoreError: the place cannot be read.
     """
-    from drs_ray.results.imported import read_shown
-    from drs_ray.results.store import open_store
+    from drs_ray.published.imported_run import read_shown
+    from drs_ray.storage import open_store
 
     return read_shown(open_store(uri, endpoint_url))
 
@@ -173,10 +173,10 @@ def read_certificate(uri: str | os.PathLike[str], image_id: int, endpoint_url: s
     """One certificate with every number between its votes and its radius.
 
     Raises:
-        ConfigError, CountsError: see `drs_ray.results.certificate.read_certificate`.
+        ConfigError, CountsError: see `drs_ray.results.image_certificate.read_certificate`.
     """
-    from drs_ray.results.certificate import read_certificate
-    from drs_ray.results.store import open_store
+    from drs_ray.results.image_certificate import read_certificate
+    from drs_ray.storage import open_store
 
     return read_certificate(open_store(uri, endpoint_url), image_id)
 
@@ -188,7 +188,7 @@ def export(runs: Sequence[Shown], kind: str, radii: Sequence[float] | None = Non
     Raises:
         ConfigError: an unknown format, or runs that do not fit it.
     """
-    from drs_ray.results.export import export
+    from drs_ray.report.export import export
 
     return export(runs, kind, radii)
 
@@ -209,13 +209,13 @@ def import_log(
         uri: directory (text or a Path) or s3:// URI to keep it in.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
         stated: dataset, sigmas (or one number), estimation, alpha, and more; see
-            `drs_ray.results.imported.import_log`.
+            `drs_ray.published.imported_run.import_log`.
 
     Raises:
-        As `drs_ray.results.imported.import_log`.
+        As `drs_ray.published.imported_run.import_log`.
     """
-    from drs_ray.results.imported import import_log, read_log
-    from drs_ray.results.store import open_store
+    from drs_ray.published.imported_run import import_log, read_log
+    from drs_ray.storage import open_store
 
     return import_log(open_store(uri, endpoint_url), read_log(file), Path(file).name, **stated)
 
@@ -236,9 +236,9 @@ def reduce(uri: str | os.PathLike[str], *, endpoint_url: str | None = None, **ce
     Raises:
         ConfigError: a key or value that cannot be. CountsError: counts that are missing or cannot be trusted.
     """
+    from drs_ray.counts.run_record import read_record
     from drs_ray.results.reduce import reduce_run
-    from drs_ray.results.run_record import read_record
-    from drs_ray.results.store import open_store
+    from drs_ray.storage import open_store
 
     store = open_store(uri, endpoint_url)
     record = read_record(store)
@@ -271,13 +271,13 @@ def verify(
         uri: directory (text or a Path) or s3:// URI of the run; it need not be finished.
         units: how many units.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
-        options: images, seed, device, level, overrides, observer; see `drs_ray.engine.verify.verify_run`.
+        options: images, seed, device, level, overrides, observer; see `drs_ray.audit.verify.verify_run`.
 
     Raises:
         As `verify_run`.
     """
-    from drs_ray.engine.verify import verify_run
-    from drs_ray.results.store import open_store
+    from drs_ray.audit.verify import verify_run
+    from drs_ray.storage import open_store
 
     return verify_run(open_store(uri, endpoint_url), units, **options)
 
@@ -303,12 +303,12 @@ def write_report(
     Raises:
         ConfigError: no runs, or runs over different test sets. CountsError: counts that cannot be trusted.
     """
-    from drs_ray.results.readouts import read_columns, read_common_columns
+    from drs_ray.report.columns import read_columns, read_common_columns
+    from drs_ray.report.page import write_report as write
+    from drs_ray.report.test_sets import check_same_test_set
+    from drs_ray.report.thumbnails import thumbnails
     from drs_ray.results.reduce import RunResult
-    from drs_ray.results.report import write_report as write
-    from drs_ray.results.store import open_store
-    from drs_ray.results.summary import check_same_test_set
-    from drs_ray.thumbnails import thumbnails
+    from drs_ray.storage import open_store
 
     if not common:
         check_same_test_set(runs)

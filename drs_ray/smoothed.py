@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from drs_ray import arguments
 from drs_ray.arguments import checked, optional, several, shown, whole
 from drs_ray.certificates.attainable import best_radius, least_samples
-from drs_ray.certificates.certify import CertifiedRadii, certified_radii, pooled_images, rule_names
 from drs_ray.certificates.prediction import least_samples as prediction_samples
 from drs_ray.certificates.prediction import predicted_classes
-from drs_ray.certificates.rule import Rule
+from drs_ray.certificates.radii import CertifiedRadii, certified_radii, pooled_images, rule_names
+from drs_ray.certificates.rule import LEAST_ALPHA, Rule
 from drs_ray.config import DEFAULT_BATCH, Precision, float32, sigma_doubt
+from drs_ray.counts.history import Counts
 from drs_ray.errors import ClassifierError, ConfigError, DataError, counted
 from drs_ray.models.check import FirstBatch, tolerance_of
 from drs_ray.models.inference import VotingClassifier, voting_classifier
 from drs_ray.models.precision import has_bfloat16
 from drs_ray.models.tensors import module_digest
 from drs_ray.models.torch_state import fixed_kernels, plain_torch
-from drs_ray.results.counts import Counts
 from drs_ray.results.evidence import Evidence, evidence_of
 from drs_ray.results.tables import ABSTAIN
 from drs_ray.smoothing.keys import NoiseKey, Phase
@@ -89,7 +89,7 @@ class SmoothedClassifier:
     @checked(
         partition=arguments.instance_of("drs_ray.smoothing.partition:Partition", "a Partition of make_partition"),
         num_classes=partial(arguments.whole, least=2, below=2**31),
-        rule=optional(arguments.instance_of("drs_ray.certificates.certify:Rule", "None or a Rule")),
+        rule=optional(arguments.instance_of("drs_ray.certificates.radii:Rule", "None or a Rule")),
         weights=optional(arguments.numbers),
         seed=partial(arguments.whole, least=0),
         dataset=arguments.text,
@@ -392,8 +392,8 @@ def _warn_abstains(n: int, what: str, alpha: float, least: int) -> None:
 
 
 def _probability(alpha: float) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 1e-50 <= alpha < 1:
-        raise ConfigError(f"alpha must be in (0, 1), at least 1e-50, got {shown(alpha)}")
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not LEAST_ALPHA <= alpha < 1:
+        raise ConfigError(f"alpha must be in (0, 1), at least {LEAST_ALPHA:g}, got {shown(alpha)}")
     return float(alpha)
 
 

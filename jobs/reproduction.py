@@ -20,10 +20,10 @@ from typing import Annotated
 
 import typer
 
+from drs_ray.cli.interrupts import interruptible
 from drs_ray.config import RunConfig, load_config
 from drs_ray.data.datasets import open_dataset
 from drs_ray.errors import DrsError, InterruptedRunError
-from drs_ray.interrupts import interruptible
 
 CONFIGS = Path(__file__).parent / "configs" / "reproduction"
 PUBLISHED = {"train": "5f6a5743d0b2", "test": "dd2a9f58e487"}

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
 from drs_ray.certificates.curve import average_certified_radius
-from drs_ray.results.comparison import paired_differences
-from drs_ray.results.counts import read_counts
-from drs_ray.results.readouts import BASELINE, baseline_of
+from drs_ray.certificates.rounding import format_down
+from drs_ray.counts.history import read_counts
+from drs_ray.report.columns import BASELINE, baseline_of
+from drs_ray.report.comparison import paired_differences
+from drs_ray.report.summary import SHARE_DIGITS, summarise_side_by_side
 from drs_ray.results.reduce import RunResult, compare_rule, read_result
-from drs_ray.results.rounding import format_down
-from drs_ray.results.store import LocalStore
-from drs_ray.results.summary import SHARE_DIGITS, summarise_side_by_side
+from drs_ray.storage import LocalStore
 
 BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
 """The tables stand between these lines of docs/reproduction.md."""

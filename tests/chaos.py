@@ -33,7 +33,7 @@ from unittest.mock import patch
 from drs_ray import certify, read_certificates
 from drs_ray.config import parse_config
 from drs_ray.engine.status import run_status
-from drs_ray.results.store import open_store
+from drs_ray.storage import open_store
 from tests import servers
 from tests.servers import BUCKET
 from tests.support.fault_proxy import Fault, FaultProxy, Rule

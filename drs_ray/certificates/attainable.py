@@ -23,7 +23,7 @@ from scipy.special import log_ndtr, ndtr, ndtri_exp
 from scipy.stats import binom
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Rivals

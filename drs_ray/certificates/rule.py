@@ -12,6 +12,9 @@ RULES_VERSION = 2
 """Raised when the radius changes that a config means: an adaptive run's stages were decided by its own rules."""
 _POOLED = " with pooled"
 
+LEAST_ALPHA = 1e-50
+"""Smallest failure probability that bounds are computed for: quantiles beyond it lose their accuracy."""
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Integers, Rivals

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from drs_ray.class_names import shown
+from drs_ray.config.class_names import shown
+from drs_ray.data.image_files import UnfitImageError, decode, encode_png, header
 from drs_ray.data.listing import Listing, list_classes
-from drs_ray.data.pixels import UnfitImageError, decode, encode_png, header
 from drs_ray.data.split import Split
 from drs_ray.errors import DataError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from drs_ray.class_names import out_of_number_order, shown
+from drs_ray.config.class_names import out_of_number_order, shown
 from drs_ray.errors import DataError, counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drs_ray.class_names import read_class_names
+from drs_ray.config.class_names import read_class_names
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.folders import FolderDataset, folder_dataset, split_directory
 from drs_ray.data.listing import ImageFile, Listing, list_classes, list_images

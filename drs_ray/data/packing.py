@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drs_ray.data.datasets import Dataset
-from drs_ray.data.packed import SCHEMA, PackedIndex, RowGroup, Shard, index_key, parse_index, rows_digest
+from drs_ray.data.packed_format import SCHEMA, PackedIndex, RowGroup, Shard, index_key, parse_index, rows_digest
 from drs_ray.data.split import ContentDigest
 from drs_ray.errors import ConfigError, MissingObjectError
-from drs_ray.results.store import Store
+from drs_ray.storage import Store
 
 ROW_GROUP_BYTES = 2**20
 """A row group ends with the image that fills so many bytes: what is read to get one image, in one request."""

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from drs_ray.data.packed import INDEX, ROWS, SCHEMA, PackedIndex, Shard, index_key, parse_index, rows_digest
-from drs_ray.data.pixels import decode
+from drs_ray.data.image_files import decode
+from drs_ray.data.packed_format import INDEX, ROWS, SCHEMA, PackedIndex, Shard, index_key, parse_index, rows_digest
 from drs_ray.data.split import Split
 from drs_ray.errors import ConfigError, DataError, MissingObjectError
-from drs_ray.results.store import Store, open_store
+from drs_ray.storage import Store, open_store
 
 _REMEDY = "pack the data set again into another place"
 

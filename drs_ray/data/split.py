@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from drs_ray.data.pixels import encode_png, unit_range
+from drs_ray.data.image_files import encode_png, unit_range
 from drs_ray.errors import DataError
 
 if TYPE_CHECKING:

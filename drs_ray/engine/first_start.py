@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from drs_ray.counts.run_record import RunRecord, with_engine
+from drs_ray.engine.executor import Executor
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.probe import Prober, Speed, measure, slowest, workers_of
+from drs_ray.engine.probe import Speed, measure, slowest, workers_of
 from drs_ray.engine.sizing import is_small, most_samples, sized
 from drs_ray.errors import ClassifierError, EngineError
-from drs_ray.results.run_record import RunRecord, with_engine
 
 COMPILE_SECONDS = 60.0
 """Runs that take a worker less than this are not compiled: compiling takes 5 to 20 s on every node."""
@@ -23,12 +24,12 @@ COMPILE_GAIN = 1.05
 _ADAPTIVE_SHARE = 0.25  # of its largest number of samples, which an adaptive run is expected to take
 
 
-def settled(record: RunRecord, prober: Prober, observer: Observer) -> tuple[RunRecord, dict[int, Speed] | None]:
+def settled(record: RunRecord, executor: Executor, observer: Observer) -> tuple[RunRecord, dict[int, Speed] | None]:
     """A new run's record with `engine.compile` and the sizes of its units decided, by measuring where that pays.
 
     Args:
         record: the run as described.
-        prober: where the run will be carried out.
+        executor: where the run will be carried out.
         observer: told what could not be measured or compiled.
 
     Returns:
@@ -40,24 +41,24 @@ def settled(record: RunRecord, prober: Prober, observer: Observer) -> tuple[RunR
     asked, has_sizes = record.config.engine.compile, record.config.engine.images_per_unit is not None
     if asked is False and has_sizes:
         return record, None
-    workers = workers_of(record.config.engine, prober)
+    workers = workers_of(record.config.engine, executor)
     if asked is not True:
         record = with_engine(record, compile=False)
         if is_small(record, workers):
             return sized(record, workers, None), None
-    speeds = measure(record, prober, observer)
+    speeds = measure(record, executor, observer)
     if asked == "auto" and _seconds(record, workers, speeds) >= COMPILE_SECONDS:
         compiled = with_engine(record, compile=True)
-        faster = _measured_if_possible(compiled, prober, observer)
+        faster = _measured_if_possible(compiled, executor, observer)
         if 0 < _seconds(compiled, workers, faster) * COMPILE_GAIN <= _seconds(record, workers, speeds):
             record, speeds = compiled, faster
     return sized(record, workers, slowest(speeds)), speeds
 
 
-def _measured_if_possible(record: RunRecord, prober: Prober, observer: Observer) -> dict[int, Speed]:
+def _measured_if_possible(record: RunRecord, executor: Executor, observer: Observer) -> dict[int, Speed]:
     """Speeds of compiled classifiers; none, and a warning that says why, where they cannot be had."""
     try:
-        return measure(record, prober, observer)
+        return measure(record, executor, observer)
     except (ClassifierError, EngineError) as error:
         observer.event(f"warning: the run is done without torch.compile: {error}", "warning")
         return {}

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from drs_ray.config import RunConfig
-from drs_ray.engine.certify import describe_on, open_session
+from drs_ray.counts.encoding import CountsRow, encode_part
+from drs_ray.counts.plan import Unit, blocks, stage_units
+from drs_ray.counts.run_record import RunRecord, with_engine
+from drs_ray.engine.description import describe_on
 from drs_ray.engine.first_start import settled
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.opening import open_executor
 from drs_ray.engine.placement import Placement
-from drs_ray.engine.plan import Unit, blocks, stage_units
 from drs_ray.engine.probe import Speed, measure, workers_of
 from drs_ray.errors import EngineError
-from drs_ray.results.encoding import CountsRow, encode_part
-from drs_ray.results.run_record import RunRecord, with_engine
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,13 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
     from drs_ray.models.torch_state import plain_torch
 
     observer = observer or Observer()
-    with plain_torch(), open_session(config.engine, observer) as session:
-        described = describe_on(session, config, observer)
-        workers = workers_of(described.config.engine, session)
-        record, settled_speeds = settled(described, session, observer)
-        speeds = settled_speeds or measure(record, session, observer)
+    with plain_torch(), open_executor(config.engine, observer) as executor:
+        described = describe_on(executor, config, observer)
+        workers = workers_of(described.config.engine, executor)
+        record, settled_speeds = settled(described, executor, observer)
+        speeds = settled_speeds or measure(record, executor, observer)
         plain = with_engine(record, precision="float32", compile=False)
-        float32_speeds = speeds if plain == record else measure(plain, session, observer)
+        float32_speeds = speeds if plain == record else measure(plain, executor, observer)
     missing = sorted(set(range(record.sub_images)) - (set(speeds) & set(float32_speeds)))
     if missing:
         raise EngineError(

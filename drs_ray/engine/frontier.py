@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from drs_ray.counts.encoding import decode_parts
+from drs_ray.counts.history import assemble_rows
+from drs_ray.counts.parts import Parts, list_parts, read_units
+from drs_ray.counts.plan import Unit, blocks, missing_units, plan_units, stage_units
+from drs_ray.counts.rows import Rows, joined
+from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Unit, blocks, missing_units, plan_units, stage_units
-from drs_ray.results.counts import assemble_rows
-from drs_ray.results.encoding import decode_parts
 from drs_ray.results.evidence import open_images
-from drs_ray.results.parts import Parts, list_parts, read_units
-from drs_ray.results.rows import Rows, joined
-from drs_ray.results.run_record import RunRecord
-from drs_ray.results.store import Store
+from drs_ray.storage import Store
 
 Block = tuple[int, int]
 _BLOCKS = 4096  # that are resumed together: one decision over many images costs little more than one over few
@@ -90,6 +90,8 @@ class Frontier:
         Raises:
             CountsError: a part that cannot be trusted.
         """
+        if not self.adaptive:
+            return []
         assert outcome.part is not None
         classes = self._record.dataset.num_classes
         rows = decode_parts([(unit.key, outcome.part)], self._record.run_id, classes).rows

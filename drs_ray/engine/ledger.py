@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from drs_ray.counts.plan import Unit
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Unit
 from drs_ray.errors import EngineError
 
 KILLS_BEFORE_SET_ASIDE = 5
@@ -31,10 +30,9 @@ class Ledger:
         self._raised_in_a_row = 0
         self.set_aside: dict[Unit, str] = {}
 
-    def done(self, unit: Unit, outcome: Outcome) -> None:
-        """The unit's part is stored."""
+    def done(self) -> None:
+        """A unit was done."""
         self._raised_in_a_row = 0
-        self._observer.unit_done(unit, outcome)
 
     def raised(self, unit: Unit, reason: str) -> None:
         """The unit raised: the same input raises again, so it is set aside at once.

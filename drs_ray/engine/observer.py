@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from drs_ray.counts.plan import Unit
+from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Unit
-from drs_ray.results.run_record import RunRecord
 
 
 class Observer:

@@ -1,4 +1,4 @@
-"""What a worker says of a unit that it has done: its part is stored, and how long that took. No Ray, no torch here."""
+"""What a worker answers: a unit's part is stored, or how fast its votes were drawn. No Ray, no torch here."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Measured(Outcome):
-    """A unit that was drawn for its speed alone, and not stored: `samples` in `count_seconds`.
+class Measured:
+    """How fast a unit's votes were drawn, where nothing is stored: `samples` in `seconds`.
 
     classes: how many classes got votes, the mean over ranges of samples.
     """
 
-    samples: int = 0
+    seconds: float
+    samples: int
     classes: float = 1.0
 
     @property
     def rate(self) -> float:
         """Samples per second."""
-        return self.samples / self.count_seconds
+        return self.samples / self.seconds

@@ -5,31 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Protocol
 
 from drs_ray.config import EngineConfig
+from drs_ray.counts.plan import Draw, Unit
+from drs_ray.counts.run_record import RunRecord
+from drs_ray.engine.executor import Executor
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured
-from drs_ray.engine.plan import Draw, Unit
-from drs_ray.errors import DrsError
-from drs_ray.results.run_record import RunRecord
 
 PROBE_SECONDS = 1.0
 PROBE_WORKERS = 4
 """So many measurements at least, where there are workers for them: they share GPUs and memory as in the run."""
-
-Measurements = Mapping[int, Sequence[Measured]]
-"""By sub-image; one that could not be measured is not there."""
-
-
-class Prober(Protocol):
-    """Where a run will be carried out: see `drs_ray.engine.certify.Session`."""
-
-    def room(self, engine: EngineConfig) -> int:
-        """How many workers would find room now."""
-
-    def measure(self, units: list[Unit], record: RunRecord, observer: Observer) -> Measurements:
-        """How fast workers are with each unit's classifier on each unit's image; the units are not carried out."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +42,12 @@ def slowest(speeds: Mapping[int, Speed]) -> float | None:
     return min((speed.mean for speed in speeds.values()), default=None)
 
 
-def workers_of(engine: EngineConfig, prober: Prober) -> int:
+def workers_of(engine: EngineConfig, executor: Executor) -> int:
     """How many workers a run will have: those asked for, or those that the cluster has room for now."""
-    return engine.workers if engine.workers is not None else prober.room(engine)
+    return engine.workers if engine.workers is not None else executor.room(engine)
 
 
-def measure(record: RunRecord, prober: Prober, observer: Observer) -> dict[int, Speed]:
+def measure(record: RunRecord, executor: Executor, observer: Observer) -> dict[int, Speed]:
     """The speed of every sub-image's classifier on workers as the run will have them; those that fail are left out.
 
     Classifiers of one architecture, with the same arguments and the same shape of input, are as fast as each other:
@@ -73,13 +59,13 @@ def measure(record: RunRecord, prober: Prober, observer: Observer) -> dict[int, 
     observer.step("measuring")
     kinds = _kinds(record)
     leaders = sorted(set(kinds.values()))
-    each = -(-min(PROBE_WORKERS, workers_of(record.config.engine, prober)) // len(leaders))
+    each = -(-min(PROBE_WORKERS, workers_of(record.config.engine, executor)) // len(leaders))
     units = [
         Unit(leader, (at, at), (at % len(record.image_ids),), (Draw("estimation", 0, 0, record.config.noise.block),))
         for at in range(each)
         for leader in leaders
     ]
-    measured = prober.measure(units, record, observer)
+    measured = executor.measure(units, record, observer)
     for leader in leaders:
         if leader not in measured:
             observer.event(
@@ -89,26 +75,6 @@ def measure(record: RunRecord, prober: Prober, observer: Observer) -> dict[int, 
             )
     found = {leader: Speed.of(mine) for leader, mine in measured.items()}
     return {sub_image: found[leader] for sub_image, leader in kinds.items() if leader in found}
-
-
-def measure_inline(units: list[Unit], record: RunRecord) -> Measurements:
-    """`Prober.measure` in this process."""
-    from drs_ray.engine.worker import UnitRunner
-    from drs_ray.models.torch_state import fixed_kernels
-
-    engine = record.config.engine
-    found: dict[int, list[Measured]] = {}
-    with fixed_kernels(engine.device, engine.cpus_per_worker):
-        dataset = None
-        for unit in units:
-            runner = UnitRunner(record, unit.sub_image, dataset)
-            dataset = runner.dataset
-            try:
-                measured = runner.measure(unit, PROBE_SECONDS)
-            except DrsError:  # the run itself will say what is wrong with which image
-                continue
-            found.setdefault(unit.sub_image, []).append(measured)
-    return found
 
 
 def _kinds(record: RunRecord) -> dict[int, int]:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from drs_ray.results.run_record import RunRecord
+from drs_ray.counts.run_record import RunRecord
 
 UNITS_PER_WORKER = 8
 SHORTEST_SECONDS = 1.0

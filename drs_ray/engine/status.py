@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from drs_ray.counts.run_record import RunRecord, read_record
+from drs_ray.counts.schema import CERTIFICATES_KEY, COMPACTED_PREFIX
+from drs_ray.counts.sessions import SessionNote, read_sessions
 from drs_ray.engine.frontier import Frontier
-from drs_ray.engine.pace import WINDOW_SECONDS, pace_of
-from drs_ray.results.run_record import RunRecord, read_record
-from drs_ray.results.schema import CERTIFICATES_KEY, COMPACTED_PREFIX
-from drs_ray.results.sessions import SessionNote, read_sessions
-from drs_ray.results.store import Store
+from drs_ray.engine.throughput import WINDOW_SECONDS, pace_of
+from drs_ray.storage import Store
 
 Driver = Literal["none", "at work", "silent", "ended"]
 """No driver has begun; parts come in as they should; one began, did not end, and its parts stay away; all ended."""

@@ -16,7 +16,7 @@ from torch import nn
 from drs_ray.config import PixelsConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture, need_colour
-from drs_ray.models.pixels import Shape, shape_seen, with_pixels
+from drs_ray.models.pixel_convention import Shape, shape_seen, with_pixels
 from drs_ray.models.torch_state import plain_torch
 
 PROGRAM = "torch.export"

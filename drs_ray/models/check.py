@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drs_ray.certificates.rounding import apart
 from drs_ray.errors import ClassifierError, counted
 from drs_ray.models.building import told
 from drs_ray.models.tensors import few, tensor_digests
-from drs_ray.results.rounding import apart
 
 _SAMPLES = 8
 _LOWEST = -20.0  # such a class has e^-20 of the leading one's softmax: how much less is no matter

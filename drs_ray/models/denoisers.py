@@ -17,7 +17,7 @@ from drs_ray.config import DenoiserConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import call, find_function, told
 from drs_ray.models.checkpoints import load_checkpoint
-from drs_ray.models.pixels import Shape
+from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import load_tensors
 
 

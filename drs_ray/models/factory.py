@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 from torch import nn
 
-from drs_ray.class_names import first_difference
 from drs_ray.config import DenoiserConfig, PixelsConfig
+from drs_ray.config.class_names import first_difference
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import PROGRAM, build_module, is_factory
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint
 from drs_ray.models.denoisers import load_denoiser
-from drs_ray.models.pixels import check_channels, with_pixels
+from drs_ray.models.pixel_convention import check_channels, with_pixels
 from drs_ray.models.programs import load_program
 from drs_ray.models.tensors import load_tensors, module_digest
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drs_ray.errors import ClassifierError, ConfigError, MissingObjectError, StoreError
-from drs_ray.results.store import open_place_of
+from drs_ray.storage import open_place_of
 
 
 def read_file(location: str, remedy: str = "check the path") -> bytes:

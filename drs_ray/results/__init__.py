@@ -1,1 +1,1 @@
-"""Everything that is stored or read back: tables, stores, counts, reduction, reports. Imports neither torch nor Ray."""
+"""What follows from the counts: votes to radii, certificates and curves, and the tables they are stored in."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import CertifiedRadii, certified_radii
+from drs_ray.certificates.radii import CertifiedRadii, certified_radii
 from drs_ray.certificates.rule import RULES_VERSION, Rule
 from drs_ray.certificates.stages import is_open
 from drs_ray.certificates.votes import Integers, Rivals, most_voted, rivals_of, total, votes_of
 from drs_ray.config import CertificateConfig, RunConfig
+from drs_ray.counts.history import Counts, CountsHistory
+from drs_ray.counts.run_record import RunRecord
 from drs_ray.errors import ConfigError
-from drs_ray.results.counts import Counts, CountsHistory
-from drs_ray.results.run_record import RunRecord
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from drs_ray.certificates.certify import pooled_images, rule_names
+from drs_ray.certificates.radii import pooled_images, rule_names
 from drs_ray.certificates.rule import RULES_VERSION, Rule
 from drs_ray.certificates.votes import most_voted, total, votes_of
 from drs_ray.config import CertificateConfig
+from drs_ray.counts.history import Counts, CountsHistory, read_counts, read_reached_counts
+from drs_ray.counts.run_record import RunRecord, read_record
+from drs_ray.counts.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE, CURVE_KEY, metadata, with_metadata
+from drs_ray.counts.sessions import total_seconds
 from drs_ray.errors import CountsError, counted
-from drs_ray.results.counts import Counts, CountsHistory, read_counts, read_reached_counts
 from drs_ray.results.evidence import evidence_of, rule_of, waiting_images
-from drs_ray.results.run_record import RunRecord, read_record
-from drs_ray.results.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE, CURVE_KEY, metadata, with_metadata
-from drs_ray.results.sessions import total_seconds
-from drs_ray.results.store import Store
 from drs_ray.results.tables import ABSTAIN, CertifiedImages, curve_table, parquet_bytes, read_table, table_of
+from drs_ray.storage import Store
 
 _REMEDY = "write it again with `drs-ray reduce`"
 _UNREDUCED = (
@@ -54,7 +54,7 @@ class RunResult(CertifiedImages):
     seconds: wall time of the driver sessions that ended, None where none did. variant: what tells a comparison, derived
     in memory from the same counts, from the run itself; empty for the run's stored certificates. progress: None for a
     finished run; certificates of an unfinished one are those of the images that it has come to, and are never stored.
-    whole: how many images the run has, where these are only those that other runs have too (`summary.in_common`); None
+    whole: how many images the run has, where these are only those that other runs have too (`in_common`); None
     where they are all of them.
     """
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from drs_ray.certificates.curve import average_certified_radius, certified_accuracy_curve
+from drs_ray.counts.schema import CURVE, check_version, metadata, with_metadata
 from drs_ray.errors import CountsError, MissingObjectError
-from drs_ray.results.schema import CURVE, check_version, metadata, with_metadata
-from drs_ray.results.store import Store
+from drs_ray.storage import Store
 
 ABSTAIN = -1
 

@@ -19,15 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from drs_ray.arguments import checked, optional, several, text, whole
+from drs_ray.config.dataset import MOST_SUB_IMAGES
 from drs_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from drs_ray.config import PartitionConfig
 
 Owner = NDArray[np.int64]
-
-MOST_SUB_IMAGES = 64
-"""Largest K of an interleaved partition."""
 
 
 @dataclass(frozen=True, eq=False)

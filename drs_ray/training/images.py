@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import Dataset
-from drs_ray.data.pixels import unit_range
+from drs_ray.data.image_files import unit_range
 from drs_ray.data.split import View
 from drs_ray.errors import DataError
 

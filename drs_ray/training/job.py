@@ -13,7 +13,7 @@ from drs_ray.data.datasets import Dataset, open_dataset, select_image_ids
 from drs_ray.data.split import Subset
 from drs_ray.errors import ConfigError, DataError, counted
 from drs_ray.models.building import build_module
-from drs_ray.models.pixels import check_channels
+from drs_ray.models.pixel_convention import check_channels
 from drs_ray.smoothing.partition import partition_of
 from drs_ray.training.images import held_if_small
 from drs_ray.training.loop import EpochDone, Place, Report, derived_seed, train_classifier
@@ -72,7 +72,7 @@ class TrainingJob:
         )
 
     def work(self, device: str, rank: int, workers: int, start: TrainingState, tell: Tell) -> None:
-        """`train` as one of several workers, which reads the data set itself (`drs_ray.engine.group.GroupJob`).
+        """`train` as one of several workers that each read the data (`drs_ray.engine.ray.training_group.GroupJob`).
 
         Raises:
             DataError: it is not here, or not the driver's. The rest as `train`.

@@ -142,7 +142,7 @@ def _train_one(
     if place is not None:
         job.train(dataset, place, state, hear)
     else:
-        from drs_ray.engine.group import run_group  # Ray: only for those who use it
+        from drs_ray.engine.ray.training_group import run_group  # Ray: only for those who use it
 
         run_group(job, job.config.engine, training.workers, state, hear, on_note)
     module.load_state_dict(last.weights)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from drs_ray.results.image_table import Pictures
+from drs_ray.report.image_table import Pictures
+from drs_ray.report.page import render_report
 from drs_ray.results.reduce import RunResult
-from drs_ray.results.report import render_report
-from tests.unit.results.factories import make_result
+from tests.unit.counts.factories import make_result
 
 pytestmark = pytest.mark.browser
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from drs_ray import certify
+from drs_ray.counts.schema import COUNTS_PREFIX
 from drs_ray.errors import MissingObjectError, StoreError
-from drs_ray.results.schema import COUNTS_PREFIX
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 from tests.support.runs import counts_digest, drs_ray, run_config, run_data, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def may_mount(tmp_path):
 FILL = """
 import os, sys
 from drs_ray.errors import StoreError
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 store = LocalStore(sys.argv[1])
 stored = {}
 for number in range(1000):
@@ -87,7 +87,7 @@ def test_a_write_that_the_kernel_cuts(tmp_path, method):
     store = LocalStore(tmp_path)
     store.put("old", b"old content")
     program = (
-        "import resource, sys; from drs_ray.errors import StoreError; from drs_ray.results.store import LocalStore\n"
+        "import resource, sys; from drs_ray.errors import StoreError; from drs_ray.storage import LocalStore\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); store = LocalStore(sys.argv[1])\n"
         f"try: store.{method}(sys.argv[2], bytes(8000))\n"
         "except StoreError as error: sys.exit(str(error))"
@@ -143,7 +143,7 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_resumes_when_there_is_space(t
 CHECK = """
 import sys
 from drs_ray.errors import StoreError
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 store = LocalStore(sys.argv[1])
 assert [item.key for item in store.list()] == ["a"] and store.get("a") == b"1"
 for use in (store.check_writable, lambda: store.put("a", b"2"), lambda: store.create("b", b"2")):

@@ -8,9 +8,9 @@ import pytest
 
 from drs_ray import certify
 from drs_ray.config import parse_config
+from drs_ray.counts.plan import Unit
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Unit
 from tests.support.runs import BATCH, counts_digest, run_config, run_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

@@ -14,7 +14,7 @@ from drs_ray.data.arrays import load_mnist5k
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
 from drs_ray.errors import DataError
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 from tests.support.runs import write_config
 
 PACK = """

@@ -19,11 +19,11 @@ import pytest
 from drs_ray import certify
 from drs_ray.cli import main
 from drs_ray.config import parse_config
-from drs_ray.engine import inline
+from drs_ray.engine import inline_executor as inline
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import MissingObjectError, StoreError
-from drs_ray.results import store as store_module
-from drs_ray.results.store import S3Store, open_store
+from drs_ray.storage import S3Store, open_store
+from drs_ray.storage import s3 as s3_module
 from tests import servers
 from tests.servers import BUCKET
 from tests.support.fault_proxy import Fault, FaultProxy, Rule
@@ -215,7 +215,7 @@ def test_a_get_whose_body_always_breaks_off_ends_after_three_reads(proxy, store)
 
 
 def test_a_stalled_connection_ends_in_bounded_time(proxy, store, monkeypatch):
-    monkeypatch.setattr(store_module, "_READ_SECONDS", 1.0)
+    monkeypatch.setattr(s3_module, "_READ_SECONDS", 1.0)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     proxy.play(Rule(Fault.STALL, "PUT", nth={1, 3, 4}, seconds=3600))
     store.put("a", b"first")  # the first attempt stalls, the second does not

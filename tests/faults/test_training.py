@@ -16,7 +16,7 @@ from drs_ray.data.arrays import ArrayDataset, load_mnist5k
 from drs_ray.data.packing import pack_dataset
 from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models.checkpoints import load_checkpoint
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 from drs_ray.training.job import TrainingJob, training_split
 from drs_ray.training.loop import EpochDone, Place, Report
 from drs_ray.training.run import state_file, train_run

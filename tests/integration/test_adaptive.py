@@ -6,10 +6,10 @@ import pytest
 
 from drs_ray import certify, reduce
 from drs_ray.config import parse_config
+from drs_ray.counts.history import read_counts
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import CountsError
-from drs_ray.results.counts import read_counts
-from drs_ray.results.store import open_store
+from drs_ray.storage import open_store
 from tests.support.runs import counts_digest, run_data
 
 IMAGES, STAGES, LARGEST = 12, 4, 800

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import drs_ray
-from drs_ray.attacks.report import AttackReport
-from drs_ray.attacks.run import attack_run
+from drs_ray.audit.attack.report import AttackReport
+from drs_ray.audit.attack.run import attack_run
 from drs_ray.config import DatasetConfig, parse_config
+from drs_ray.counts.schema import ATTACKS, CERTIFICATES_KEY, metadata
 from drs_ray.data.datasets import open_dataset
-from drs_ray.engine import worker
+from drs_ray.engine import unit_runner as worker
 from drs_ray.errors import ClassifierError, ConfigError, CountsError, SoundnessError, StoreError
 from drs_ray.results.reduce import read_result
-from drs_ray.results.schema import ATTACKS, CERTIFICATES_KEY, metadata
-from drs_ray.results.store import open_store
+from drs_ray.storage import open_store
 from drs_ray.training.run import train_run
 from tests.support.runs import drs_ray as command
 from tests.support.runs import drs_ray_here, run_config, run_data
@@ -151,7 +151,7 @@ def test_another_seed_is_another_attack(finished: Path, honest: AttackReport) ->
 
 
 def test_what_cannot_be_written_is_told_before_the_attack(finished: Path, tmp_path: Path) -> None:
-    with patch("drs_ray.attacks.run.attack_run", side_effect=AssertionError("begun")):
+    with patch("drs_ray.audit.attack.run.attack_run", side_effect=AssertionError("begun")):
         done = drs_ray_here(["attack", str(finished), "--output", str(tmp_path)])
     assert done.returncode == 2
     assert done.stderr.startswith("error: output must name a Parquet file to write, like ")
@@ -159,7 +159,7 @@ def test_what_cannot_be_written_is_told_before_the_attack(finished: Path, tmp_pa
 
 
 def test_where_nothing_is_found_no_certificate_was_tested(finished: Path) -> None:
-    with patch("drs_ray.attacks.run.smallest_norm", return_value=None):
+    with patch("drs_ray.audit.attack.run.smallest_norm", return_value=None):
         done = drs_ray_here(["attack", str(finished), "--images", "2", *OPTIONS, "--quiet"])
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == (

@@ -14,10 +14,10 @@ import pytest
 
 import drs_ray
 from drs_ray.config import parse_config
+from drs_ray.counts.compaction import compact_run
+from drs_ray.counts.run_record import read_record
 from drs_ray.errors import ConfigError, CountsError, SoundnessError
-from drs_ray.results.compact import compact_run
-from drs_ray.results.run_record import read_record
-from drs_ray.results.store import open_store
+from drs_ray.storage import open_store
 from tests.support.runs import drs_ray_here, run_config, run_data
 
 
@@ -169,7 +169,7 @@ def test_places_without_a_reduced_run_are_refused(run: Path, tmp_path: Path) -> 
 
 
 def test_without_python_flint(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "drs_ray.auditing.balls", raising=False)
+    monkeypatch.delitem(sys.modules, "drs_ray.audit.balls", raising=False)
     monkeypatch.setitem(sys.modules, "flint", None)
     with pytest.raises(ConfigError, match=r"pip install drs-ray\[audit\]"):
         drs_ray.audit(str(run))

@@ -11,8 +11,8 @@ import pytest
 import typer
 import yaml
 
-from drs_ray import certify, demo
-from drs_ray.cli import app
+from drs_ray import certify
+from drs_ray.cli import app, demo
 from drs_ray.config import parse_config
 from tests.support.runs import drs_ray_here, run_config, run_data, write_config
 
@@ -49,6 +49,18 @@ def test_make_targets_exist():
     assert named >= {"demo", "test", "check", "bench"}
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_tests_that_documents_name_are_there():
+    named = {
+        name for document in DOCUMENTS for name in re.findall(r"\btests/[\w/]+\.py(?:::\w+)*", document.read_text())
+    }
+    assert len(named) > 20
+    for name in sorted(named):
+        file, *inside = name.split("::")
+        text = (ROOT / file).read_text()
+        for part in inside:
+            assert re.search(rf"^ *(?:def|class) {part}\b", text, re.MULTILINE), name
 
 
 def test_commands_in_docs_parse():

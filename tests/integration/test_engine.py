@@ -9,7 +9,7 @@ import pytest
 from drs_ray import certify, read_certificates
 from drs_ray.config import parse_config
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.worker import RemoteWorker, UnitRunner
+from drs_ray.engine.unit_runner import RemoteWorker, UnitRunner
 from drs_ray.errors import ConfigError, DataError, EngineError, StoreError, UnitsSetAsideError
 from tests.support.runs import BATCH, counts_digest, run_config, run_data
 

@@ -16,12 +16,12 @@ import pytest
 
 import drs_ray
 from drs_ray.cli import main
-from drs_ray.engine.plan import plan_units
-from drs_ray.engine.worker import UnitRunner
-from drs_ray.results.encoding import encode_part
-from drs_ray.results.imported import ImportedResult
-from drs_ray.results.run_record import read_record
-from drs_ray.results.store import open_store
+from drs_ray.counts.encoding import encode_part
+from drs_ray.counts.plan import plan_units
+from drs_ray.counts.run_record import read_record
+from drs_ray.engine.unit_runner import UnitRunner
+from drs_ray.published.imported_run import ImportedResult
+from drs_ray.storage import open_store
 from tests.support.runs import run_config, run_data, write_config
 
 IMAGES = 6

@@ -10,13 +10,13 @@ import torch
 
 from drs_ray import certify, read_certificate, read_run, reduce
 from drs_ray.config import parse_config
+from drs_ray.counts.history import read_counts
 from drs_ray.data.arrays import load_mnist5k
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import ConfigError
-from drs_ray.results.counts import read_counts
 from drs_ray.results.reduce import RunResult
-from drs_ray.results.store import open_store
 from drs_ray.smoothing.partition import make_partition
+from drs_ray.storage import open_store
 from tests.support.classifiers import half_space
 from tests.support.runs import counts_digest, drs_ray_here, run_data, write_config
 

@@ -19,12 +19,12 @@ import pytest
 
 from drs_ray import certify
 from drs_ray.config import parse_config
-from drs_ray.engine.plan import plan_units
+from drs_ray.counts.encoding import encode_part
+from drs_ray.counts.plan import plan_units
+from drs_ray.counts.run_record import read_record
 from drs_ray.engine.status import run_status
-from drs_ray.engine.worker import UnitRunner
-from drs_ray.results.encoding import encode_part
-from drs_ray.results.run_record import read_record
-from drs_ray.results.store import Store, open_store
+from drs_ray.engine.unit_runner import UnitRunner
+from drs_ray.storage import Store, open_store
 from tests.servers import BUCKET
 from tests.support.runs import (
     BATCH,

@@ -15,8 +15,8 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from drs_ray.engine.metrics import MetricsObserver
 from drs_ray.engine.outcome import Outcome
+from drs_ray.engine.ray.metrics import MetricsObserver
 from tests.support.runs import BATCH, FACTORY, Driver, drs_ray, run_data, stored_parts, write_config
 from tests.unit.engine.factories import unit
 

@@ -7,16 +7,16 @@ import os
 import pytest
 
 from drs_ray import certify
+from drs_ray.audit.verify import verify_run
 from drs_ray.cli import main
 from drs_ray.config import parse_config
 from drs_ray.data.arrays import ArrayDataset, load_mnist5k
 from drs_ray.data.packing import pack_dataset
-from drs_ray.engine.certify import describe_run
+from drs_ray.engine.description import describe_run
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.verify import verify_run
 from drs_ray.errors import ConfigError, DataError
 from drs_ray.models.checkpoints import load_checkpoint
-from drs_ray.results.store import LocalStore, open_store
+from drs_ray.storage import LocalStore, open_store
 from drs_ray.training.run import train_run
 from tests.servers import BUCKET
 from tests.support.runs import counts_digest, drs_ray, run_config, run_data, write_config

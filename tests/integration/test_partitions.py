@@ -10,11 +10,11 @@ import pytest
 
 from drs_ray import certify, read_run, reduce
 from drs_ray.config import parse_config
+from drs_ray.counts.run_record import identity, read_record
 from drs_ray.errors import ClassifierError
 from drs_ray.models.checkpoints import load_checkpoint
-from drs_ray.results.run_record import identity, read_record
-from drs_ray.results.store import open_store
-from drs_ray.results.summary import summarise
+from drs_ray.report.summary import summarise
+from drs_ray.storage import open_store
 from drs_ray.training.run import train_run
 from tests.support.runs import counts_digest, run_data
 

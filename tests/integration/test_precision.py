@@ -12,9 +12,9 @@ import pytest
 
 from drs_ray import certify, reduce, verify
 from drs_ray.config import parse_config
+from drs_ray.counts import run_record
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import ClassifierError, ConfigError, CountsError
-from drs_ray.results import run_record
 from tests.support.runs import Driver, counts_digest, drs_ray, run_data, stored_parts, write_config
 
 COMBINATIONS = [("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True)]

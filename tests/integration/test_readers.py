@@ -15,7 +15,7 @@ import drs_ray
 from drs_ray.results.reduce import RunResult
 from drs_ray.results.tables import parquet_bytes
 from tests.support.runs import run_data
-from tests.unit.results.factories import make_result
+from tests.unit.counts.factories import make_result
 
 ROOT = Path(__file__).parents[2]
 

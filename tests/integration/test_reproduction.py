@@ -17,7 +17,7 @@ from drs_ray.config import load_config
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.packing import pack_dataset
 from drs_ray.results.reduce import RunResult
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 from jobs import reproduction
 
 JOB = Path(reproduction.__file__)

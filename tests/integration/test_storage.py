@@ -63,7 +63,7 @@ def test_without_a_bucket(tmp_path, seaweed):
 
 
 def test_counts_on_s3_have_the_local_digest(seaweed, local):
-    from drs_ray.results.store import open_store
+    from drs_ray.storage import open_store
 
     certify(parse_config(_on_s3("digest", seaweed.endpoint)))
     assert counts_digest(open_store(f"s3://{BUCKET}/digest", seaweed.endpoint)) == counts_digest(local.uri)

@@ -12,15 +12,15 @@ import torch
 
 import drs_ray
 from drs_ray.config import RunConfig, parse_config
-from drs_ray.engine.plan import plan_units
-from drs_ray.engine.worker import UnitRunner
+from drs_ray.counts.encoding import CountsRow, encode_part
+from drs_ray.counts.plan import plan_units
+from drs_ray.counts.run_record import RunRecord, identity, read_record, run_id
+from drs_ray.counts.schema import COUNTS_PREFIX, RUN_KEY
+from drs_ray.engine.unit_runner import UnitRunner
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
-from drs_ray.results.encoding import CountsRow, encode_part
-from drs_ray.results.run_record import RunRecord, identity, read_record, run_id
-from drs_ray.results.schema import COUNTS_PREFIX, RUN_KEY
-from drs_ray.results.store import LocalStore, Store, open_store
+from drs_ray.storage import LocalStore, Store, open_store
 from tests.support.runs import drs_ray as command
 from tests.support.runs import run_config, run_data
 

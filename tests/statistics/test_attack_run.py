@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 import drs_ray
-from drs_ray.attacks.report import AttackReport
+from drs_ray.audit.attack.report import AttackReport
 from drs_ray.config import parse_config
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
-from drs_ray.results.store import LocalStore
 from drs_ray.smoothing.partition import Partition, make_partition
+from drs_ray.storage import LocalStore
 from tests.support.classifiers import half_space
 from tests.support.runs import run_data
 

@@ -15,7 +15,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 
 Floats = NDArray[np.float64]

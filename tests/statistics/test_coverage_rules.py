@@ -18,11 +18,11 @@ from scipy.special import gammaln, ndtr, ndtri, xlogy
 from scipy.stats import binom
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import certified_radii
 from drs_ray.certificates.confidence import level_region
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Rivals
-from drs_ray.results.counts import Counts
+from drs_ray.counts.history import Counts
 from drs_ray.results.evidence import evidence_of
 from tests.statistics.half_spaces import shortest_flip
 

@@ -17,8 +17,8 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import gammaln, log_ndtr, ndtr, ndtri
 from scipy.stats import binom
 
-from drs_ray.certificates.certify import certified_radii
 from drs_ray.certificates.fixed_radius import largest_fixed_radius, log_e_values
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.radius import mean_radius, probit_radius
 from drs_ray.certificates.rule import Rule
 

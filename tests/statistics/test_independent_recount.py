@@ -15,10 +15,10 @@ from scipy.stats import beta, norm
 
 from drs_ray import certify
 from drs_ray.config import parse_config
+from drs_ray.counts.encoding import decode_part
+from drs_ray.counts.schema import COUNTS_PREFIX
 from drs_ray.data.datasets import load_dataset
-from drs_ray.results.encoding import decode_part
-from drs_ray.results.schema import COUNTS_PREFIX
-from drs_ray.results.store import open_store
+from drs_ray.storage import open_store
 from tests.support.classifiers import Prototypes
 from tests.support.runs import run_data
 

@@ -19,7 +19,7 @@ from scipy import stats
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
-from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.lattice import lattice_integers, lattice_table

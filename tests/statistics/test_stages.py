@@ -17,7 +17,7 @@ from scipy.special import gammaln, ndtr, ndtri, xlogy
 from scipy.stats import beta
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.stages import Schedule, doubling_schedule, is_open
 from drs_ray.certificates.votes import Rivals

@@ -18,9 +18,9 @@ import yaml
 
 from drs_ray.cli import main
 from drs_ray.config import RunConfig, parse_config
-from drs_ray.results.parts import list_parts, read_units
-from drs_ray.results.run_record import read_record
-from drs_ray.results.store import Store, open_store
+from drs_ray.counts.parts import list_parts, read_units
+from drs_ray.counts.run_record import read_record
+from drs_ray.storage import Store, open_store
 
 BATCH = 50
 FACTORY = "tests.support.classifiers"

@@ -35,7 +35,7 @@ def test_no_message_puts_a_length_before_a_plural() -> None:
     """`{len(files)} files` would say "1 files": `counted` is for that. Pairs of numbers ("3 of 5 images") count too."""
     found = []
     for file in PACKAGE.rglob("*.py"):
-        if "auditing" in file.parts or file.name in ("class_names.py", "doubts.py"):  # never one, or seen to there
+        if file.name in ("balls.py", "radii.py", "class_names.py", "plausibility.py"):  # never one, or seen to there
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             parts = node.values if isinstance(node, ast.JoinedStr) else []

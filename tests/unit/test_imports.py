@@ -1,34 +1,45 @@
-"""Imports go one way (docs/architecture.md), and the heavy libraries are loaded only where they are needed."""
+"""The rooms of the package, as docs/architecture.md lists them: which imports which, and which libraries."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "drs_ray"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "drs_ray"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "mlflow"}
+LONGEST_FILE = 1000
+LARGEST_ROOM = 0.15
 
-# What a folder may import: third-party libraries, and parts of drs_ray.
-ALLOWED: dict[str, tuple[set[str], set[str]]] = {
-    "auditing": ({"flint", "pyarrow", "scipy"}, {"auditing", "errors", "results.schema", "results.store"}),
-    "certificates": ({"numpy", "scipy"}, {"certificates"}),
-    "smoothing": ({"numpy", "torch"}, {"arguments", "errors", "smoothing"}),
+# Files that may import less than their room: third-party libraries, and parts of drs_ray.
+NARROWER: dict[str, tuple[set[str], set[str]]] = {
+    "certificates/rule.py": (set(), set()),  # the config reads rules
+    "audit/balls.py": ({"flint", "scipy"}, {"errors"}),
+    "audit/radii.py": ({"flint", "pyarrow", "scipy"}, {"audit.balls", "errors", "counts.schema", "storage"}),
 }
-# What a folder may not import, of drs_ray or of others, not even inside a function.
-FORBIDDEN: dict[str, set[str]] = {
-    "results": {"torch", "torchvision", "ray", "drs_ray.smoothing", "drs_ray.models", "drs_ray.data", "drs_ray.engine"},
-    "models": {"ray", "drs_ray.engine", "drs_ray.results.counts", "drs_ray.results.reduce"},  # the store is for all
-    "data": {"ray", "drs_ray.engine", "drs_ray.models"},  # and of the results the store alone, which is for all
-    "config.py": HEAVY | {"drs_ray.engine", "drs_ray.results", "drs_ray.smoothing", "drs_ray.models", "drs_ray.data"},
-    "errors.py": HEAVY | {"drs_ray"},
-    "certificates/rule.py": {"numpy", "scipy", "drs_ray"},  # the config reads rules
-}
+
+
+def rooms() -> dict[str, tuple[set[str], set[str]]]:
+    """By room, lowest first: the libraries that it may import, and those of them only inside functions."""
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Rooms")[2].partition("## ")[0]
+    found = {}
+    for name, libraries in re.findall(r"^\| `([\w/]+(?:\.py)?)/?` \| .* \| ([^|]*) ?\|$", table, re.MULTILINE):
+        always, _, inside = libraries.partition("in functions:")
+        lists = [{word for word in re.split(r"[,; ]+", text) if word} for text in (always, inside)]
+        found[name.rstrip("/")] = (lists[0] | lists[1], lists[1])
+    return found
+
+
+ROOMS = rooms()
+ORDER = list(ROOMS)
 
 
 def imports(file: Path, top_level: bool = False) -> Iterator[str]:
@@ -52,22 +63,48 @@ def imports(file: Path, top_level: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import"
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "drs_ray")
+            if node.module == "drs_ray":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
 
 
 def within(name: str, roots: set[str]) -> bool:
     return any(name == root or name.startswith(root + ".") for root in roots)
 
 
-def files_of(place: str) -> list[Path]:
-    path = PACKAGE / place
-    return [path] if path.suffix else sorted(path.rglob("*.py"))
+def room_of(file: Path) -> str:
+    """The last room of the table that holds the file: `engine/ray` is a room in `engine`."""
+    place = file.relative_to(PACKAGE).as_posix()
+    holding = [room for room in ORDER if place == room or place.startswith(room + "/")]
+    assert holding, f"{place} is in no room of docs/architecture.md"
+    return max(holding, key=len)
 
 
-def test_there_is_something_to_check() -> None:
-    assert len(MODULES) > 20
-    assert all(files_of(place) for place in [*ALLOWED, *FORBIDDEN])
+def name_of(file: Path) -> str:
+    return ".".join(("drs_ray", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+FILE_OF = {name_of(file): file for file in MODULES}
+
+
+def modules_imported(file: Path) -> set[str]:
+    """The modules of the package that a file imports, inside functions too."""
+    found = set()
+    for name in imports(file):
+        while within(name, {"drs_ray"}) and name not in FILE_OF:  # a name in a module
+            name = name.rpartition(".")[0]
+        if name in FILE_OF:
+            found.add(name)
+    return found
+
+
+def test_the_table_lists_what_is_there() -> None:
+    there = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert {room for room in ORDER if "/" not in room} == there
+    assert len(MODULES) > 100
+    loose = [room for room in ORDER if room.endswith(".py") and not room.startswith("__")]
+    assert len(loose) <= 3
 
 
 def test_the_reader_of_imports_sees_all_kinds(tmp_path: Path) -> None:
@@ -85,44 +122,62 @@ def test_the_reader_of_imports_sees_all_kinds(tmp_path: Path) -> None:
     assert set(imports(file, top_level=True)) == everything - {"j", "l"}
 
 
-@pytest.mark.parametrize("place", sorted(ALLOWED))
-def test_pure_parts_import_nothing_else(place: str) -> None:
-    libraries, own = ALLOWED[place]
-    roots = libraries | {f"drs_ray.{part}" for part in own}
-    for file in files_of(place):
-        for name in imports(file):
-            assert within(name, roots) or name.partition(".")[0] in sys.stdlib_module_names, f"{file}: {name}"
-
-
-@pytest.mark.parametrize("place", sorted(FORBIDDEN))
-def test_no_way_back(place: str) -> None:
-    for file in files_of(place):
-        for name in imports(file):
-            assert not within(name, FORBIDDEN[place]), f"{file}: {name}"
-
-
-def test_data_uses_of_the_results_the_store_alone() -> None:
-    used = {name for file in files_of("data") for name in imports(file) if within(name, {"drs_ray.results"})}
-    assert used == {"drs_ray.results.store"}
-
-
-def test_ray_is_imported_in_the_engine_alone() -> None:
-    users = {file.relative_to(PACKAGE).parts[0] for file in MODULES if any(within(n, {"ray"}) for n in imports(file))}
-    assert users <= {"engine"}
-
-
-def test_nothing_but_the_command_line_imports_the_command_line() -> None:
+@pytest.mark.parametrize("room", ORDER)
+def test_a_room_imports_itself_and_those_above_it(room: str) -> None:
+    allowed = set(ORDER[: ORDER.index(room) + 1])
     for file in MODULES:
-        if file.name not in ("cli.py", "__main__.py"):
-            assert not any(within(name, {"drs_ray.cli"}) for name in imports(file)), file
+        if room_of(file) == room:
+            for name in modules_imported(file):
+                below = room_of(FILE_OF[name])
+                # A room in another is reached from it inside functions alone, in the one place that chooses.
+                nested = below.startswith(room + "/") and file.name == "opening.py"
+                assert below in allowed or nested, f"{file}: {name}"
 
 
-@pytest.mark.parametrize("name", ["cli.py", "config.py", "__init__.py", "errors.py"])
-def test_light_modules_load_nothing_heavy(name: str) -> None:
-    file = PACKAGE / name
-    if not file.exists():
-        pytest.skip(f"no {name} yet")
-    assert not [found for found in imports(file, top_level=True) if within(found, HEAVY)]
+def test_no_module_imports_itself_around_a_circle() -> None:
+    graph = {name: modules_imported(file) - {name} for name, file in FILE_OF.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"a circle: {' -> '.join((*path[path.index(name) :], name))}"
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_a_room_uses_the_libraries_of_the_table(room: str) -> None:
+    libraries, inside_functions = ROOMS[room]
+    used: set[str] = set()
+    for file in MODULES:
+        if room_of(file) == room:
+            own = {name.partition(".")[0] for name in imports(file)} - {"drs_ray"} - sys.stdlib_module_names
+            assert own <= libraries, file
+            at_once = {name.partition(".")[0] for name in imports(file, top_level=True)}
+            assert not at_once & inside_functions, file
+            used |= own
+    assert used == libraries
+
+
+@pytest.mark.parametrize("place", sorted(NARROWER))
+def test_some_files_import_less_than_their_room(place: str) -> None:
+    libraries, own = NARROWER[place]
+    roots = libraries | {f"drs_ray.{part}" for part in own}
+    for name in imports(PACKAGE / place):
+        assert within(name, roots) or name.partition(".")[0] in sys.stdlib_module_names, name
+
+
+def test_files_and_rooms_are_small() -> None:
+    lines = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in MODULES}
+    assert not {file.name: count for file, count in lines.items() if count > LONGEST_FILE}
+    shares = Counter[str]()
+    for file, count in lines.items():
+        shares[room_of(file)] += count
+    assert not {room: count for room, count in shares.items() if count > LARGEST_ROOM * sum(lines.values())}
 
 
 @pytest.mark.parametrize(
@@ -131,15 +186,13 @@ def test_light_modules_load_nothing_heavy(name: str) -> None:
         "drs_ray",
         "drs_ray.cli",
         "drs_ray.results.reduce",
-        "drs_ray.results.report",
-        "drs_ray.results.plots",
-        "drs_ray.results.tracking",
-        "drs_ray.engine.plan",
+        "drs_ray.report.page",
+        "drs_ray.report.plots",
+        "drs_ray.report.tracking",
+        "drs_ray.counts.plan",
     ],
 )
 def test_importing_loads_neither_torch_nor_ray(module: str) -> None:
-    if not (PACKAGE.parent / Path(*module.split("."))).with_suffix(".py").exists() and module != "drs_ray":
-        pytest.skip(f"no {module} yet")
     script = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
@@ -149,9 +202,9 @@ def test_the_auditor_shares_no_code_with_what_it_audits() -> None:
     """Not even by way of what it imports. The store, keys and errors come with it; and with the config the names of
     rules, which compute nothing.
     """
-    script = "import sys, drs_ray.auditing.run, drs_ray.auditing.balls; print(*sys.modules)"
+    script = "import sys, drs_ray.audit.radii, drs_ray.audit.balls; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     loaded = {name for name in done.stdout.split() if within(name, {"drs_ray"})}
-    assert "drs_ray.auditing.balls" in loaded, done.stderr
+    assert "drs_ray.audit.balls" in loaded, done.stderr
     loaded -= {"drs_ray.certificates", "drs_ray.certificates.rule"}
     assert not [name for name in loaded if within(name, {"drs_ray.certificates", "drs_ray.smoothing"})]

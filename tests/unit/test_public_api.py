@@ -15,12 +15,12 @@ import torch
 import yaml
 
 import drs_ray
-from drs_ray.attacks.run import attack_run
+from drs_ray.audit.attack.run import attack_run
+from drs_ray.audit.verify import verify_run
 from drs_ray.data.datasets import load_dataset
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.verify import verify_run
 from drs_ray.errors import ConfigError, DataError
-from drs_ray.results.imported import import_log
+from drs_ray.published.imported_run import import_log
 from tests.support.classifiers import Prototypes
 from tests.support.runs import run_data
 

@@ -18,7 +18,7 @@ from drs_ray.certificates.attainable import (
     samples_to_reach,
 )
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import certified_radii
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Rivals
 

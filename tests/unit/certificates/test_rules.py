@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from drs_ray.certificates.bounds import lower_quantile
-from drs_ray.certificates.certify import certified_radii, rule_names
+from drs_ray.certificates.radii import certified_radii, rule_names
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Rivals, rivals_of
 

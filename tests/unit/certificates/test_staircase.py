@@ -14,8 +14,8 @@ from scipy.optimize import brentq
 
 from drs_ray.certificates import confidence
 from drs_ray.certificates.boxes import least_box
-from drs_ray.certificates.certify import certified_radii
 from drs_ray.certificates.confidence import Region, level_region
+from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 
 Boxes = NDArray[np.float64]

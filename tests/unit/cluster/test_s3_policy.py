@@ -13,13 +13,13 @@ from botocore.client import BaseClient
 
 import drs_ray
 from drs_ray.config import parse_config
+from drs_ray.counts.compaction import compact_run
+from drs_ray.counts.repair import repair_run
+from drs_ray.counts.run_record import read_record
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.packing import pack_dataset
 from drs_ray.engine.status import run_status
-from drs_ray.results.compact import compact_run
-from drs_ray.results.repair import repair_run
-from drs_ray.results.run_record import read_record
-from drs_ray.results.store import open_store
+from drs_ray.storage import open_store
 from tests.support.runs import run_data
 
 POLICY = Path(__file__).parents[3] / "cluster" / "iam" / "s3.json"

@@ -13,10 +13,10 @@ from PIL import Image
 from torchvision.datasets.folder import default_loader
 
 from drs_ray.data.datasets import load_dataset
+from drs_ray.data.image_files import UnfitImageError, decode
 from drs_ray.data.packing import pack_dataset
-from drs_ray.data.pixels import UnfitImageError, decode
 from drs_ray.errors import DataError
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 6, 4), np.uint8), "RGBA")
 

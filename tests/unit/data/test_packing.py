@@ -16,12 +16,12 @@ from PIL import Image
 from drs_ray.data import packing
 from drs_ray.data.arrays import ArrayDataset, load_mnist5k
 from drs_ray.data.datasets import Dataset, load_dataset
-from drs_ray.data.packed import SCHEMA, PackedIndex, index_key, parse_index, rows_digest
+from drs_ray.data.image_files import encode_png
+from drs_ray.data.packed_format import SCHEMA, PackedIndex, index_key, parse_index, rows_digest
 from drs_ray.data.packing import pack_dataset
 from drs_ray.data.parquet import PackedDataset
-from drs_ray.data.pixels import encode_png
 from drs_ray.errors import ConfigError, DataError, StoreError
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 
 
 def untold(done: int) -> None:

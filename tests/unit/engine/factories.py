@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from drs_ray.config import EngineConfig
+from drs_ray.counts.encoding import CountsRow, encode_part
+from drs_ray.counts.plan import Draw, Unit
+from drs_ray.counts.run_record import RunRecord, identity, run_id
+from drs_ray.engine.inline_executor import InlineExecutor
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured, Outcome
-from drs_ray.engine.plan import Draw, Unit
-from drs_ray.engine.probe import Measurements
-from drs_ray.results.encoding import CountsRow, encode_part
-from drs_ray.results.run_record import RunRecord, identity, run_id
-from tests.unit.results.factories import CLASSES, make_record
+from tests.unit.counts.factories import CLASSES, make_record
 
 
 def record_of(
@@ -43,13 +43,13 @@ def unlike(record: RunRecord) -> RunRecord:
 
 def measured(rate: float, classes: float = 1.0) -> Measured:
     """So many samples per second."""
-    return Measured(2.0, 0.0, samples=round(2 * rate), classes=classes)
+    return Measured(2.0, round(2 * rate), classes)
 
 
 Rate = Callable[[Unit, RunRecord], float | None]
 
 
-class FakeProber:
+class FakeExecutor(InlineExecutor):
     """A cluster with so much room, whose workers draw `rate` samples per second, or fail where that is None."""
 
     def __init__(self, room: int = 4, rate: Rate = lambda unit, record: 1000.0) -> None:
@@ -61,7 +61,7 @@ class FakeProber:
         self.asked_for_room = True
         return self._room
 
-    def measure(self, units: list[Unit], record: RunRecord, observer: Observer) -> Measurements:
+    def measure(self, units: Sequence[Unit], record: RunRecord, observer: Observer) -> Mapping[int, Sequence[Measured]]:
         self.units += units
         found: dict[int, list[Measured]] = {}
         for unit in units:

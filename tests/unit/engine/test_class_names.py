@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from drs_ray.config import RunConfig, parse_config
+from drs_ray.counts.run_record import read_record
 from drs_ray.data.datasets import load_dataset
-from drs_ray.data.packed import parse_index
+from drs_ray.data.packed_format import parse_index
 from drs_ray.data.packing import pack_dataset
-from drs_ray.engine.certify import certify_run
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.run import certify_run
 from drs_ray.errors import ClassifierError, ConfigError, DataError
 from drs_ray.models.checkpoints import load_checkpoint, save_checkpoint
 from drs_ray.models.factory import load_classifier
-from drs_ray.results.run_record import read_record
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 from drs_ray.training.run import train_run
 from tests.support.classifiers import Prototypes
 

@@ -11,7 +11,7 @@ import pytest
 from drs_ray import certify
 from drs_ray.config import RunConfig, parse_config
 from drs_ray.engine import first_start, forecast
-from drs_ray.engine.certify import out_of_reach
+from drs_ray.engine.description import out_of_reach
 from drs_ray.engine.forecast import RunPlan, Size, plan_run
 from drs_ray.engine.probe import Speed
 from drs_ray.errors import EngineError

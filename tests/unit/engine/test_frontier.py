@@ -6,14 +6,14 @@ import itertools
 
 import pytest
 
+from drs_ray.counts.plan import Unit, plan_units, stage_units
+from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.plan import Unit, plan_units, stage_units
 from drs_ray.errors import CountsError
-from drs_ray.results.run_record import RunRecord
+from tests.unit.counts import scale
+from tests.unit.counts.factories import MemoryStore
 from tests.unit.engine.factories import part_of, record_of
-from tests.unit.results import scale
-from tests.unit.results.factories import MemoryStore
 
 SETTLED, OPEN, HOPELESS = 1.0, 0.6, 0.0
 SHARES = {0: SETTLED, 1: OPEN, 2: HOPELESS}

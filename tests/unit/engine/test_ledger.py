@@ -6,11 +6,8 @@ import pytest
 
 from drs_ray.engine import ledger
 from drs_ray.engine.ledger import Ledger
-from drs_ray.engine.outcome import Outcome
 from drs_ray.errors import EngineError
 from tests.unit.engine.factories import Recorder, unit
-
-OUTCOME = Outcome(1.0, 0.1)
 
 
 @pytest.fixture
@@ -21,12 +18,6 @@ def recorder() -> Recorder:
 @pytest.fixture
 def book(recorder: Recorder) -> Ledger:
     return Ledger(recorder)
-
-
-def test_what_is_done_is_reported(book: Ledger, recorder: Recorder) -> None:
-    book.done(unit(0), OUTCOME)
-    assert recorder.done == [unit(0)]
-    assert book.set_aside == {}
 
 
 def test_a_unit_that_raises_is_set_aside_at_once(book: Ledger, recorder: Recorder) -> None:
@@ -85,7 +76,7 @@ def test_twenty_failures_in_a_row_end_the_run(book: Ledger, outcome: str) -> Non
     fail = getattr(book, outcome)
     for number in range(19):
         fail(unit(number), "no")
-    book.done(unit(100), OUTCOME)  # not in a row
+    book.done()  # not in a row
     for number in range(19):
         fail(unit(200 + number), "no")
     with pytest.raises(EngineError, match=r"the last 20 units all failed, giving up; last cause: last one; .*resume"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,53 +10,56 @@ import pytest
 import torch
 
 from drs_ray.config import EngineConfig, parse_config
-from drs_ray.engine import probe
-from drs_ray.engine.certify import describe_run, open_session, resolve
+from drs_ray.counts.plan import Unit
+from drs_ray.counts.run_record import RunRecord
+from drs_ray.engine import inline_executor as inline
+from drs_ray.engine.description import describe_run, resolve
+from drs_ray.engine.inline_executor import InlineExecutor
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.plan import Unit
-from drs_ray.engine.probe import Measurements, Speed, measure, measure_inline, slowest, workers_of
-from drs_ray.results.run_record import RunRecord
+from drs_ray.engine.opening import open_executor
+from drs_ray.engine.outcome import Measured
+from drs_ray.engine.probe import PROBE_WORKERS, Speed, measure, slowest, workers_of
 from tests.support.runs import BATCH, run_config, run_data
-from tests.unit.engine.factories import FakeProber, Recorder, measured, open_record, unlike
+from tests.unit.engine.factories import FakeExecutor, Recorder, measured, open_record, unlike
 
 
-@pytest.mark.parametrize(("room", "units"), [(1, 1), (3, 3), (100, probe.PROBE_WORKERS)])
+@pytest.mark.parametrize(("room", "units"), [(1, 1), (3, 3), (100, PROBE_WORKERS)])
 def test_classifiers_that_do_the_same_work_are_measured_once_by_several_workers(room: int, units: int) -> None:
-    prober = FakeProber(room)
-    speeds = measure(open_record(), prober, Recorder())
-    assert [unit.sub_image for unit in prober.units] == [0] * units
-    assert len({unit.positions for unit in prober.units}) == units  # an image each
-    assert len({unit.key for unit in prober.units}) == units
+    executor = FakeExecutor(room)
+    speeds = measure(open_record(), executor, Recorder())
+    assert [unit.sub_image for unit in executor.units] == [0] * units
+    assert len({unit.positions for unit in executor.units}) == units  # an image each
+    assert len({unit.key for unit in executor.units}) == units
     assert speeds == {0: Speed(1000.0, 1000.0, 1000.0), 1: Speed(1000.0, 1000.0, 1000.0)}
 
 
 def test_classifiers_that_do_other_work_share_the_workers() -> None:
-    prober = FakeProber(100)
-    assert set(measure(unlike(open_record()), prober, Recorder())) == {0, 1}
-    assert sorted(unit.sub_image for unit in prober.units) == [0, 0, 1, 1]
+    executor = FakeExecutor(100)
+    assert set(measure(unlike(open_record()), executor, Recorder())) == {0, 1}
+    assert sorted(unit.sub_image for unit in executor.units) == [0, 0, 1, 1]
 
 
 def test_sub_images_of_other_shapes_are_other_work(tmp_path: Path) -> None:
     """Of three interleaved columns on 28 pixels, one has a column more."""
     data = run_data(tmp_path, images=3)
     data |= {"partition": {"name": "interleave", "interleave": [1, 3]}, "classifiers": [data["classifiers"][0]] * 3}
-    with open_session(EngineConfig(address="inline")) as session:
-        record = describe_run(resolve(parse_config(data), session), Observer())
-    prober = FakeProber(100)
-    assert set(measure(record, prober, Recorder())) == {0, 1, 2}
-    assert {unit.sub_image for unit in prober.units} == {0, 1}
+    with open_executor(EngineConfig(address="inline")) as executor:
+        record = describe_run(resolve(parse_config(data), executor), Observer())
+    executor = FakeExecutor(100)
+    assert set(measure(record, executor, Recorder())) == {0, 1, 2}
+    assert {unit.sub_image for unit in executor.units} == {0, 1}
 
 
 def test_a_run_of_one_image_is_measured_on_it() -> None:
-    prober = FakeProber()
-    measure(open_record(1), prober, Recorder())
-    assert {unit.positions for unit in prober.units} == {(0,)}
+    executor = FakeExecutor()
+    measure(open_record(1), executor, Recorder())
+    assert {unit.positions for unit in executor.units} == {(0,)}
 
 
 def test_a_sub_image_that_fails_is_left_out_and_named() -> None:
     recorder = Recorder()
-    prober = FakeProber(rate=lambda unit, record: None if unit.sub_image else 1000.0)
-    assert set(measure(unlike(open_record()), prober, recorder)) == {0}
+    executor = FakeExecutor(rate=lambda unit, record: None if unit.sub_image else 1000.0)
+    assert set(measure(unlike(open_record()), executor, recorder)) == {0}
     (event,) = recorder.events
     assert event.startswith("warning: sub-image 1 could not be measured")
 
@@ -64,8 +68,8 @@ def test_a_sub_image_that_fails_is_left_out_and_named() -> None:
 
 
 def test_the_workers_of_a_run_are_those_asked_for_or_those_with_room() -> None:
-    assert workers_of(EngineConfig(workers=7), FakeProber(room=2)) == 7
-    assert workers_of(EngineConfig(), FakeProber(room=2)) == 2
+    assert workers_of(EngineConfig(workers=7), FakeExecutor(room=2)) == 7
+    assert workers_of(EngineConfig(), FakeExecutor(room=2)) == 2
 
 
 def test_several_workers_together() -> None:
@@ -80,12 +84,12 @@ def test_several_workers_together() -> None:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(inline, "PROBE_SECONDS", 0.01)
 
 
 def described(place: Path, factory: str = "prototypes", **arguments: Any) -> RunRecord:
-    with open_session(EngineConfig(address="inline")) as session:
-        return describe_run(resolve(run_config(place, images=3, factory=factory, **arguments), session), Observer())
+    with open_executor(EngineConfig(address="inline")) as executor:
+        return describe_run(resolve(run_config(place, images=3, factory=factory, **arguments), executor), Observer())
 
 
 @pytest.mark.usefixtures("brief")
@@ -94,12 +98,17 @@ def test_real_classifiers_in_this_process(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     units: list[Unit] = []
 
-    class Here(FakeProber):
-        def measure(self, wanted: list[Unit], record: RunRecord, observer: Observer) -> Measurements:
-            units.extend(wanted)
-            return measure_inline(wanted, record)
+    class Here(InlineExecutor):
+        def room(self, engine: EngineConfig) -> int:
+            return 2
 
-    speeds = measure(record, Here(room=2), Recorder())
+        def measure(
+            self, wanted: Sequence[Unit], record: RunRecord, observer: Observer
+        ) -> Mapping[int, Sequence[Measured]]:
+            units.extend(wanted)
+            return super().measure(wanted, record, observer)
+
+    speeds = measure(record, Here(), Recorder())
     assert set(speeds) == {0, 1}
     assert all(0 < speed.least <= speed.mean <= speed.most for speed in speeds.values())
     assert all(1 <= speed.classes <= record.dataset.num_classes for speed in speeds.values())
@@ -113,9 +122,5 @@ def test_a_classifier_that_fails_in_this_process_is_no_measurement(tmp_path: Pat
     record = described(tmp_path / "run", "raises_under_load", trigger=BATCH)
     recorder = Recorder()
 
-    class Here(FakeProber):
-        def measure(self, wanted: list[Unit], record: RunRecord, observer: Observer) -> Measurements:
-            return measure_inline(wanted, record)
-
-    assert measure(record, Here(), recorder) == {}
+    assert measure(record, InlineExecutor(), recorder) == {}
     assert recorder.events[0].startswith("warning: sub-image 0 could not be measured")

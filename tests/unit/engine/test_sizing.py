@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drs_ray.engine.plan import plan_units
+from drs_ray.counts.plan import plan_units
+from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.sizing import (
     LATER_STAGES,
     MOST_IMAGES,
@@ -20,7 +21,6 @@ from drs_ray.engine.sizing import (
     sized,
     unit_sizes,
 )
-from drs_ray.results.run_record import RunRecord
 from tests.unit.engine.factories import record_of
 
 SECOND, UNIT = 1.0, 30.0

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from drs_ray.engine.plan import plan_units, stage_units
+from drs_ray.counts.encoding import decode_parts
+from drs_ray.counts.merged_parts import encode_compacted
+from drs_ray.counts.plan import plan_units, stage_units
+from drs_ray.counts.run_record import RunRecord
+from drs_ray.counts.schema import CERTIFICATES_KEY, RUN_KEY
+from drs_ray.counts.sessions import SESSIONS_PREFIX
 from drs_ray.engine.status import RunStatus, run_status
 from drs_ray.errors import CountsError
-from drs_ray.results.compacted import encode_compacted
-from drs_ray.results.encoding import decode_parts
-from drs_ray.results.run_record import RunRecord
-from drs_ray.results.schema import CERTIFICATES_KEY, RUN_KEY
-from drs_ray.results.sessions import SESSIONS_PREFIX
-from drs_ray.results.store import StoredObject
+from drs_ray.storage import StoredObject
+from tests.unit.counts.factories import CLASSES, MemoryStore
 from tests.unit.engine.factories import part_of, record_of
-from tests.unit.results.factories import CLASSES, MemoryStore
 
 NOW = 1_000_000.0
 PER_UNIT = 3 * (50 + 400)

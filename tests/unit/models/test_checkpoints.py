@@ -21,7 +21,7 @@ from torch import nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import METADATA_KEY, CheckpointMetadata, load_checkpoint, save_checkpoint
-from drs_ray.results import store
+from drs_ray.storage import local
 
 METADATA = CheckpointMetadata(
     architecture="digits-cnn",
@@ -61,6 +61,28 @@ def test_bytes_depend_on_the_content_alone_and_nothing_is_left_behind(tmp_path: 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
+def test_the_names_in_a_checkpoint_are_what_they_were(tmp_path: Path, module: nn.Module) -> None:
+    """Checkpoints of earlier versions are read by them."""
+    save_checkpoint(tmp_path / "a.safetensors", module, METADATA)
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        notes = file.metadata()
+    assert set(notes) == {"drs_ray"}
+    assert json.loads(notes["drs_ray"]) == {
+        "architecture": "digits-cnn",
+        "partition": "checkerboard",
+        "layout": "packed",
+        "sub_image": 1,
+        "sigma": 2**-0.5,
+        "num_classes": 10,
+        "image_shape": [1, 28, 14],
+        "dataset": "mnist5k",
+        "training": "15 epochs",
+        "arguments": {"width": 4, "mean": [0.1]},
+        "pixels": {},
+        "classes": [],
+    }
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.safetensors"
     save_checkpoint(file, module, METADATA)
@@ -69,7 +91,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, module: nn.Module, mo
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(local.os, "fsync", full)
     with pytest.raises(ClassifierError, match=r"a.safetensors: cannot be written: .*no space left on the disk"):
         save_checkpoint(file, module, replace(METADATA, sub_image=0))
     assert file.read_bytes() == before

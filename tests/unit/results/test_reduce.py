@@ -15,14 +15,14 @@ from scipy.stats import beta, norm
 
 from drs_ray.certificates.rule import Rule
 from drs_ray.config import CertificateConfig
+from drs_ray.counts.encoding import CountsRow, encode_part
+from drs_ray.counts.history import Counts
+from drs_ray.counts.run_record import RunRecord, create_or_join
 from drs_ray.errors import CountsError
-from drs_ray.results.counts import Counts
-from drs_ray.results.encoding import CountsRow, encode_part
 from drs_ray.results.reduce import certify_counts, read_result, reduce_run
-from drs_ray.results.run_record import RunRecord, create_or_join
-from drs_ray.results.store import LocalStore, Store
 from drs_ray.results.tables import ABSTAIN
-from tests.unit.results.factories import CLASSES, MemoryStore, make_record
+from drs_ray.storage import LocalStore, Store
+from tests.unit.counts.factories import CLASSES, MemoryStore, make_record
 
 IMAGES = 30
 Votes = dict[str, NDArray[np.int64]]

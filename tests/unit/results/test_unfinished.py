@@ -12,20 +12,22 @@ from typer.testing import CliRunner
 
 from drs_ray.certificates.curve import failed_certificates
 from drs_ray.cli import app
+from drs_ray.counts.history import read_counts, read_reached_counts
+from drs_ray.counts.run_record import RunRecord, create_or_join
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
 from drs_ray.errors import ConfigError, CountsError
-from drs_ray.results.counts import read_counts, read_reached_counts
-from drs_ray.results.figure import SVG_KEY
-from drs_ray.results.readouts import read_columns, read_partial_columns, saving
+from drs_ray.report.columns import read_columns, read_partial_columns
+from drs_ray.report.distributions import saving
+from drs_ray.report.figure import SVG_KEY
+from drs_ray.report.page import render_report
+from drs_ray.report.summary import summarise
+from drs_ray.report.test_sets import check_same_test_set
 from drs_ray.results.reduce import RunResult, reduce_run, reduce_unfinished
-from drs_ray.results.report import render_report
-from drs_ray.results.run_record import RunRecord, create_or_join
-from drs_ray.results.store import LocalStore
-from drs_ray.results.summary import check_same_test_set, summarise
+from drs_ray.storage import LocalStore
+from tests.unit.counts.factories import PART_KEY, MemoryStore, make_part, make_record
+from tests.unit.counts.scale import ADAPTIVE, FIXED, copy_of, finish, own, stored
 from tests.unit.engine.factories import part_of
-from tests.unit.results.factories import PART_KEY, MemoryStore, make_part, make_record
-from tests.unit.results.scale import ADAPTIVE, FIXED, copy_of, finish, own, stored
 
 
 def steps(record: RunRecord, share: Callable[[int], float] = own) -> Iterator[MemoryStore]:

@@ -12,10 +12,10 @@ from PIL import Image
 from drs_ray.data.arrays import ArrayDataset
 from drs_ray.data.datasets import load_dataset
 from drs_ray.data.folders import load_folder
+from drs_ray.data.image_files import unit_range
 from drs_ray.data.packing import pack_dataset
-from drs_ray.data.pixels import unit_range
 from drs_ray.errors import DataError
-from drs_ray.results.store import LocalStore
+from drs_ray.storage import LocalStore
 from drs_ray.training import images as images_module
 from drs_ray.training.images import HeldDataset, augment, held_if_small, read_batches
 

@@ -17,7 +17,7 @@ from drs_ray.data.arrays import ArrayDataset, load_mnist5k
 from drs_ray.errors import ClassifierError, ConfigError, DataError
 from drs_ray.models.checkpoints import load_checkpoint
 from drs_ray.models.factory import load_classifier
-from drs_ray.results.store import open_store
+from drs_ray.storage import open_store
 from drs_ray.training import loop
 from drs_ray.training.run import TrainingReport, state_file, train_run
 from tests.servers import BUCKET

@@ -9,7 +9,7 @@ import torch
 
 from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models import checkpoints
-from drs_ray.results import store
+from drs_ray.storage import local
 from drs_ray.training.state import TrainingState, load_state, save_state
 
 STATE = TrainingState(
@@ -80,7 +80,7 @@ def test_a_failed_write_keeps_the_old_state(file: Path, monkeypatch: pytest.Monk
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(local.os, "fsync", full)
     with pytest.raises(ClassifierError, match="no space left on the disk"):
         save_state(str(file), TrainingState(4, STATE.weights), SETTINGS)
     assert file.read_bytes() == before

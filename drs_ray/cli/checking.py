@@ -1,0 +1,125 @@
+"""Commands that check a run: its votes, its radii, its certificates."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from drs_ray.cli.options import (
+    DeviceOption,
+    EndpointOption,
+    PlacesOption,
+    QuietOption,
+    RunArgument,
+    open_run,
+    place,
+    stderr,
+    stdout,
+)
+
+
+def verify(
+    run: RunArgument,
+    units: Annotated[int, typer.Option(min=1, help="How many stored units to check, drawn at random.")] = 10,
+    images: Annotated[int, typer.Option(min=1, help="How many images of each unit, drawn at random.")] = 4,
+    image: Annotated[
+        int | None, typer.Option(min=0, metavar="ID", help="This image in all of its units, in place of a random draw.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Repeat the draw of an earlier check.")] = None,
+    device: DeviceOption = None,
+    level: Annotated[float, typer.Option(help="Chance that a faultless run fails, if not compared exactly.")] = 1e-3,
+    set_: PlacesOption = None,
+    endpoint_url: EndpointOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Recompute random units of a run here, and compare their votes with the stored ones. Nothing is written."""
+    from drs_ray.audit.verify import verify_run
+    from drs_ray.cli.interrupts import interruptible
+    from drs_ray.cli.key_values import render_facts, verify_facts
+    from drs_ray.cli.run_display import ConsoleObserver
+
+    with interruptible("nothing was written"), ConsoleObserver(stderr(), "verify", quiet) as observer:
+        found = verify_run(
+            open_run(run, endpoint_url),
+            units,
+            images=images,
+            image=image,
+            seed=seed,
+            device=device,
+            level=level,
+            overrides=set_ or (),
+            observer=observer,
+        )
+    stdout().print(render_facts(verify_facts(found, images, level)))
+    found.check()
+    print("the stored votes agree")
+
+
+def audit(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
+    """Derive every radius of a run again from its counts, by other code and in ball arithmetic. Nothing is written."""
+    from drs_ray.audit.radii import audit_run
+    from drs_ray.cli.interrupts import interruptible
+    from drs_ray.cli.key_values import audit_facts, render_facts
+
+    with interruptible("nothing was written"):
+        found = audit_run(open_run(run, endpoint_url))
+    stdout().print(render_facts(audit_facts(found)))
+    for image_id, why in found.far_below.items():
+        print(f"warning: image {image_id}: {why}: smaller than need be, and sound", file=sys.stderr)
+    found.check()
+    print("the counts prove every radius")
+
+
+def attack(
+    run: RunArgument,
+    images: Annotated[int, typer.Option(min=1, help="How many images of the run, drawn at random.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Descent steps for an image's direction.")] = 60,
+    samples: Annotated[int, typer.Option(min=2, help="Noise samples per sub-image of a step.")] = 32,
+    confirmation: Annotated[int, typer.Option(min=1, help="Fresh samples per sub-image that confirm.")] = 10_000,
+    level: Annotated[float, typer.Option(help="Chance that any confirmation is wrong, over all images.")] = 1e-3,
+    seed: Annotated[int | None, typer.Option(min=0, help="Repeat an earlier attack.")] = None,
+    device: DeviceOption = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Parquet file or s3:// URI for the table and the images found.", callback=place
+        ),
+    ] = None,
+    set_: PlacesOption = None,
+    endpoint_url: EndpointOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Search perturbations that change a run's certified predictions: none may be shorter than the certified radius."""
+    from drs_ray.audit.attack.report import check_output
+    from drs_ray.audit.attack.run import attack_run
+    from drs_ray.cli.interrupts import interruptible
+    from drs_ray.cli.key_values import attack_facts, render_attack, render_facts
+    from drs_ray.cli.progress import images_progress
+
+    with interruptible("nothing was written"), images_progress(stderr(), "attack", quiet) as told:
+        if output is not None:
+            check_output(output, endpoint_url)
+        found = attack_run(
+            open_run(run, endpoint_url),
+            images,
+            steps=steps,
+            samples=samples,
+            confirmation=confirmation,
+            level=level,
+            seed=seed,
+            device=device,
+            overrides=set_ or (),
+            told=told,
+        )
+    stdout().print(render_attack(found))
+    stdout().print(render_facts(attack_facts(found)))
+    try:
+        if output is not None:
+            found.write(output, endpoint_url)
+            print(f"attack: {output}")
+    finally:
+        found.check()  # what it finds matters more than a file that cannot be written
+    untested = "" if found.broken.any() else ", nor tested: no perturbation was found and confirmed"
+    print(f"no certificate is contradicted{untested}")

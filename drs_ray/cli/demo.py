@@ -1,0 +1,96 @@
+"""`drs-ray demo`: RS and DRS side by side on real digits, with nothing but what ships with the `demo` extra.
+
+DRS is there twice: by the best rule, and by the plain one from the same counts, to show what the rule gains.
+
+The configs are written next to the results, so that the demo's runs can be continued, changed and run by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from drs_ray.cli.progress import train_with_progress
+from drs_ray.cli.run_display import ConsoleObserver
+from drs_ray.config import parse_config
+from drs_ray.counts.history import read_counts
+from drs_ray.engine.opening import open_executor
+from drs_ray.engine.run import complete_run
+from drs_ray.errors import ConfigError
+from drs_ray.report.columns import Columns, columns_of
+from drs_ray.report.page import write_report
+from drs_ray.report.thumbnails import thumbnails
+from drs_ray.results.reduce import reduce_history
+from drs_ray.storage import open_store
+
+TOTAL_SIGMA = 1.0
+"""Noise of RS, pixel units. DRS gets sigma / sqrt(2) on each half: the same radius from the same vote probabilities."""
+
+
+@dataclass(frozen=True)
+class _Method:
+    """One run of the demo, with or without the plain rule's column beside it."""
+
+    name: str
+    partition: str
+    sigmas: tuple[float, ...]
+    compare_rules: bool
+
+
+_METHODS = (
+    _Method("rs", "none", (TOTAL_SIGMA,), compare_rules=False),
+    _Method("drs", "checkerboard", (TOTAL_SIGMA / 2**0.5, TOTAL_SIGMA / 2**0.5), compare_rules=True),
+)
+
+
+def run_demo(
+    directory: Path, images: int, samples: int, address: str, console: Console, quiet: bool
+) -> tuple[Columns, str]:
+    """Train what is not there yet, certify both methods, write the report.
+
+    Returns:
+        The columns (RS, DRS by the plain rule, DRS) and where the report is.
+    """
+    contents = [_content(method, directory, images, samples, address) for method in _METHODS]
+    configs = [parse_config(content, source="drs-ray demo") for content in contents]
+    columns = Columns()
+    with open_executor(configs[0].engine) as executor:
+        for method, content, config in zip(_METHODS, contents, configs, strict=True):
+            if not all(Path(str(classifier.checkpoint)).exists() for classifier in config.classifiers):
+                train_with_progress(config, console, quiet)
+            with ConsoleObserver(console, f"certify {method.name}", quiet) as observer:
+                try:
+                    store, record = complete_run(config, observer, executor)
+                except ConfigError as error:
+                    raise ConfigError(f"{error}; for a demo with other options, give another --directory") from error
+                observer.step("reducing")
+                history = read_counts(store, record)  # once, for certificates and report
+                result = reduce_history(store, history, record, config.certificate)
+                columns += columns_of(result, history, compare_rules=method.compare_rules)
+            text = yaml.safe_dump(content, sort_keys=False)
+            (directory / f"{method.name}.yaml").write_text(text, encoding="utf-8")
+    target = open_store(str(directory))
+    write_report(columns, target, thumbnails)
+    return columns, f"{target.uri}/report.html"
+
+
+def _content(method: _Method, directory: Path, images: int, samples: int, address: str) -> dict[str, object]:
+    """The config of one method, as it is written next to its results."""
+    return {
+        "dataset": {"name": "mnist5k", "images": {"stop": images}},
+        "partition": {"name": method.partition},
+        "classifiers": [
+            {
+                "architecture": "digits-cnn",
+                "checkpoint": str(directory / "classifiers" / f"{method.name}-{index}.safetensors"),
+                "sigma": sigma,
+            }
+            for index, sigma in enumerate(method.sigmas)
+        ],
+        "budget": {"estimation": samples},
+        "engine": {"address": address},
+        "output": str(directory / method.name),
+    }

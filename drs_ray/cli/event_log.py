@@ -1,0 +1,119 @@
+"""A run's events as data: one JSON object per line, for a log collector or for `jq`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import TracebackType
+
+from drs_ray.counts.plan import Unit
+from drs_ray.counts.run_record import RunRecord
+from drs_ray.engine.observer import Observer
+from drs_ray.engine.outcome import Outcome
+from drs_ray.errors import ConfigError, counted
+
+STDERR = "-"
+"""The name that stands for standard error."""
+
+
+class EventLog(Observer):
+    """Appends to a file. Each line is one write: several drivers may share a file, and a kill leaves whole lines.
+
+    Every line has `time` (UTC), `run_id` (null until the run is known), `kind` and `message`; beside the kinds of
+    `Observer.event` there are step, began, planned, added, unit_done, workers and, last of all, ended with `exit_code`.
+    The other keys depend on the kind.
+    """
+
+    def __init__(self, file: str) -> None:
+        """Open the file, or standard error for `-`.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            if file == STDERR:
+                self._descriptor = os.dup(2)
+            else:
+                self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
+            raise ConfigError(
+                f"--log: cannot write {file} ({getattr(error, 'strerror', None) or error}); name a file in a directory "
+                "that exists and that you may write to, or - for stderr"
+            ) from error
+        self._run_id: str | None = None
+        self._workers: dict[int, tuple[int, int]] = {}
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # a full disk must not hide how the run ended
+            if error is None:
+                self._write("ended", "done", exit_code=0)
+            else:
+                code = getattr(error, "exit_code", 1)
+                self._write("ended", str(error), exit_code=code, error=type(error).__name__)
+        os.close(self._descriptor)
+
+    def step(self, message: str) -> None:
+        """A line of kind step."""
+        self._write("step", message)
+
+    def began(self, record: RunRecord) -> None:
+        """From here on every line names the run."""
+        self._run_id = record.run_id
+        self._write(
+            "began",
+            f"run {record.run_id}",
+            output=record.config.output.uri,
+            images=len(record.image_ids),
+            sub_images=record.sub_images,
+            software=record.software,
+        )
+
+    def planned(self, todo: Sequence[Unit], stored: int) -> None:
+        """How much is to do."""
+        samples = sum(unit.samples for unit in todo)
+        self._write("planned", f"{counted(len(todo), 'unit')} to do", todo=len(todo), stored=stored, samples=samples)
+
+    def added(self, units: Sequence[Unit]) -> None:
+        """How much more is to do."""
+        if units:
+            samples = sum(unit.samples for unit in units)
+            self._write("added", f"{counted(len(units), 'further unit')} to do", units=len(units), samples=samples)
+
+    def unit_done(self, unit: Unit, outcome: Outcome) -> None:
+        """What was done, and how long it took."""
+        self._write(
+            "unit_done",
+            f"stored {unit.key}",
+            unit=unit.key,
+            sub_image=unit.sub_image,
+            samples=unit.samples,
+            seconds=round(outcome.count_seconds, 3),
+            put_seconds=round(outcome.put_seconds, 4),
+            put_retries=outcome.put_retries,
+        )
+
+    def workers(self, sub_image: int, working: int, starting: int) -> None:
+        """A line where the numbers have changed."""
+        if self._workers.get(sub_image) != (working, starting):
+            self._workers[sub_image] = (working, starting)
+            message = f"sub-image {sub_image}: {counted(working, 'worker')}, {starting} more starting"
+            self._write("workers", message, sub_image=sub_image, working=working, starting=starting)
+
+    def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
+        """The event as it is."""
+        self._write(kind, message, **fields)
+
+    def _write(self, kind: str, message: str, **fields: object) -> None:
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"time": time, "run_id": self._run_id, "kind": kind, "message": message} | fields
+        data = json.dumps(line).encode() + b"\n"
+        while data:  # a pipe may take less than all at once
+            data = data[os.write(self._descriptor, data) :]

@@ -1,0 +1,137 @@
+"""The base classifiers: where they come from, how they want their pixels, and the noise that they get."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from drs_ray.config.base import Location, Section, Sigma
+
+
+class PixelsConfig(Section):
+    """How a classifier wants its pixels; done after the noise, in the order of these keys."""
+
+    resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="[height, width] of the classifier's input: bilinear; null: the sub-image as laid out."
+    )
+    range: tuple[float, float] = Field(
+        (0.0, 1.0), description="What black and white are to the classifier, for example [0, 255] or [-1, 1]."
+    )
+    mean: tuple[float, ...] | None = Field(None, description="Subtracted: one number per channel, in that range.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="Divided by: one number per channel, in that range."
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _black_is_below_white(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("must be [black, white] with black < white, for example [0, 255]")
+        return value
+
+    @property
+    def record(self) -> dict[str, JsonValue]:
+        """As plain JSON data: a part of a run's identity, and of the metadata of checkpoints."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def _check_entry(entry: str | None, checkpoint: str | None) -> None:
+    if entry is not None and checkpoint is None:
+        raise ValueError("entry is a part of a checkpoint: name the checkpoint, or remove entry")
+
+
+class DenoiserConfig(Section):
+    """A denoiser before a base classifier (denoised smoothing). It sees the noisy sub-image of its classifier alone."""
+
+    architecture: str = Field(
+        min_length=1, description="dncnn, or your own factory as `module:function`, called with `image_shape`."
+    )
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Extra keyword arguments of the architecture or factory."
+    )
+    checkpoint: Location | None = Field(None, description="As a classifier's. Only a factory may do without.")
+    entry: str | None = Field(None, min_length=1, description="As a classifier's.")
+
+    @model_validator(mode="after")
+    def _entry_of_a_checkpoint(self) -> Self:
+        _check_entry(self.entry, self.checkpoint)
+        return self
+
+
+class ClassifierConfig(Section):
+    """The base classifier of one sub-image and its noise level."""
+
+    architecture: str = Field(
+        min_length=1,
+        description="A built-in name, `torchvision:<name>`, `timm:<name>`, `torch.export`, or your own factory as "
+        "`module:function` (see docs/classifiers.md).",
+    )
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Extra keyword arguments of the architecture or factory."
+    )
+    checkpoint: Location | None = Field(
+        None,
+        description=".safetensors, .pt, .pth, .ckpt, .pt.tar, .pth.tar, or .pt2 (torch.export); a path or s3:// URI. "
+        "Only a factory may do without.",
+    )
+    entry: str | None = Field(
+        None,
+        min_length=1,
+        description="Where in the checkpoint the weights are: the key of a state_dict (a.b: within one another), or "
+        "what the names of the weights begin with; null: where they are usually kept.",
+    )
+    pixels: PixelsConfig | None = Field(
+        None, description="How the classifier wants its pixels; null: in [0, 1] plus noise, as laid out."
+    )
+    denoiser: DenoiserConfig | None = Field(None, description="A denoiser before it; null: none.")
+    sigma: Sigma = Field(description="Noise standard deviation in pixel units ([0, 1]).")
+
+    @model_validator(mode="after")
+    def _normalised_once(self) -> Self:
+        twice = {"mean", "std"} & self.arguments.keys() if self.pixels is not None else set()
+        if twice and ":" not in self.architecture:
+            raise ValueError(
+                f"arguments has {' and '.join(sorted(twice))}: name all that is done to pixels under pixels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _entry_of_a_checkpoint(self) -> Self:
+        if self.entry is not None and self.architecture == "torch.export":
+            raise ValueError("entry: a program of torch.export has none; remove it")
+        _check_entry(self.entry, self.checkpoint)
+        return self
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all weights come from checkpoints, none from the code of a factory."""
+        return self.checkpoint is not None and (self.denoiser is None or self.denoiser.checkpoint is not None)
+
+
+MUCH_NOISE = 4.0
+"""A sigma above this drowns any image: it is hardly meant in pixel units."""
+
+
+def sigma_doubt(name: str, sigma: float) -> str | None:
+    """What to say of a sigma that is allowed and hardly meant; None: nothing."""
+    if sigma <= MUCH_NOISE:
+        return None
+    return (
+        f"{name}: {sigma:g} is in pixel units, where black is 0 and white is 1: little is left of an image; if it was "
+        f"meant in 8-bit steps, give {sigma:g}/255 = {sigma / 255:.4g}"
+    )
+
+
+def pixels_doubt(name: str, pixels: PixelsConfig) -> str | None:
+    """What to say of a mean that is no shade between black and white, or a std beyond their distance."""
+    black, white = pixels.range
+    odd = [("mean", value) for value in pixels.mean or () if not black <= value <= white]
+    odd += [("std", value) for value in pixels.std or () if value > 2 * (white - black)]
+    if not odd:
+        return None
+    key, value = odd[0]
+    return (
+        f"{name}.{key}: {value:g} does not fit {name}.range, where black is {black:g} and white is {white:g}; if it "
+        f"was meant in 8-bit steps, set {name}.range: [0, 255]"
+    )

@@ -1,0 +1,80 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from drs_ray.config.base import Section
+from drs_ray.config.certificate import CertificateConfig
+from drs_ray.config.classifiers import ClassifierConfig, pixels_doubt, sigma_doubt
+from drs_ray.config.dataset import DatasetConfig, PartitionConfig
+from drs_ray.config.engine import EngineConfig, OutputConfig
+from drs_ray.config.messages import validated
+from drs_ray.config.sampling import BudgetConfig, NoiseConfig
+from drs_ray.config.training import TrainingConfig
+
+
+class RunConfig(Section):
+    """Everything that a run is told. See `drs-ray schema` for the JSON schema."""
+
+    dataset: DatasetConfig
+    partition: PartitionConfig
+    classifiers: tuple[ClassifierConfig, ...] = Field(
+        min_length=1, description="One per sub-image, in the partition's order."
+    )
+    noise: NoiseConfig = Field(default_factory=lambda: NoiseConfig())
+    budget: BudgetConfig = Field(default_factory=lambda: BudgetConfig())
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig())
+    certificate: CertificateConfig = Field(default_factory=lambda: CertificateConfig())
+    training: TrainingConfig = Field(default_factory=lambda: TrainingConfig())
+    output: OutputConfig
+
+    @field_validator("output", mode="before", json_schema_input_type=OutputConfig | str)
+    @classmethod
+    def _output_may_be_a_string(cls, value: object) -> object:
+        return {"uri": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        k = self.partition.sub_images
+        if len(self.classifiers) != k:
+            raise ValueError(
+                f"classifiers must have one entry per sub-image: partition {self.partition.label} has {k}, "
+                f"got {len(self.classifiers)}"
+            )
+        self.certificate.rule(self.sigmas)
+        samples_per_unit = self.engine.samples_per_unit
+        if samples_per_unit is not None and samples_per_unit % self.noise.block:
+            raise ValueError(
+                f"engine.samples_per_unit must be a multiple of noise.block ({self.noise.block}), "
+                f"got {samples_per_unit}"
+            )
+        return self
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise standard deviation of each sub-image, in pixel units."""
+        return tuple(classifier.sigma for classifier in self.classifiers)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is allowed and hardly meant, a line each: numbers in 8-bit steps where pixels lie in [0, 1]."""
+        found = [sigma_doubt(f"classifiers.{k}.sigma", one.sigma) for k, one in enumerate(self.classifiers)]
+        found += [
+            pixels_doubt(f"classifiers.{k}.pixels", one.pixels)
+            for k, one in enumerate(self.classifiers)
+            if one.pixels is not None
+        ]
+        return tuple(doubt for doubt in found if doubt is not None)
+
+    def updated(self, section: str, **values: object) -> RunConfig:
+        """The same config with keys of one section replaced and everything validated again.
+
+        Raises:
+            ConfigError: one line per mistake.
+        """
+        data = self.model_dump(mode="json")
+        data[section] |= values
+        return validated(RunConfig, data, "config")

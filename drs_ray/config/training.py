@@ -1,0 +1,87 @@
+"""How classifiers are trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from drs_ray.config.base import Location, Section, auto_or_bool
+from drs_ray.config.dataset import ImagesConfig
+
+
+class ConsistencyConfig(Section):
+    """The method `consistency` (Jeong and Shin 2020): answers to noisy copies of one image are to agree."""
+
+    copies: int = Field(2, ge=2, description="Noisy copies of an image in each step (m in the paper).")
+    kl_weight: float = Field(
+        10.0, ge=0, description="Weight of the divergence of each copy's answer from their mean (lambda)."
+    )
+    entropy_weight: float = Field(0.5, ge=0, description="Weight of the entropy of the mean answer (eta).")
+
+
+class SmoothAdvConfig(Section):
+    """The method `smoothadv` (Salman et al. 2019): training on attacks of the smoothed classifier."""
+
+    copies: int = Field(2, ge=1, description="Noisy copies of an image that the attack averages over (m_train).")
+    steps: int = Field(10, ge=1, description="Gradient steps of the attack (T).")
+    epsilon: float = Field(
+        1.0, gt=0, description="l2 radius of the attack on the sub-image's own pixels, in pixel units."
+    )
+    warm_up: int = Field(10, ge=1, description="Epochs in which the attack's radius rises linearly to epsilon.")
+
+
+class TrainingConfig(Section):
+    """Training of the sub-image classifiers under noise (`drs-ray train`). The defaults are those of the demo."""
+
+    split: str = Field("train", description="Split of the data set to train on.")
+    hold_out: ImagesConfig | None = Field(
+        None,
+        description="Images of the split that are not trained on, so that settings can be compared on them: certify "
+        "with dataset.split the same and these as dataset.images.",
+    )
+    start_from: Location | None = Field(
+        None,
+        min_length=1,
+        description="Checkpoint (path or s3://) whose weights every sub-image's classifier starts from, for example "
+        "that of a full-image classifier; null: random weights.",
+    )
+    method: Literal["gaussian", "consistency", "smoothadv"] = Field(
+        "gaussian", description="Noise alone (Cohen et al. 2019), or noise and one of the sections below."
+    )
+    consistency: ConsistencyConfig = Field(default_factory=lambda: ConsistencyConfig())
+    smoothadv: SmoothAdvConfig = Field(default_factory=lambda: SmoothAdvConfig())
+    epochs: int = Field(40, ge=1)
+    batch: int = Field(128, ge=1, description="Images per step, those of all workers together.")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(0.005, gt=0, description="Peak rate of the optimizer.")
+    schedule: Literal["warm-up-cosine", "cosine", "step"] = Field(
+        "warm-up-cosine",
+        description="How the rate changes: rises over a fifth of the steps, then a cosine to 0; a cosine to 0; a tenth "
+        "after every step_epochs.",
+    )
+    step_epochs: int = Field(30, ge=1, description="Of the schedule step: epochs between two steps.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd.")
+    weight_decay: float = Field(1e-4, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
+    shift: int = Field(0, ge=0, description="Augmentation: random shifts of up to so many pixels.")
+    flip: bool = Field(False, description="Augmentation: random horizontal flips.")
+    seed: int = Field(0, ge=0, lt=2**63)
+    mixed_precision: Literal["auto"] | bool = Field(
+        "auto",
+        description="Forward and backward in bfloat16 where that is safe; auto: on devices with units for bfloat16, as "
+        "a training begins. It goes on as it began.",
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Workers that train one classifier together, each with engine.cpus_per_worker and "
+        "engine.gpus_per_worker.",
+    )
+    loaders: int = Field(0, ge=0, description="Processes of each worker that read images ahead; 0: read in the loop.")
+    checkpoint_every: int = Field(1, ge=1, description="Epochs between two saved states, from which training resumes.")
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _one_rule_for_both_kinds(cls, value: object) -> object:
+        return auto_or_bool(value)

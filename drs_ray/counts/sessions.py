@@ -1,0 +1,104 @@
+"""What driver sessions left behind: one small object each, beside the counts (never inside a part).
+
+A note is written when a session begins and replaced when it ends, so one without an end is of a driver that is at work,
+or that was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from drs_ray.errors import CountsError, StoreError
+from drs_ray.storage import Store
+
+SESSIONS_PREFIX = "sessions/"
+LISTED_SET_ASIDE = 1000
+"""A note names so many units at most, to stay small."""
+
+
+@dataclass(frozen=True)
+class SessionFacts:
+    """What a session did. units_retried: how often a unit was tried again. set_aside: reason by key, the first of them.
+
+    workers_lost counts those that were lost while they started or under a unit, not those that were dismissed.
+    """
+
+    units_done: int = 0
+    samples: int = 0
+    workers_lost: int = 0
+    units_retried: int = 0
+    units_set_aside: int = 0
+    set_aside: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SessionNote:
+    """A session. written: time of the note by the store's clock, so its begin or, where `seconds` is known, its end."""
+
+    started: str
+    seconds: float | None
+    written: float
+    facts: SessionFacts
+
+
+@contextmanager
+def noted_session(store: Store, facts: Callable[[], SessionFacts]) -> Iterator[None]:
+    """Note that a driver works on the run within the block, and what came of it, however the block ends.
+
+    A note that cannot be written is left out: it must neither stop a run nor hide what went wrong.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    key = f"{SESSIONS_PREFIX}{started:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json"
+    begun: dict[str, Any] = {"started": started.isoformat(timespec="seconds")}
+    with suppress(StoreError):
+        store.put(key, json.dumps(begun).encode())
+    try:
+        yield
+    finally:
+        ended = begun | {"seconds": round(time.monotonic() - clock, 3)} | asdict(facts())
+        with suppress(StoreError):
+            store.put(key, json.dumps(ended).encode())
+
+
+def read_sessions(store: Store) -> list[SessionNote]:
+    """The notes, oldest first.
+
+    Raises:
+        CountsError: a note that cannot be read.
+    """
+    notes = []
+    for item in store.list(SESSIONS_PREFIX):
+        if not item.key.endswith(".json"):
+            continue  # no note: a file of the system's, or of another program
+        try:
+            content = json.loads(store.get(item.key))
+            seconds = content.get("seconds")
+            known = {each.name: content[each.name] for each in fields(SessionFacts) if each.name in content}
+            notes.append(
+                SessionNote(
+                    started=str(content["started"]),
+                    seconds=None if seconds is None else float(seconds),
+                    written=item.modified,
+                    facts=SessionFacts(**known),
+                )
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CountsError(f"{store.uri}/{item.key}: not a session note; remove it") from error
+    return notes
+
+
+def total_seconds(store: Store) -> float | None:
+    """Seconds of all sessions that ended; None where none did.
+
+    Raises:
+        CountsError: a note that cannot be read.
+    """
+    seconds = [note.seconds for note in read_sessions(store) if note.seconds is not None]
+    return sum(seconds) if seconds else None

@@ -1,0 +1,94 @@
+"""The engine in the driver's own process: for debugging, notebooks and tests. The same units, the same rows."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from drs_ray.config import EngineConfig
+from drs_ray.counts.plan import Unit
+from drs_ray.counts.run_record import RunRecord
+from drs_ray.engine.executor import check_this_machine
+from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.ledger import RETRY_SECONDS, Ledger
+from drs_ray.engine.observer import Observer
+from drs_ray.engine.outcome import Measured
+from drs_ray.engine.probe import PROBE_SECONDS
+from drs_ray.engine.unit_runner import UnitRunner
+from drs_ray.errors import DrsError, StoreError
+from drs_ray.models.precision import has_bfloat16
+from drs_ray.models.torch_state import fixed_kernels
+from drs_ray.storage import Store
+
+
+class InlineExecutor:
+    """See `drs_ray.engine.executor.Executor`."""
+
+    def has_gpus(self) -> bool:
+        """See `Executor.has_gpus`."""
+        return bool(torch.cuda.is_available())
+
+    def has_bfloat16(self, device: str, observer: Observer) -> bool:
+        """See `Executor.has_bfloat16`."""
+        return has_bfloat16(device)
+
+    def check(self, engine: EngineConfig) -> None:
+        """See `Executor.check`."""
+        check_this_machine(engine)
+
+    def room(self, engine: EngineConfig) -> int:
+        """One: this process."""
+        return 1
+
+    def measure(self, units: Sequence[Unit], record: RunRecord, observer: Observer) -> Mapping[int, Sequence[Measured]]:
+        """See `Executor.measure`."""
+        engine = record.config.engine
+        found: dict[int, list[Measured]] = {}
+        with fixed_kernels(engine.device, engine.cpus_per_worker):
+            dataset = None
+            for unit in units:
+                runner = UnitRunner(record, unit.sub_image, dataset)
+                dataset = runner.dataset
+                try:
+                    measured = runner.measure(unit, PROBE_SECONDS)
+                except DrsError:  # the run itself will say what is wrong with which image
+                    continue
+                found.setdefault(unit.sub_image, []).append(measured)
+        return found
+
+    def run(
+        self, units: Sequence[Unit], record: RunRecord, frontier: Frontier, store: Store, observer: Observer
+    ) -> dict[Unit, str]:
+        """Carry out the units, and those that they call for, one after another; see `Executor.run`."""
+        engine = record.config.engine
+        ledger = Ledger(observer)
+        with fixed_kernels(engine.device, engine.cpus_per_worker):
+            runners: dict[int, UnitRunner] = {}
+            queue = deque(sorted(units, key=lambda unit: unit.sub_image))
+            while queue:
+                unit = queue.popleft()
+                if unit.sub_image not in runners:
+                    shared = next((runner.dataset for runner in runners.values()), None)
+                    runners[unit.sub_image] = UnitRunner(record, unit.sub_image, shared)
+                try:
+                    outcome = runners[unit.sub_image].run(unit, store)
+                except StoreError as error:
+                    if ledger.not_stored(unit, str(error)):
+                        queue.append(unit)
+                        time.sleep(RETRY_SECONDS)  # the next unit would meet the same store
+                    continue
+                except DrsError as error:
+                    ledger.raised(unit, str(error))
+                    continue
+                ledger.done()
+                observer.unit_done(unit, outcome)
+                further = frontier.done(unit, outcome)
+                observer.added(further)
+                queue.extendleft(reversed(further))
+        return ledger.set_aside
+
+    def close(self) -> None:
+        """Nothing was started."""

@@ -1,0 +1,28 @@
+"""From `engine.address` to the executor: the only place that chooses between this process and Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from drs_ray.config import EngineConfig
+from drs_ray.engine.executor import Executor
+from drs_ray.engine.observer import Observer
+
+
+@contextmanager
+def open_executor(engine: EngineConfig, observer: Observer | None = None) -> Iterator[Executor]:
+    """The executor of `engine.address`, closed on the way out. observer: told which Ray `auto` was."""
+    executor: Executor
+    if engine.address == "inline":
+        from drs_ray.engine.inline_executor import InlineExecutor
+
+        executor = InlineExecutor()
+    else:
+        from drs_ray.engine.ray.executor import RayExecutor
+
+        executor = RayExecutor(engine, observer or Observer())
+    try:
+        yield executor
+    finally:
+        executor.close()

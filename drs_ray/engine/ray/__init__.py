@@ -1,0 +1,1 @@
+"""The engine on Ray. `ray` is imported here and nowhere else."""

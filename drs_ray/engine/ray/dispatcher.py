@@ -1,0 +1,333 @@
+"""Feeding units to Ray actors: who does what, whose fault a lost worker is, and what is tried again.
+
+Each live worker has exactly one call in flight, its start or a unit, so blame is exact: an actor that dies gives its
+one unit back. Ray restarts and retries nothing by itself. What finds no room stays pending and is the autoscaler's
+demand; the run never waits for a fixed number of workers. The cost of an answer does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError, RayTaskError
+
+from drs_ray.counts.plan import Unit
+from drs_ray.engine.ledger import RETRY_SECONDS, Ledger
+from drs_ray.engine.observer import Observer
+from drs_ray.engine.ray.failures import last_line, node_was_lost, ray_or_resume, reason_of, start_error
+from drs_ray.errors import EngineError, StoreError, counted
+
+_TICK_SECONDS = 1.0
+_FAILED_STARTS_AT_FIRST = 3
+_FAILED_STARTS_LATER = 20
+"""So many failed starts in a row, and no worker of the sub-image left, end the run: more once one has started."""
+_LONGEST_PAUSE_SECONDS = 30.0
+_SLOWEST_OF_A_FLEET = 20
+"""So many times longer than usual a unit may take on the slowest device of a mixed cluster."""
+
+
+@dataclass(eq=False)
+class _Pool:
+    """A sub-image: its units to do, and its workers by what they do now."""
+
+    sub_image: int
+    queue: deque[Unit] = field(default_factory=deque)
+    starting: int = 0
+    working: int = 0
+    has_started: bool = False
+    failed_starts: int = 0  # in a row
+    no_start_before: float = 0.0
+    samples_done: int = 0
+    seconds_done: float = 0.0
+    has_warned: bool = False
+
+    def patience(self, unit: Unit, hang_seconds: float) -> float:
+        """Seconds after which a unit's worker is held to hang; without end while it is not known what units take."""
+        if not self.samples_done:
+            return math.inf
+        return hang_seconds + _SLOWEST_OF_A_FLEET * unit.samples * self.seconds_done / self.samples_done
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor; `unit` is None while it starts, `since` is when it was given its unit."""
+
+    actor: Any
+    pool: _Pool
+    unit: Unit | None = None
+    since: float = 0.0
+
+
+class Dispatcher:
+    """One run's queues and workers.
+
+    `start(sub_image)` makes an actor and calls its start: (actor, call). `call(actor, unit)` has it do a unit.
+    `done(unit, result)` takes a finished one and names the units that it calls for; they are done first, so that blocks
+    end.
+    `limit()` is the most workers at a time. A worker that is silent for `hang_seconds` more than its unit should take
+    at worst is ended. For messages, `needs` says what a worker needs, and `free(available
+    resources)` what there is of it.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        *,
+        start: Callable[[int], tuple[Any, Any]],
+        call: Callable[[Any, Unit], Any],
+        done: Callable[[Unit, Any], Sequence[Unit]],
+        limit: Callable[[], int],
+        hang_seconds: float,
+        needs: str,
+        free: Callable[[Mapping[str, float]], str],
+        observer: Observer,
+    ) -> None:
+        self._pools: dict[int, _Pool] = {}
+        for unit in units:
+            self._pool(unit).queue.append(unit)
+        self._start = start
+        self._call = call
+        self._done = done
+        self._limit = limit
+        self._hang_seconds = hang_seconds
+        self._needs = needs
+        self._free = free
+        self._observer = observer
+        self._ledger = Ledger(observer)
+        self._workers: set[_Worker] = set()
+        self._calls: dict[Any, _Worker] = {}
+        self._later: deque[tuple[float, Unit]] = deque()
+
+    @ray_or_resume()
+    def run(self, stall_seconds: float) -> dict[Unit, str]:
+        """Carry all units out; returns those set aside. Every actor is ended on the way out, whatever happens.
+
+        Raises:
+            EngineError: workers cannot start or cannot be had, unit after unit fails, or Ray itself does.
+        """
+        last_look, waiting_since = float("-inf"), time.monotonic()
+        try:
+            while self._unfinished():
+                tick = time.monotonic() - last_look >= _TICK_SECONDS
+                if tick:  # the cluster may have grown or shrunk
+                    places, last_look = max(1, self._limit()), time.monotonic()
+                    self._end_silent_workers()
+                self._queue_again()
+                self._drop_needless_starts()
+                self._hire(places)
+                if tick:
+                    self._tell_workers()
+                for call in self._answered():
+                    self._answer(self._calls.pop(call), call)
+                if self._working() or not self._calls:
+                    waiting_since = time.monotonic()
+                elif time.monotonic() - waiting_since > stall_seconds:
+                    raise no_worker(stall_seconds, self._needs, self._free(ray.available_resources()))
+        finally:
+            for worker in self._workers:
+                _kill(worker.actor)
+            with suppress(Exception):  # nothing may hide the error that a run ends with
+                for pool in self._pools.values():
+                    self._observer.workers(pool.sub_image, 0, 0)
+        return self._ledger.set_aside
+
+    def _pool(self, unit: Unit) -> _Pool:
+        return self._pools.setdefault(unit.sub_image, _Pool(unit.sub_image))
+
+    def _tell_workers(self) -> None:
+        for pool in self._pools.values():
+            self._observer.workers(pool.sub_image, pool.working, pool.starting)
+
+    def _unfinished(self) -> bool:
+        return self._working() or bool(self._later) or any(pool.queue for pool in self._pools.values())
+
+    def _working(self) -> bool:
+        return any(pool.working for pool in self._pools.values())
+
+    def _queue_again(self) -> None:
+        """Units whose pause is over go to the end of their queue."""
+        while self._later and self._later[0][0] <= time.monotonic():
+            _, unit = self._later.popleft()
+            self._pool(unit).queue.append(unit)
+
+    def _drop_needless_starts(self) -> None:
+        if not any(pool.starting and not pool.queue for pool in self._pools.values()):
+            return
+        for call, worker in list(self._calls.items()):
+            if worker.unit is None and not worker.pool.queue:
+                del self._calls[call]
+                worker.pool.starting -= 1
+                self._dismiss(worker)
+
+    def _hire(self, places: int) -> None:
+        """Fill the places with workers for the sub-images that need them most."""
+        while len(self._calls) < places:
+            pool = self._neediest()
+            if pool is None:
+                return
+            actor, call = self._start(pool.sub_image)
+            worker = _Worker(actor, pool)
+            self._workers.add(worker)
+            self._calls[call] = worker
+            pool.starting += 1
+
+    def _neediest(self) -> _Pool | None:
+        """The sub-image with the most queued units per worker, if starting one more worker for it makes sense."""
+        now = time.monotonic()
+        wanting = [p for p in self._pools.values() if len(p.queue) > p.starting and now >= p.no_start_before]
+        return max(wanting, key=lambda p: len(p.queue) / (1 + p.starting + p.working), default=None)
+
+    def _answered(self) -> Sequence[Any]:
+        """All calls that have ended, so that the cost of waiting for thousands is shared; waits for one for a tick."""
+        calls = list(self._calls)
+        if not calls:  # what is left is pausing
+            time.sleep(_TICK_SECONDS)
+            return []
+        ended: list[Any]
+        ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        if not ended:
+            ended, _ = ray.wait(calls, num_returns=1, timeout=_TICK_SECONDS)
+        return ended
+
+    def _answer(self, worker: _Worker, call: Any) -> None:
+        pool, unit = worker.pool, worker.unit
+        if unit is None:
+            pool.starting -= 1
+        else:
+            pool.working -= 1
+        try:
+            result = ray.get(call)
+        except RayTaskError as error:  # the worker lives; what it was asked to do raised
+            if unit is None:
+                self._start_raised(worker, error)
+                return
+            self._raised(unit, error)
+        except (LocalRayletDiedError, RaySystemError):  # not the worker: Ray
+            raise
+        except RayError as error:
+            self._lost(worker, error)
+            return
+        else:
+            if unit is None:
+                pool.has_started, pool.failed_starts, pool.no_start_before = True, 0, 0.0
+            else:
+                pool.samples_done += unit.samples
+                pool.seconds_done += time.monotonic() - worker.since
+                self._ledger.done()
+                self._enqueue(self._done(unit, result))
+        self._next_unit(worker)
+
+    def _enqueue(self, units: Sequence[Unit]) -> None:
+        for unit in reversed(units):
+            self._pool(unit).queue.appendleft(unit)
+        self._observer.added(units)
+
+    def _next_unit(self, worker: _Worker) -> None:
+        pool = worker.pool
+        if pool.queue:
+            worker.unit, worker.since = pool.queue.popleft(), time.monotonic()
+            pool.working += 1
+            self._calls[self._call(worker.actor, worker.unit)] = worker
+        else:  # this sub-image has no more: its place goes to the others
+            self._dismiss(worker)
+
+    def _raised(self, unit: Unit, error: RayTaskError) -> None:
+        if not isinstance(error.cause, StoreError):
+            self._ledger.raised(unit, reason_of(error))
+        elif self._ledger.not_stored(unit, reason_of(error)):
+            self._later.append((time.monotonic() + RETRY_SECONDS, unit))
+
+    def _lost(self, worker: _Worker, error: RayError) -> None:
+        """The actor is gone, or cut off behind a bad link: end it for certain, it may still hold a GPU."""
+        self._dismiss(worker)
+        pool, unit = worker.pool, worker.unit
+        reason = f"{type(error).__name__}: {last_line(error)}"
+        blameless = node_was_lost(error)
+        if unit is not None:
+            self._give_back(unit, reason, blameless)
+            return
+        self._observer.event(
+            f"a worker of sub-image {pool.sub_image} was lost while starting: {reason}",
+            "worker_lost",
+            sub_image=pool.sub_image,
+            reason=reason,
+        )
+        if not blameless:
+            self._start_failed(pool, reason)
+
+    def _give_back(self, unit: Unit, reason: str, blameless: bool) -> None:
+        if self._ledger.lost_its_node(unit, reason) if blameless else self._ledger.killed_its_worker(unit, reason):
+            self._pool(unit).queue.appendleft(unit)
+
+    def _end_silent_workers(self) -> None:
+        """A process may live and yet never answer: a stuck driver call, a dead mount, a stopped machine."""
+        now = time.monotonic()
+        for call, worker in list(self._calls.items()):
+            pool, unit, silent = worker.pool, worker.unit, now - worker.since
+            if unit is None or silent <= self._hang_seconds:
+                continue
+            if silent > pool.patience(unit, self._hang_seconds):
+                del self._calls[call]
+                pool.working -= 1
+                self._dismiss(worker)
+                self._give_back(unit, f"gave no answer for {silent:.0f} s", blameless=False)
+            elif not pool.samples_done and not pool.has_warned:
+                pool.has_warned = True
+                self._observer.event(
+                    f"sub-image {pool.sub_image}: no unit was done in {silent:.0f} s; if that is not what one takes, "
+                    "look at the worker logs of Ray, or interrupt and choose smaller units",
+                    "warning",
+                    sub_image=pool.sub_image,
+                )
+
+    def _start_raised(self, worker: _Worker, error: RayTaskError) -> None:
+        """The first start says what all would say, and ends the run; later the fault is that of one node."""
+        pool = worker.pool
+        if not pool.has_started:
+            raise start_error(pool.sub_image, error) from error
+        self._dismiss(worker)
+        self._observer.event(
+            f"a worker of sub-image {pool.sub_image} could not start: {reason_of(error)}",
+            "worker_start_failed",
+            sub_image=pool.sub_image,
+            reason=reason_of(error),
+        )
+        self._start_failed(pool, reason_of(error))
+
+    def _start_failed(self, pool: _Pool, reason: str) -> None:
+        """Ends the run if no worker of the sub-image lives or may yet: one bad node among many is no reason to."""
+        pool.failed_starts += 1
+        allowed = _FAILED_STARTS_LATER if pool.has_started else _FAILED_STARTS_AT_FIRST
+        if pool.failed_starts >= allowed and not pool.starting and not pool.working:
+            raise EngineError(
+                f"sub-image {pool.sub_image}: {counted(pool.failed_starts, 'worker')} in a row died while starting; "
+                f"last: {reason}; see the worker logs of Ray (out of memory?), then resume"
+            )
+        pause = min(pool.failed_starts * _TICK_SECONDS, _LONGEST_PAUSE_SECONDS)
+        pool.no_start_before = time.monotonic() + pause
+
+    def _dismiss(self, worker: _Worker) -> None:
+        self._workers.discard(worker)
+        _kill(worker.actor)
+
+
+def no_worker(seconds: float, needs: str, free: str) -> EngineError:
+    """What to raise where no worker could be had for so long. needs, free: see `Placement`."""
+    return EngineError(
+        f"no worker could be had for {seconds:.0f} s: asked for {needs}; free: {free}; free or add such nodes, or ask "
+        "for less (engine.cpus_per_worker, gpus_per_worker, resources, labels), then resume"
+    )
+
+
+def _kill(actor: Any) -> None:
+    """End an actor, if Ray can still be asked to. If not, the actor ends with the driver that owns it."""
+    with suppress(Exception):  # nothing may hide the error that a run ends with, or keep the other actors alive
+        if ray.is_initialized():  # or ray.kill would start a new Ray
+            ray.kill(actor)

@@ -1,0 +1,88 @@
+"""Units carried out by Ray workers, on a Ray of this machine (`local`) or on a cluster.
+
+Ray is not touched before it is needed; a Ray that runs already is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+import torch
+
+from drs_ray.config import EngineConfig
+from drs_ray.counts.plan import Unit
+from drs_ray.counts.run_record import RunRecord
+from drs_ray.engine.executor import check_this_machine
+from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.observer import Observer, Observers
+from drs_ray.engine.outcome import Measured
+from drs_ray.models.precision import has_bfloat16
+from drs_ray.storage import Store
+
+
+class RayExecutor:
+    """See `drs_ray.engine.executor.Executor`. What a local Ray will have is asked of this machine."""
+
+    def __init__(self, engine: EngineConfig, observer: Observer) -> None:
+        """observer: told which Ray `auto` was."""
+        self._engine = engine
+        self._is_local = engine.address == "local"
+        self._observer = observer
+        self._driver: ModuleType | None = None
+        self._is_ours = False
+
+    def has_gpus(self) -> bool:
+        """See `Executor.has_gpus`."""
+        if self._is_local:
+            return bool(torch.cuda.is_available())
+        return bool(self._connected().cluster_gpus(self._engine) > 0)
+
+    def has_bfloat16(self, device: str, observer: Observer) -> bool:
+        """See `Executor.has_bfloat16`."""
+        if self._is_local:
+            return has_bfloat16(device)
+        return bool(self._connected().workers_have_bfloat16(self._engine, device, observer))
+
+    def check(self, engine: EngineConfig) -> None:
+        """See `Executor.check`."""
+        if self._is_local:
+            check_this_machine(engine)
+
+    def room(self, engine: EngineConfig) -> int:
+        """See `Executor.room`."""
+        return max(1, int(self._connected().room(engine)))
+
+    def measure(self, units: Sequence[Unit], record: RunRecord, observer: Observer) -> Mapping[int, Sequence[Measured]]:
+        """See `Executor.measure`."""
+        found: Mapping[int, Sequence[Measured]] = self._connected().measure_on_ray(units, record, observer)
+        return found
+
+    def run(
+        self, units: Sequence[Unit], record: RunRecord, frontier: Frontier, store: Store, observer: Observer
+    ) -> dict[Unit, str]:
+        """See `Executor.run`. Ray's metrics are told, too."""
+        from drs_ray.engine.ray.metrics import MetricsObserver
+
+        observer.step("starting Ray workers")
+        driver = self._connected()
+        observers = Observers(observer, MetricsObserver(record.run_id, len(units)))
+        set_aside: dict[Unit, str] = driver.run_on_ray(units, record, frontier, store.uri, observers)
+        return set_aside
+
+    def close(self) -> None:
+        """Leave the Ray that this executor started or attached to."""
+        if self._is_ours:
+            import ray
+
+            ray.shutdown()
+
+    def _connected(self) -> ModuleType:
+        """The driver's functions, once Ray is there."""
+        if self._driver is None:
+            from drs_ray.engine.ray import driver
+            from drs_ray.engine.ray.connection import connect
+
+            self._is_ours = connect(self._engine, self._observer.event)
+            self._driver = driver
+        return self._driver

@@ -1,0 +1,114 @@
+"""A certification run from config to certificates: describe, join or start, plan, carry out, verify, reduce."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from drs_ray.config import RunConfig
+from drs_ray.counts.parts import list_parts
+from drs_ray.counts.plan import Unit, missing_units, plan_units
+from drs_ray.counts.run_record import RunRecord, create_or_join, stored_record
+from drs_ray.counts.sessions import noted_session
+from drs_ray.engine.description import describe_on
+from drs_ray.engine.executor import Executor
+from drs_ray.engine.first_start import settled
+from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.observer import Observer, Observers
+from drs_ray.engine.opening import open_executor
+from drs_ray.engine.session_counter import Tally
+from drs_ray.engine.sizing import sized
+from drs_ray.errors import EngineError, UnitsSetAsideError, counted
+from drs_ray.results.reduce import RunResult, reduce_run
+from drs_ray.storage import Store, open_store
+
+_SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarrow", "boto3")
+
+
+def certify_run(config: RunConfig, observer: Observer | None = None, executor: Executor | None = None) -> RunResult:
+    """Certify the images of a config; resumes by itself where a part of the same run is stored already.
+
+    Args:
+        config: the run.
+        observer: told of progress and events.
+        executor: an open one to use, for several runs on one Ray; None: one of its own.
+
+    Raises:
+        ConfigError, DataError, ClassifierError, StoreError: before anything is computed; nothing is written then.
+        UnitsSetAsideError: some units cannot be computed; all others are stored.
+        EngineError: the engine could not go on; what is stored is kept and a later call resumes.
+    """
+    observer = observer or Observer()
+    store, record = complete_run(config, observer, executor)
+    observer.step("reducing")
+    return reduce_run(store, record, config.certificate)
+
+
+def complete_run(config: RunConfig, observer: Observer, executor: Executor | None = None) -> tuple[Store, RunRecord]:
+    """`certify_run` up to its counts: all of them are stored then. Returns where, and the record in force."""
+    from drs_ray.models.torch_state import plain_torch
+
+    store = open_store(config.output.uri, config.output.endpoint_url)
+    store.check_writable()
+    with (
+        plain_torch(),
+        nullcontext(executor) if executor is not None else open_executor(config.engine, observer) as executor,
+    ):
+        stored = stored_record(store)
+        described = describe_on(executor, config, observer, stored)
+        if stored is None:
+            described, _ = settled(described, executor, observer)
+        else:
+            described = sized(described, 1, None)  # the stored sizes will rule
+        record, joined = create_or_join(store, described)
+        observer.began(record)
+        frontier = Frontier(record, store)
+        todo = frontier.missing()
+        if foreign := frontier.parts.foreign:
+            observer.event(
+                "ignored among the counts: "
+                f"{counted(len(foreign), 'object that cannot be a part', 'objects that cannot be parts')}"
+                f", first {foreign[0]}; `drs-ray repair` moves such objects aside"
+            )
+        if joined:
+            for name, version in described.software.items():
+                if version != record.software.get(name):
+                    observer.event(
+                        f"warning: the run began with {name} {record.software.get(name)}, this is {version}; "
+                        "the last bit of a logit, and so a vote on a decision boundary, may differ",
+                        "warning",
+                    )
+            observer.event(
+                f"resuming run {record.run_id}: {counted(len(frontier.stored), 'unit is', 'units are')} "
+                f"stored, {counted(len(todo), 'is', 'are')} to do",
+                "resumed",
+                stored=len(frontier.stored),
+                todo=len(todo),
+            )
+        observer.planned(todo, len(frontier.stored))
+        set_aside = _carry_out(todo, record, frontier, store, executor, observer) if todo else {}
+    _verify(set_aside, record, store)
+    return store, record
+
+
+def _carry_out(
+    todo: list[Unit], record: RunRecord, frontier: Frontier, store: Store, executor: Executor, observer: Observer
+) -> dict[Unit, str]:
+    tally = Tally()
+    with noted_session(store, tally.facts):
+        return executor.run(todo, record, frontier, store, Observers(observer, tally))
+
+
+def _verify(set_aside: dict[Unit, str], record: RunRecord, store: Store) -> None:
+    """Nothing was set aside and nothing is missing; whether all further stages are there, the reducer checks."""
+    if set_aside:
+        first, reason = next(iter(set_aside.items()))
+        raise UnitsSetAsideError(
+            f"{counted(len(set_aside), 'unit was', 'units were')} set aside, first {first.key}: {reason}; all others "
+            f"are stored in {store.uri}; mend the cause, then run the same command to resume"
+        )
+    missing = missing_units(plan_units(record), list_parts(store, record))
+    if missing:
+        raise EngineError(
+            f"{store.uri}: {counted(len(missing), 'part is', 'parts are')} not there although written, first "
+            f"{missing[0].key}; was the place changed meanwhile? Run the same command to resume"
+        )

@@ -1,0 +1,61 @@
+"""A stored run in this process: where its data and weights are here, and which device takes the run's place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+
+from drs_ray.config import DEFAULT_BATCH, apply_overrides, parse_config
+from drs_ray.counts.run_record import RunRecord
+from drs_ray.errors import ConfigError
+
+_PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.(denoiser\.)?(checkpoint|entry)")
+
+
+def located(record: RunRecord, overrides: Iterable[str]) -> RunRecord:
+    """The record with other places of the same data and checkpoints; their digests are checked on loading.
+
+    Args:
+        record: the run.
+        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`.
+
+    Raises:
+        ConfigError: an override that would change more than a place.
+    """
+    overrides = list(overrides)
+    for override in overrides:
+        if not _PLACES.fullmatch(override.partition("=")[0].strip()):
+            raise ConfigError(
+                f"--set {override}: the run is taken as it is, only dataset.root, classifiers.N.checkpoint "
+                "and classifiers.N.entry (where the same data and weights are here) can be set"
+            )
+    config = parse_config(apply_overrides(record.config.model_dump(mode="json"), overrides))
+    return record.model_copy(update={"config": config})
+
+
+def device_here(asked: str | None, record: RunRecord) -> str:
+    """The device asked for, or the run's, or cpu where this machine has no GPU.
+
+    Raises:
+        ConfigError: no such device, or none here.
+    """
+    if asked not in (None, "cpu", "cuda"):
+        raise ConfigError(f"device must be cpu or cuda, got {asked}")
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise ConfigError("device: cuda needs a GPU and this machine has none; use cpu")
+    return asked or ("cuda" if there and record.config.engine.device == "cuda" else "cpu")
+
+
+def on_device(record: RunRecord, device: str) -> RunRecord:
+    """The record for another kind of device, with what it can do: votes need not be the run's then.
+
+    The forward batch is at most that device's default, and nothing is compiled.
+    """
+    engine = record.config.engine
+    assert engine.batch is not None  # resolved before the record was made
+    batch = min(engine.batch, DEFAULT_BATCH[device])
+    config = record.config.updated("engine", device=device, batch=batch, compile=False)
+    return record.model_copy(update={"config": config})

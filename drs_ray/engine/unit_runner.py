@@ -1,0 +1,243 @@
+"""Doing units: the few lines between a unit and `count_votes`. Runs in a Ray actor or in the driver's own process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from drs_ray.config import RunConfig
+from drs_ray.counts.encoding import CountsRow, encode_part
+from drs_ray.counts.plan import Draw, Unit
+from drs_ray.counts.run_record import RunRecord, read_record
+from drs_ray.data.datasets import Dataset, open_dataset
+from drs_ray.engine.outcome import Measured, Outcome
+from drs_ray.engine.part_writer import PartWriter
+from drs_ray.errors import ClassifierError, CountsError, DataError, StoreError
+from drs_ray.models.check import FirstBatch, same_probe, tolerance_of
+from drs_ray.models.factory import BaseClassifier, load_classifier
+from drs_ray.models.inference import VotingClassifier, voting_classifier
+from drs_ray.models.torch_state import fix_kernels
+from drs_ray.smoothing.keys import NoiseKey
+from drs_ray.smoothing.partition import Partition, partition_of
+from drs_ray.smoothing.voting import Sampler, count_votes
+from drs_ray.storage import Store, open_store
+
+_MOST_DRAWS = 5000
+
+
+class UnitRunner:
+    """Holds one sub-image's base classifier on one device, and does that sub-image's units."""
+
+    def __init__(self, record: RunRecord, sub_image: int, dataset: Dataset | None = None) -> None:
+        """Load the data set and the classifier of `sub_image`.
+
+        Args:
+            record: the run.
+            sub_image: whose classifier.
+            dataset: that of another runner of the run in this process; None: load it.
+
+        Raises:
+            DataError, ClassifierError: what the run's config names is not here, or not what the driver saw.
+        """
+        config = record.config
+        self._record = record
+        self._writer = PartWriter(config.engine.store_seconds)
+        self._dataset = _dataset_of(record) if dataset is None else dataset
+        partition = partition_of(config.partition, record.dataset.image_shape)
+        classifier = classifier_of(
+            config, partition, sub_image, record.dataset.image_shape, self._classes, record.dataset_name
+        )
+        if classifier.digest != record.classifier_digests[sub_image]:
+            raise ClassifierError(
+                f"sub-image {sub_image}: this worker loaded weights {classifier.digest[:12]}, the run has "
+                f"{record.classifier_digests[sub_image][:12]}; give every node the same checkpoint"
+            )
+        if record.classifier_probes and not same_probe(classifier.probe, record.classifier_probes[sub_image]):
+            raise ClassifierError(
+                f"sub-image {sub_image}: the weights are the run's, but not the answers to fixed inputs: the code of "
+                f"{config.classifiers[sub_image].architecture} has changed; restore it, or start a new run"
+            )
+        self._device = torch.device(config.engine.device)
+        self._has_voted = False
+        assert config.engine.batch is not None  # resolved before the record was made
+        self._classifier = voting_classifier(
+            classifier.module,
+            precision=record.precision,
+            compile=config.engine.compile is True,
+            device=self._device,
+            batch=config.engine.batch,
+            image_shape=partition.layout_shape(sub_image, record.dataset.image_shape[0]),
+            num_classes=self._classes,
+            sub_image=sub_image,
+        )
+        self._sampler = Sampler(
+            partition,
+            config.sigmas[sub_image],
+            config.noise.block,
+            config.engine.batch,
+            self._device,
+            config.noise.law,
+        )
+
+    @property
+    def _classes(self) -> int:
+        return self._record.dataset.num_classes
+
+    @property
+    def dataset(self) -> Dataset:
+        """The run's data set."""
+        return self._dataset
+
+    @property
+    def classifier(self) -> VotingClassifier:
+        """What votes, on its device."""
+        return self._classifier
+
+    @property
+    def sampler(self) -> Sampler:
+        """How the sub-image is smoothed."""
+        return self._sampler
+
+    def count(self, unit: Unit) -> Iterator[CountsRow]:
+        """The unit's rows: a function of the run's identity and the unit, of nothing else."""
+        seed = self._record.config.noise.seed
+        for position in unit.positions:
+            image_id = self._record.image_ids[position]
+            image = torch.from_numpy(self._dataset.image(image_id))
+            label = self._dataset.label(image_id)
+            for draw in unit.draws:
+                key = NoiseKey(seed, image_id, unit.sub_image, draw.phase, self._record.dataset.digest)
+                ours = self._classifier
+                voting = ours.module if self._has_voted else FirstBatch(ours.module, ours.plain)
+                votes = count_votes(voting, image, self._sampler, key, draw.first_sample, draw.samples, self._classes)
+                if isinstance(voting, FirstBatch):
+                    tolerance = tolerance_of(self._record.precision, self._device.type)
+                    voting.check(self._classes, unit.sub_image, tolerance)
+                    self._has_voted = True
+                yield CountsRow(
+                    image_id, label, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes
+                )
+
+    def run(self, unit: Unit, store: Store) -> Outcome:
+        """Do the unit and store its part, whole or not at all. The outcome has the part."""
+        started = time.perf_counter()
+        part = encode_part(self.count(unit), self._record.run_id, unit.key)
+        counted = time.perf_counter()
+        retries = self._writer.put(store, unit.key, part)
+        return Outcome(counted - started, time.perf_counter() - counted, part, retries)
+
+    def measure(self, unit: Unit, seconds: float) -> Measured:
+        """Draw votes of the unit's first image for so long, after two batches to warm up.
+
+        Raises:
+            DrsError: the classifier fails on the image.
+        """
+        batch, block = self._sampler.batch, self._record.config.noise.block
+        self._draw(unit, batch, 0.0)
+        once = self._draw(unit, batch, 0.0).seconds
+        return self._draw(unit, block if once * block / batch <= seconds else batch, seconds)
+
+    def _draw(self, unit: Unit, size: int, seconds: float) -> Measured:
+        """Votes of `size` samples again and again, until `seconds` are over; once at least."""
+        draws = tuple(Draw("estimation", 0, number * size, size) for number in range(_MOST_DRAWS))
+        rows, classes, started = 0, 0, time.perf_counter()
+        for row in self.count(replace(unit, positions=unit.positions[:1], draws=draws)):
+            rows += 1
+            classes += int(np.count_nonzero(row.votes))
+            if time.perf_counter() - started >= seconds:
+                break
+        return Measured(time.perf_counter() - started, rows * size, classes / rows)
+
+
+def _dataset_of(record: RunRecord) -> Dataset:
+    dataset = open_dataset(record.config.dataset, download=False)
+    if dataset.digest != record.dataset.digest:
+        raise DataError(
+            f"data set {record.config.dataset.name}: what this worker reads has digest {dataset.digest[:12]}, the run "
+            f"has {record.dataset.digest[:12]}; give every node the same data"
+        )
+    return dataset
+
+
+def classifier_of(
+    config: RunConfig,
+    partition: Partition,
+    sub_image: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    dataset: str,
+    classes: Sequence[str] | None = None,
+) -> BaseClassifier:
+    """Load and check the base classifier of one sub-image, on the CPU."""
+    chosen = config.classifiers[sub_image]
+    return load_classifier(
+        architecture=chosen.architecture,
+        arguments=chosen.arguments,
+        checkpoint=chosen.checkpoint,
+        entry=chosen.entry,
+        sub_image=sub_image,
+        partition=config.partition.label,
+        layout=config.partition.layout,
+        sigma=chosen.sigma,
+        image_shape=partition.layout_shape(sub_image, image_shape[0]),
+        num_classes=num_classes,
+        dataset=dataset,
+        classes=classes,
+        pixels=chosen.pixels,
+        denoiser=chosen.denoiser,
+    )
+
+
+class RemoteWorker:
+    """The Ray actor around a `UnitRunner`. Starting is a call of its own, so that its errors arrive as they are."""
+
+    def start(self, record_json: bytes, sub_image: int, uri: str, directory: str) -> None:
+        """Load everything, and see that the run is where units will be stored."""
+        record = _settle(record_json, directory)
+        self._store = open_store(uri, record.config.output.endpoint_url)
+        _check_sees_run(self._store, record)
+        self._runner = UnitRunner(record, sub_image)
+
+    def load(self, record_json: bytes, sub_image: int, directory: str) -> None:
+        """`start` for a worker that only measures: the run need not be stored."""
+        self._runner = UnitRunner(_settle(record_json, directory), sub_image)
+
+    def measure(self, unit: Unit, seconds: float) -> Measured:
+        """See `UnitRunner.measure`."""
+        return self._runner.measure(unit, seconds)
+
+    def run(self, unit: Unit, returns_part: bool) -> Outcome:
+        """Do one unit and store its part; the outcome has it only where the next stage depends on it."""
+        outcome = self._runner.run(unit, self._store)
+        return outcome if returns_part else replace(outcome, part=None)
+
+
+def _settle(record_json: bytes, directory: str) -> RunRecord:
+    """Make the process as the run wants it, and parse the record.
+
+    Relative paths mean what they mean to the driver, where its directory exists here.
+    """
+    if Path(directory).is_dir():
+        os.chdir(directory)
+    record = RunRecord.model_validate_json(record_json)
+    fix_kernels(record.config.engine.device, record.config.engine.cpus_per_worker)
+    return record
+
+
+def _check_sees_run(store: Store, record: RunRecord) -> None:
+    """A directory that is not shared would swallow all parts: nothing is computed before this worker sees run.json."""
+    try:
+        seen = read_record(store).run_id
+    except (CountsError, StoreError) as error:
+        raise StoreError(
+            f"{store.uri}: a worker's node does not see the run there ({error}); "
+            "use an s3:// output, or a directory that all nodes share"
+        ) from error
+    if seen != record.run_id:
+        raise StoreError(f"{store.uri}: a worker's node sees run {seen} there, not {record.run_id}; use a shared place")

@@ -1,0 +1,271 @@
+"""Certificates that other code published, as a run that can be shown beside our own, and is never taken for one.
+
+There are no counts behind its radii. So it has a small record of its own under the key of run.json, which every reader
+of counts refuses; and its name says `imported, not verified` wherever it is shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, ValidationError
+
+from drs_ray.certificates.rounding import exact_text
+from drs_ray.certificates.rule import LEAST_ALPHA
+from drs_ray.config import CertificateConfig, Section, validated
+from drs_ray.counts.run_record import read_run_json
+from drs_ray.counts.schema import (
+    CERTIFICATES_KEY,
+    CURVE,
+    CURVE_KEY,
+    IMPORTED,
+    IMPORTED_CERTIFICATES,
+    IMPORTED_TIME,
+    RUN_KEY,
+    SCHEMA_VERSION,
+    check_version,
+    with_metadata,
+)
+from drs_ray.errors import ConfigError, CountsError
+from drs_ray.published.log import Kind, PublishedLog, parse_log
+from drs_ray.published.plausibility import doubts
+from drs_ray.results.reduce import RunResult, read_result
+from drs_ray.results.tables import CertifiedImages, curve_table, parquet_bytes, read_table, table_of
+from drs_ray.storage import Store
+
+MARK = "imported, not verified"
+"""Stands behind the name of an imported run wherever it is shown."""
+
+RadiusRule = Literal["linear", "square-root", "clipped", "unknown"]
+"""How the log's radius joins the margins of K > 1 sub-images, as far as who imports it knows (docs/theory.md 4.5)."""
+
+_REMEDY = "write it again with `drs-ray import`"
+
+
+class ImportedRecord(Section):
+    """run.json of an imported run: where its log came from, and what was stated about it.
+
+    source_digest: SHA-256 of the log. log: what it has of each image. sigmas: of each sub-image, pixel units.
+    selection, estimation: samples per image and sub-image. radius: pixel units, the one that a log without radii of its
+    own is about; None for the others. warnings: what does not fit together.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["imported"] = "imported"
+    run_id: str = ""
+    created: str
+    source: str
+    source_digest: str
+    log: Kind = "radii"
+    dataset: Annotated[str, Field(min_length=1)]
+    split: Annotated[str, Field(min_length=1)]
+    sigmas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    selection: Annotated[int, Field(ge=0, le=10**9)]
+    estimation: Annotated[int, Field(ge=1, le=10**9)]
+    alpha: Annotated[float, Field(ge=LEAST_ALPHA, lt=1)]
+    radius_rule: RadiusRule
+    radius: Annotated[float, Field(gt=0)] | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sub_images(self) -> int:
+        """Number of sub-images K."""
+        return len(self.sigmas)
+
+    @property
+    def stated(self) -> str:
+        """What was stated of the radii, in words."""
+        sigmas = ", ".join(exact_text(sigma) for sigma in self.sigmas)
+        return f"n = {self.estimation:,}, alpha = {exact_text(self.alpha)}, sigma = {sigmas}"
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits over what was imported and what was stated; not when, and not what follows from it."""
+        said = self.model_dump(
+            mode="json", exclude={"run_id", "created", "source", "log", "warnings"}, exclude_none=True
+        )
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class ImportedResult(CertifiedImages):
+    """An imported run: its record and its two tables (`schema.IMPORTED_CERTIFICATES` and `schema.CURVE`).
+
+    certificates has `schema.IMPORTED_TIME` too where the log has times. whole: see `reduce.RunResult`.
+    """
+
+    uri: str
+    record: ImportedRecord
+    certificates: pa.Table
+    curve: pa.Table
+    seconds: None = None
+    variant: str = MARK
+    progress: None = None
+    whole: int | None = None
+
+    @property
+    def has_radii(self) -> bool:
+        """Whether images have radii: those of a log of predictions have none."""
+        return self.record.log != "predictions"
+
+
+Shown = RunResult | ImportedResult
+"""What tables, figures and reports show side by side."""
+
+
+def import_log(
+    store: Store,
+    data: bytes,
+    source: str,
+    *,
+    dataset: str,
+    sigmas: Sequence[float],
+    estimation: int,
+    selection: int | None = None,
+    alpha: float = 0.001,
+    split: str = "test",
+    radius_rule: str = "unknown",
+    radius: float | None = None,
+    radii: Sequence[float] | None = None,
+) -> ImportedResult:
+    """Store a published log as an imported run.
+
+    Args:
+        store: a place of its own; the same log may be imported there again.
+        data: the log, see `results.published`.
+        source: its name.
+        dataset: name of the data set, as a run that it is to be compared with has it.
+        sigmas: noise standard deviation of each sub-image, pixel units.
+        estimation: samples per image and sub-image that the radii are from.
+        selection: samples per image and sub-image that chose the class; None: 100, of predictions 0.
+        alpha: failure probability of one certificate.
+        split: of the data set.
+        radius_rule: one of `RadiusRule`; for one sub-image there is only one.
+        radius: pixel units: the one that was asked for, where the log says of each image whether it was certified.
+        radii: the curve's grid, increasing, pixel units; None: the one of configs. Where `radius` is given it ends
+            there; predictions have no curve beyond radius 0.
+
+    Raises:
+        ConfigError: a stated value that cannot be, or one that the log needs. DataError: a log that cannot be read.
+        CountsError: the place holds another run. StoreError: the place cannot be written.
+    """
+    chosen = {} if radii is None else {"radii": list(radii)}
+    grid = validated(CertificateConfig, chosen, "import").radii
+    log = parse_log(data, source, radius)
+    record = validated(
+        ImportedRecord,
+        {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": source,
+            "source_digest": hashlib.sha256(data).hexdigest(),
+            "log": log.kind,
+            "dataset": dataset,
+            "split": split,
+            "sigmas": tuple(sigmas),
+            "selection": (0 if log.kind == "predictions" else 100) if selection is None else selection,
+            "estimation": estimation,
+            "alpha": alpha,
+            "radius_rule": radius_rule,
+            "radius": radius,
+        },
+        "import",
+    )
+    if log.kind == "predictions":
+        grid = (0.0,)
+    elif radius is not None:
+        grid = (*(other for other in grid if other < radius), radius)
+    record = record.model_copy(update={"run_id": record.identity, "warnings": (*log.notes, *doubts(log, record, grid))})
+    there = parse_imported(store.create(RUN_KEY, record.model_dump_json(indent=1).encode()), store.uri)
+    if there is None or there.run_id != record.run_id:
+        raise CountsError(f"{store.uri}: holds another run already; choose another place")
+    certificates = _certificates(log, there)
+    curve = curve_table(certificates, there.run_id, grid, there.alpha, _rule(there))
+    store.put(CERTIFICATES_KEY, parquet_bytes(certificates))
+    store.put(CURVE_KEY, parquet_bytes(curve))
+    return ImportedResult(store.uri, there, certificates, curve)
+
+
+def read_log(file: str | os.PathLike[str]) -> bytes:
+    """The bytes of a log.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); give the path of a log") from error
+
+
+def read_shown(store: Store) -> Shown:
+    """A reduced run, or an imported one.
+
+    Raises:
+        CountsError: see `reduce.read_result`; or an imported run that was changed or is not whole.
+    """
+    record = parse_imported(read_run_json(store), store.uri)
+    if record is None:
+        return read_result(store)
+    certificates, curve = (
+        read_table(store, key, schema, record.run_id, missing=_REMEDY, remedy=_REMEDY, optional=optional)
+        for key, schema, optional in (
+            (CERTIFICATES_KEY, IMPORTED_CERTIFICATES, IMPORTED_TIME),
+            (CURVE_KEY, CURVE, None),
+        )
+    )
+    return ImportedResult(store.uri, record, certificates, curve)
+
+
+def parse_imported(data: bytes, uri: str) -> ImportedRecord | None:
+    """run.json's bytes -> the record of an imported run; None where it is anything else.
+
+    Raises:
+        CountsError: the record of an imported run that was changed, or that a newer drs-ray wrote.
+    """
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return None
+    if not isinstance(content, dict) or content.get("kind") != IMPORTED:
+        return None
+    where = f"{uri}/{RUN_KEY}"
+    check_version(content.get("schema_version"), where)
+    try:
+        record = ImportedRecord.model_validate_json(data)
+    except ValidationError as error:
+        raise CountsError(f"{where}: not the record of an imported run; import the log again elsewhere") from error
+    if record.run_id != record.identity:
+        raise CountsError(f"{where}: was changed after it was written; import the log again elsewhere")
+    return record
+
+
+def _certificates(log: PublishedLog, record: ImportedRecord) -> pa.Table:
+    images = len(log.image_id)
+    columns: dict[str, Any] = {
+        "image_id": log.image_id,
+        "label": log.label,
+        "prediction": log.prediction,
+        "correct": log.correct,
+        "radius": log.radius,
+        "samples": np.full(images, record.sub_images * (record.selection + record.estimation)),
+        "alpha": np.full(images, record.alpha),
+    }
+    schema = IMPORTED_CERTIFICATES
+    if log.time is not None:
+        schema, columns["time"] = schema.append(IMPORTED_TIME), list(log.time)
+    return table_of(columns, with_metadata(schema, record.run_id, table="certificates", rule=_rule(record)))
+
+
+def _rule(record: ImportedRecord) -> str:
+    if record.log == "predictions":
+        return "predictions as published"
+    return "as published" if record.sub_images == 1 else f"as published ({record.radius_rule})"

@@ -1,0 +1,239 @@
+"""Several runs over the same images: paired differences with McNemar's exact test, and the envelope of the runs.
+
+Whatever is compared was certified on the same images (`summary.check_same_test_set`); rows are matched by image id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drs_ray.certificates.curve import CI_LEVEL, RHO, failed_certificates, share_interval
+from drs_ray.certificates.paired import difference_interval, holm, mcnemar_exact
+from drs_ray.certificates.rounding import exact_text, format_down, format_ratio_down, format_up
+from drs_ray.published.imported_run import Shown
+from drs_ray.report.summary import SHARE_DIGITS, run_names
+
+ALL_PAIRS = 4
+"""Up to so many runs and comparisons, every pair is compared; of more, each of the others with the first."""
+SMALLEST_P = 0.0001
+"""Smaller p-values are shown as below it."""
+
+
+@dataclass(frozen=True)
+class PairAtRadius:
+    """Images by who certifies them at a radius (pixel units): both, one alone, neither.
+
+    low, high: interval for the share of the second minus that of the first, 95 % at least, at this radius on its own.
+    p_value: McNemar's exact test, two-sided. p_holm: the same, adjusted for all tests that were made together.
+    """
+
+    radius: float
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    low: float
+    high: float
+    p_value: float
+    p_holm: float
+
+    @property
+    def radius_text(self) -> str:
+        """The radius in full."""
+        return exact_text(self.radius)
+
+    @property
+    def difference_text(self) -> str:
+        """Share of the second minus share of the first, rounded to nearest, with its sign."""
+        images = self.both + self.only_first + self.only_second + self.neither
+        return f"{(self.only_second - self.only_first) / images:+.{SHARE_DIGITS}f}"
+
+    @property
+    def interval_text(self) -> str:
+        """The interval, both ends rounded outwards."""
+        return f"[{format_down(self.low, SHARE_DIGITS)}, {format_up(self.high, SHARE_DIGITS)}]"
+
+    @property
+    def p_text(self) -> str:
+        """p-value of this test alone, rounded up."""
+        return _p_text(self.p_value)
+
+    @property
+    def p_holm_text(self) -> str:
+        """Adjusted p-value, rounded up."""
+        return _p_text(self.p_holm)
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference stands at 5 % after the adjustment."""
+        return self.p_holm <= 1 - CI_LEVEL
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs or comparisons, by position and name, image by image. same_counts: made from the same votes."""
+
+    first: int
+    second: int
+    first_name: str
+    second_name: str
+    same_counts: bool
+    at_radii: tuple[PairAtRadius, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Who is ahead where, after the adjustment, in a few words."""
+        ahead = {
+            self.first_name: [row for row in self.at_radii if row.differs and row.only_first > row.only_second],
+            self.second_name: [row for row in self.at_radii if row.differs and row.only_second > row.only_first],
+        }
+        found = [
+            f"{name} ahead at radius {', '.join(row.radius_text for row in rows)}"
+            for name, rows in ahead.items()
+            if rows
+        ]
+        return "; ".join(found) or "no difference that stands at 5 %"
+
+
+@dataclass(frozen=True)
+class EnvelopeAtRadius:
+    """The run with the largest certified accuracy at a radius (pixel units), or several that share it: best has their
+    positions and names.
+
+    The intervals allow for the choice: what is said holds for all the runs at once. ci_low, ci_high: Clopper-Pearson of
+    the chosen run at 1 - 0.05 / runs. guaranteed: the most images over the runs, certificates that may have failed
+    taken off with probability 0.01 / runs each.
+    """
+
+    radius: float
+    best: tuple[tuple[int, str], ...]
+    images: int
+    certified: int
+    ci_low: float
+    ci_high: float
+    guaranteed: int
+
+    @property
+    def radius_text(self) -> str:
+        """The radius in full."""
+        return exact_text(self.radius)
+
+    @property
+    def accuracy_text(self) -> str:
+        """Certified accuracy, rounded down."""
+        return format_ratio_down(self.certified, self.images, SHARE_DIGITS)
+
+    @property
+    def interval_text(self) -> str:
+        """The interval, both ends rounded outwards."""
+        return f"[{format_down(self.ci_low, SHARE_DIGITS)}, {format_up(self.ci_high, SHARE_DIGITS)}]"
+
+    @property
+    def guaranteed_text(self) -> str:
+        """Guaranteed share of these images, rounded down."""
+        return format_ratio_down(self.guaranteed, self.images, SHARE_DIGITS)
+
+
+def paired_differences(results: Sequence[Shown], radii: Sequence[float]) -> tuple[Pair, ...]:
+    """Pairs of runs and comparisons, tested at every radius; Holm's adjustment is over all pairs and radii together.
+
+    With a log of predictions, which says nothing beyond radius 0, a pair is tested there alone.
+
+    Args:
+        results: runs over one test set, in any order of images.
+        radii: increasing, pixel units; radius 0 compares accuracies.
+    """
+    names = run_names(results)
+    held = [_certified(result, radii) for result in results]
+    every = range(len(results))
+    pairs = list(combinations(every, 2)) if len(results) <= ALL_PAIRS else [(0, other) for other in every[1:]]
+    if not pairs:
+        return ()
+    tests = [
+        (pair, at)
+        for pair, ends in enumerate(pairs)
+        for at, radius in enumerate(radii)
+        if radius == 0 or all(results[end].has_radii for end in ends)
+    ]
+    first, second = (np.array([held[pairs[pair][end]][at] for pair, at in tests]) for end in (0, 1))
+    only_first, only_second = (first & ~second).sum(axis=1), (second & ~first).sum(axis=1)
+    both = (first & second).sum(axis=1)
+    images = results[0].images
+    low, high = difference_interval(only_first, only_second, images, CI_LEVEL)
+    p_values = mcnemar_exact(only_first, only_second)
+    adjusted = holm(p_values)
+
+    def rows(pair: int) -> Iterator[PairAtRadius]:
+        for here, (of, at) in enumerate(tests):
+            if of != pair:
+                continue
+            alone = int(only_first[here]), int(only_second[here])
+            yield PairAtRadius(
+                radius=radii[at],
+                both=int(both[here]),
+                only_first=alone[0],
+                only_second=alone[1],
+                neither=images - int(both[here]) - sum(alone),
+                low=float(low[here]),
+                high=float(high[here]),
+                p_value=float(p_values[here]),
+                p_holm=float(adjusted[here]),
+            )
+
+    return tuple(
+        Pair(
+            first=a,
+            second=b,
+            first_name=names[a],
+            second_name=names[b],
+            same_counts=(results[a].uri, results[a].record.run_id) == (results[b].uri, results[b].record.run_id),
+            at_radii=tuple(rows(index)),
+        )
+        for index, (a, b) in enumerate(pairs)
+    )
+
+
+def envelope(results: Sequence[Shown], radii: Sequence[float]) -> tuple[EnvelopeAtRadius, ...]:
+    """At each radius the best of the runs; comparisons and imported runs are none. Empty for fewer than two runs.
+
+    Args:
+        results: runs over one test set.
+        radii: increasing, pixel units.
+    """
+    runs = [(position, result) for position, result in enumerate(results) if not result.variant]
+    if len(runs) < 2:
+        return ()
+    names = run_names(results)
+    images = results[0].images
+    certified = np.array([_certified(result, radii).sum(axis=1) for _, result in runs])
+    failed = np.array([failed_certificates(images, result.failure_probability, RHO / len(runs)) for _, result in runs])
+    guaranteed = np.maximum(certified - failed[:, None], 0).max(axis=0)
+    low, high = share_interval(certified, images, 1 - (1 - CI_LEVEL) / len(runs))
+    return tuple(
+        EnvelopeAtRadius(
+            radius=radius,
+            best=tuple((runs[one][0], names[runs[one][0]]) for one in np.flatnonzero(certified[:, at] == most)),
+            images=images,
+            certified=int(most),
+            ci_low=float(low[:, at].max()),  # intervals of equal shares are equal, and they rise with the share
+            ci_high=float(high[:, at].max()),
+            guaranteed=int(guaranteed[at]),
+        )
+        for at, (radius, most) in enumerate(zip(radii, certified.max(axis=0), strict=True))
+    )
+
+
+def _certified(result: Shown, radii: Sequence[float]) -> NDArray[np.bool_]:
+    """Which images are certified at each radius [R, N], in the order of image ids."""
+    order = np.argsort(result.certificates["image_id"].to_numpy(), kind="stable")
+    reach = np.where(result.correct, result.radius, -np.inf)[order]
+    return np.asarray(reach >= np.asarray(radii)[:, None], np.bool_)
+
+
+def _p_text(value: float) -> str:
+    return f"< {SMALLEST_P:.4f}" if value < SMALLEST_P else format_up(value, 4)
