@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo test test-fast integration chaos check format reproduction bench s3-server cluster-up cluster-down clean
+.PHONY: help demo test test-fast integration chaos check format docs reproduction bench s3-server cluster-up cluster-down clean
 
 help:
 	@echo "make demo        install, train, certify RS and DRS on real digits, write runs/demo/report.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make integration the tests of a run on a cluster of several nodes: submitted, hurt, resumed"
 	@echo "make chaos       kills and storage faults at random for MINUTES (10), from SEED; checks every vote"
 	@echo "make check       lint, format, types"
+	@echo "make docs        the documents as a site with search, in build/docs; a broken link or anchor is an error"
 	@echo "make reproduction DATA=DIR   RS against DRS on CIFAR-10, from training to certificates: hours, resumable"
 	@echo "make bench       speed and memory, as ratios measured side by side"
 	@echo "make s3-server   a real S3 server on loopback, to try s3:// outputs"
@@ -30,6 +31,11 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/pip
 $(VENV)/.dev: pyproject.toml | $(VENV)/.runtime
 	@echo "installing what tests and checks need into $(VENV)"
 	$(BIN)/pip install --quiet --editable ".[demo,report]" --group dev
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.runtime
+	@echo "installing what the site of the documents needs into $(VENV)"
+	$(BIN)/pip install --quiet --group docs
 	@touch $@
 
 demo: $(VENV)/.runtime
@@ -57,6 +63,11 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -c docs . build/docs
+	@cp build/docs/README.html build/docs/index.html
+	@echo "build/docs/index.html"
 
 reproduction: $(VENV)/.runtime
 	$(BIN)/python jobs/reproduction.py $(if $(DATA),--data $(DATA))

@@ -67,8 +67,8 @@ def test_several_runs_in_duckdb(demo: RunResult) -> None:
     assert float(shares["drs"]) == pytest.approx(at_half(demo), rel=1e-12)
 
 
-def test_the_readmes_four_lines_of_duckdb(demo: RunResult) -> None:
-    (code,) = examples("README.md", "duckdb")
+def test_the_four_lines_of_duckdb(demo: RunResult) -> None:
+    (code,) = examples("docs/python.md", "duckdb")
     assert len([line for line in code.splitlines() if line]) == 4
     rows = re.findall(r"│ +(\d) │ +(\d+) │ +([\d.]+) │", printed(code))
     frame = demo.certificates.to_pandas()
@@ -80,8 +80,8 @@ def test_the_readmes_four_lines_of_duckdb(demo: RunResult) -> None:
     assert shares == sorted(shares)
 
 
-def test_the_readmes_four_lines_of_pandas(demo: RunResult) -> None:
-    (code,) = examples("README.md", "pandas")
+def test_the_four_lines_of_pandas(demo: RunResult) -> None:
+    (code,) = examples("docs/python.md", "pandas")
     assert len([line for line in code.splitlines() if line]) == 4
     row = next(line for line in printed(code).splitlines() if line.startswith("0.5"))
     assert float(row.split()[2]) == pytest.approx(at_half(demo), abs=1e-6)
