@@ -19,7 +19,7 @@ from drs_ray.engine.outcome import Measured
 from drs_ray.engine.probe import PROBE_SECONDS
 from drs_ray.engine.unit_runner import UnitRunner
 from drs_ray.errors import DrsError, StoreError
-from drs_ray.models.precision import has_bfloat16
+from drs_ray.models import precision
 from drs_ray.models.torch_state import fixed_kernels
 from drs_ray.storage import Store
 
@@ -33,7 +33,7 @@ class InlineExecutor:
 
     def has_bfloat16(self, device: str, observer: Observer) -> bool:
         """See `Executor.has_bfloat16`."""
-        return has_bfloat16(device)
+        return precision.has_bfloat16(device)
 
     def check(self, engine: EngineConfig) -> None:
         """See `Executor.check`."""

@@ -17,7 +17,7 @@ from drs_ray.engine.executor import check_this_machine
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer, Observers
 from drs_ray.engine.outcome import Measured
-from drs_ray.models.precision import has_bfloat16
+from drs_ray.models import precision
 from drs_ray.storage import Store
 
 
@@ -41,7 +41,7 @@ class RayExecutor:
     def has_bfloat16(self, device: str, observer: Observer) -> bool:
         """See `Executor.has_bfloat16`."""
         if self._is_local:
-            return has_bfloat16(device)
+            return precision.has_bfloat16(device)
         return bool(self._connected().workers_have_bfloat16(self._engine, device, observer))
 
     def check(self, engine: EngineConfig) -> None:
