@@ -14,9 +14,11 @@ from drs_ray import arguments
 from drs_ray.arguments import checked, optional
 from drs_ray.config import RunConfig, config_of, load_config
 from drs_ray.errors import DrsError
+from drs_ray.storage import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Unpack
 
     import pyarrow as pa
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from drs_ray.checks.attack.report import AttackReport
     from drs_ray.checks.radii import AuditReport
     from drs_ray.checks.verify import VerifyReport
+    from drs_ray.config.certificate import CertificateKeys
     from drs_ray.engine.observer import Observer
     from drs_ray.published.imported_run import ImportedResult, Shown
     from drs_ray.report.plots import plot_certified_accuracy, plot_radius_histogram
@@ -98,24 +101,51 @@ def __getattr__(name: str) -> object:
     **_OF_CHECKS,
 )
 def attack(
-    uri: str | os.PathLike[str], images: int = 20, *, endpoint_url: str | None = None, **options: Any
+    uri: str | os.PathLike[str],
+    images: int = 20,
+    *,
+    steps: int = 60,
+    samples: int = 32,
+    confirmation: int = 10_000,
+    level: float = 1e-3,
+    seed: int | None = None,
+    device: str | None = None,
+    overrides: Iterable[str] = (),
+    told: Callable[[int, int], None] | None = None,
+    endpoint_url: str | None = None,
 ) -> AttackReport:
     """Search perturbations that change a run's certified predictions; `check()` the report.
 
     Args:
         uri: directory (text or a Path) or s3:// URI of a reduced run.
-        images: how many of its images.
+        images: how many of its images, at random.
+        steps: steps of the descent that finds an image's direction.
+        samples: noise samples of each sub-image and step.
+        confirmation: fresh noise samples of each sub-image by which a norm is confirmed.
+        level: probability at most that any confirmation of the attack is wrong, in (0, 1).
+        seed: repeats an earlier attack; None: a new one.
+        device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
+        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where the same data and weights are here.
+        told: called with how many images are done, of how many.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
-        options: steps, samples, confirmation, level, seed, device, overrides, told; see
-            `drs_ray.checks.attack.run.attack_run`.
 
     Raises:
-        As `attack_run`.
+        As `drs_ray.checks.attack.run.attack_run`.
     """
     from drs_ray.checks.attack.run import attack_run
-    from drs_ray.storage import open_store
 
-    return attack_run(open_store(uri, endpoint_url), images, **options)
+    return attack_run(
+        open_store(uri, endpoint_url),
+        images,
+        steps=steps,
+        samples=samples,
+        confirmation=confirmation,
+        level=level,
+        seed=seed,
+        device=device,
+        overrides=overrides,
+        told=told,
+    )
 
 
 def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> AuditReport:
@@ -129,7 +159,6 @@ def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> Au
         As `drs_ray.checks.radii.audit_run`.
     """
     from drs_ray.checks.radii import audit_run
-    from drs_ray.storage import open_store
 
     return audit_run(open_store(uri, endpoint_url))
 
@@ -163,7 +192,6 @@ def read_run(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> Sh
         CountsError: no run there, or it is not reduced yet. StoreError: the place cannot be read.
     """
     from drs_ray.published.imported_run import read_shown
-    from drs_ray.storage import open_store
 
     return read_shown(open_store(uri, endpoint_url))
 
@@ -176,7 +204,6 @@ def read_certificate(uri: str | os.PathLike[str], image_id: int, endpoint_url: s
         ConfigError, CountsError: see `drs_ray.results.image_certificate.read_certificate`.
     """
     from drs_ray.results.image_certificate import read_certificate
-    from drs_ray.storage import open_store
 
     return read_certificate(open_store(uri, endpoint_url), image_id)
 
@@ -200,24 +227,55 @@ def export(runs: Sequence[Shown], kind: str, radii: Sequence[float] | None = Non
     radii=optional(arguments.numbers),
 )
 def import_log(
-    file: str | os.PathLike[str], uri: str | os.PathLike[str], *, endpoint_url: str | None = None, **stated: Any
+    file: str | os.PathLike[str],
+    uri: str | os.PathLike[str],
+    *,
+    dataset: str,
+    sigmas: Sequence[float] | float,
+    estimation: int,
+    selection: int | None = None,
+    alpha: float = 0.001,
+    split: str = "test",
+    radius_rule: str = "unknown",
+    radius: float | None = None,
+    radii: Sequence[float] | None = None,
+    endpoint_url: str | None = None,
 ) -> ImportedResult:
     """Keep a published log (certify.py's format) as a run to compare with, marked as imported and not verified.
 
     Args:
         file: the log.
         uri: directory (text or a Path) or s3:// URI to keep it in.
+        dataset: name of the data set, as in the run that it is to be compared with.
+        sigmas: noise standard deviation of each sub-image (one number will do for one), pixel units.
+        estimation: samples per image and sub-image that the radii are from.
+        selection: samples per image and sub-image that chose the class; None: 100, or 0 for a log of predictions.
+        alpha: failure probability of one certificate.
+        split: of the data set.
+        radius_rule: how margins of sub-images were joined: linear, square-root, clipped or unknown.
+        radius: pixel units: the one that was asked for, where the log says of each image whether it was certified.
+        radii: the curve's grid, increasing, pixel units; None: that of configs.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
-        stated: dataset, sigmas (or one number), estimation, alpha, and more; see
-            `drs_ray.published.imported_run.import_log`.
 
     Raises:
         As `drs_ray.published.imported_run.import_log`.
     """
     from drs_ray.published.imported_run import import_log, read_log
-    from drs_ray.storage import open_store
 
-    return import_log(open_store(uri, endpoint_url), read_log(file), Path(file).name, **stated)
+    return import_log(
+        open_store(uri, endpoint_url),
+        read_log(file),
+        Path(file).name,
+        dataset=dataset,
+        sigmas=sigmas,  # type: ignore[arg-type]  # a tuple, once checked
+        estimation=estimation,
+        selection=selection,
+        alpha=alpha,
+        split=split,
+        radius_rule=radius_rule,
+        radius=radius,
+        radii=radii,
+    )
 
 
 def read_certificates(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> pa.Table:
@@ -225,7 +283,9 @@ def read_certificates(uri: str | os.PathLike[str], endpoint_url: str | None = No
     return read_run(uri, endpoint_url).certificates
 
 
-def reduce(uri: str | os.PathLike[str], *, endpoint_url: str | None = None, **certificate: Any) -> RunResult:
+def reduce(
+    uri: str | os.PathLike[str], *, endpoint_url: str | None = None, **certificate: Unpack[CertificateKeys]
+) -> RunResult:
     """Compute a run's certificates again from its counts, for example `reduce("runs/x", alpha=0.01)`.
 
     Args:
@@ -238,7 +298,6 @@ def reduce(uri: str | os.PathLike[str], *, endpoint_url: str | None = None, **ce
     """
     from drs_ray.counts.run_record import read_record
     from drs_ray.results.reduce import reduce_run
-    from drs_ray.storage import open_store
 
     store = open_store(uri, endpoint_url)
     record = read_record(store)
@@ -263,23 +322,48 @@ def train(config: RunConfig | str | os.PathLike[str] | Mapping[str, Any]) -> lis
     **_OF_CHECKS,
 )
 def verify(
-    uri: str | os.PathLike[str], units: int = 10, *, endpoint_url: str | None = None, **options: Any
+    uri: str | os.PathLike[str],
+    units: int = 10,
+    *,
+    images: int = 4,
+    image: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    level: float = 1e-3,
+    overrides: Iterable[str] = (),
+    observer: Observer | None = None,
+    endpoint_url: str | None = None,
 ) -> VerifyReport:
     """Recompute random stored units of a run in this process and compare their votes; `check()` the report.
 
     Args:
         uri: directory (text or a Path) or s3:// URI of the run; it need not be finished.
         units: how many units.
+        images: how many images of each, at random.
+        image: id of one image, which is recomputed in all of its units, in place of a random draw.
+        seed: repeats a draw; None: a new one.
+        device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
+        level: probability that a run without fault fails where votes cannot be compared exactly, in (0, 1).
+        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where the same data and weights are here.
+        observer: told of progress.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
-        options: images, seed, device, level, overrides, observer; see `drs_ray.checks.verify.verify_run`.
 
     Raises:
-        As `verify_run`.
+        As `drs_ray.checks.verify.verify_run`.
     """
     from drs_ray.checks.verify import verify_run
-    from drs_ray.storage import open_store
 
-    return verify_run(open_store(uri, endpoint_url), units, **options)
+    return verify_run(
+        open_store(uri, endpoint_url),
+        units,
+        images=images,
+        image=image,
+        seed=seed,
+        device=device,
+        level=level,
+        overrides=overrides,
+        observer=observer,
+    )
 
 
 @checked(runs=arguments.runs, compare_rules=arguments.flag, common=arguments.flag)
@@ -303,17 +387,12 @@ def write_report(
     Raises:
         ConfigError: no runs, or runs over different test sets. CountsError: counts that cannot be trusted.
     """
-    from drs_ray.report.columns import read_columns, read_common_columns
+    from drs_ray.report.columns import read_columns
     from drs_ray.report.page import write_report as write
-    from drs_ray.report.test_sets import check_same_test_set
     from drs_ray.report.thumbnails import thumbnails
     from drs_ray.results.reduce import RunResult
-    from drs_ray.storage import open_store
 
-    if not common:
-        check_same_test_set(runs)
     endpoints = [run.record.config.output.endpoint_url if isinstance(run, RunResult) else None for run in runs]
     stores = [open_store(run.uri, endpoint_url or own) for run, own in zip(runs, endpoints, strict=True)]
-    pairs = list(zip(runs, stores, strict=True))
-    columns = (read_common_columns if common else read_columns)(pairs, compare_rules=compare_rules)
+    columns = read_columns(list(zip(runs, stores, strict=True)), compare_rules=compare_rules, common=common)
     return write(columns, open_store(directory, endpoint_url), thumbnails)

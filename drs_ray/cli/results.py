@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +33,7 @@ def reduce(
     import drs_ray
 
     changes = {"alpha": alpha, "vote": vote, "radius": radius, "radii": None if radii is None else radii.split(",")}
-    chosen = {key: value for key, value in changes.items() if value is not None}
+    chosen: Any = {key: value for key, value in changes.items() if value is not None}
     print_table([drs_ray.reduce(run, endpoint_url=endpoint_url, **chosen)])
 
 
@@ -55,10 +55,9 @@ def report(
 ) -> None:
     """Print the table of one or several runs and write report.html and the figure."""
     from drs_ray.published.imported_run import read_shown
-    from drs_ray.report.columns import read_columns, read_common_columns, read_partial_columns
+    from drs_ray.report.columns import read_columns, read_partial_columns
     from drs_ray.report.page import write_report
     from drs_ray.report.terminal_table import render_convergence
-    from drs_ray.report.test_sets import check_same_test_set
     from drs_ray.report.thumbnails import thumbnails
 
     stores = [open_run(run, endpoint_url) for run in runs]
@@ -71,13 +70,9 @@ def report(
                 "others; report it on its own, or finish it"
             )
         columns = read_partial_columns(stores[0], compare_rules=compare_rules)
-    elif common:
-        shown = [(read_shown(store), store) for store in stores]
-        columns = read_common_columns(shown, compare_rules=compare_rules)
     else:
-        results = [read_shown(store) for store in stores]
-        check_same_test_set(results)
-        columns = read_columns(zip(results, stores, strict=True), compare_rules=compare_rules)
+        shown = [(read_shown(store), store) for store in stores]
+        columns = read_columns(shown, compare_rules=compare_rules, common=common)
     target = open_run(output or runs[0], endpoint_url)
     print_table(columns.results)
     if columns.convergence:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field, field_validator
 
@@ -71,3 +71,16 @@ class CertificateConfig(Section):
         if self.radius is None:
             return self.radii
         return (*(radius for radius in self.radii if radius < self.radius), self.radius)
+
+
+class CertificateKeys(TypedDict, total=False):
+    """Keys of `CertificateConfig`, any of them, as keyword arguments."""
+
+    alpha: float
+    vote: str
+    rivals: bool
+    confidence: str
+    pooled: bool | None
+    weights: Sequence[float] | None
+    radius: float | None
+    radii: Sequence[float]

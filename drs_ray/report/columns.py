@@ -16,7 +16,7 @@ from drs_ray.counts.run_record import read_record
 from drs_ray.published.imported_run import ImportedResult, Shown
 from drs_ray.report.convergence import AtSamples, convergence
 from drs_ray.report.summary import SHARE_DIGITS, run_names
-from drs_ray.report.test_sets import in_common
+from drs_ray.report.test_sets import check_same_test_set, in_common
 from drs_ray.results.reduce import (
     RunResult,
     check_finished,
@@ -54,16 +54,32 @@ def columns_of(result: RunResult, history: CountsHistory, *, compare_rules: bool
     return Columns((*others, result), ((result, convergence(result, history)),))
 
 
-def read_columns(runs: Iterable[tuple[Shown, Store]], *, compare_rules: bool) -> Columns:
+def read_columns(runs: Sequence[tuple[Shown, Store]], *, compare_rules: bool, common: bool = False) -> Columns:
     """`columns_of` several runs, whose counts are read one run at a time.
 
     A run whose counts are not at hand (certificates that were copied without them) is shown without its convergence,
     and an imported run, which has none, alone.
 
+    Args:
+        runs: each with its store.
+        compare_rules: beside each run, the same counts by the baseline rule.
+        common: cut all down to the images that every run has, and show no convergence; counts are then read for
+            comparisons alone.
+
     Raises:
-        CountsError: counts that cannot be trusted, that a comparison needs and that are not there, or of a run that
-        is to go on.
+        ConfigError: runs that cannot stand side by side. CountsError: counts that cannot be trusted, that a comparison
+        needs and that are not there, or of a run that is to go on.
     """
+    results = [result for result, _ in runs]
+    if not common:
+        check_same_test_set(results)
+        return _read(runs, compare_rules=compare_rules)
+    in_common(results)  # what cannot be compared is told before counts are read
+    columns = _read(runs, compare_rules=True).results if compare_rules else results
+    return Columns(tuple(in_common(columns)))
+
+
+def _read(runs: Iterable[tuple[Shown, Store]], *, compare_rules: bool) -> Columns:
     columns = Columns()
     for result, store in runs:
         if isinstance(result, ImportedResult):
@@ -75,20 +91,6 @@ def read_columns(runs: Iterable[tuple[Shown, Store]], *, compare_rules: bool) ->
         else:
             columns += Columns((result,))
     return columns
-
-
-def read_common_columns(runs: Sequence[tuple[Shown, Store]], *, compare_rules: bool) -> Columns:
-    """Runs and their comparisons, all cut down to the images that every run has, and without convergence.
-
-    Counts are read for comparisons alone.
-
-    Raises:
-        ConfigError: see `in_common`. CountsError: see `read_columns`.
-    """
-    results = [result for result, _ in runs]
-    in_common(results)  # what cannot be compared is told before counts are read
-    columns = read_columns(runs, compare_rules=True).results if compare_rules else results
-    return Columns(tuple(in_common(columns)))
 
 
 def read_partial_columns(store: Store, *, compare_rules: bool) -> Columns:

@@ -112,7 +112,10 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_resumes_when_there_is_space(t
     data["engine"]["images_per_unit"] = 1
     config = write_config(tmp_path / "config.yaml", data)
     # 24 parts of a page or more do not fit beside run.json. The pauses between tries are left out.
-    impatient = "from drs_ray.engine import inline_executor; inline_executor.RETRY_SECONDS = 0.0; from drs_ray.cli import main; main()"
+    impatient = (
+        "from drs_ray.engine import inline_executor; inline_executor.RETRY_SECONDS = 0.0; "
+        "from drs_ray.cli import main; main()"
+    )
     script = """
         mount -t tmpfs -o size=36k tmpfs "$1"
         if "$3" -c "$4" certify "$2"; then exit 99; else echo "exit $?" >&2; fi

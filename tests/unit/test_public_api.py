@@ -15,12 +15,9 @@ import torch
 import yaml
 
 import drs_ray
-from drs_ray.checks.attack.run import attack_run
-from drs_ray.checks.verify import verify_run
 from drs_ray.data.datasets import load_dataset
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import ConfigError, DataError
-from drs_ray.published.imported_run import import_log
 from tests.support.classifiers import Prototypes
 from tests.support.runs import run_data
 
@@ -104,20 +101,16 @@ def calls(place: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     }
 
 
-OPTIONS: dict[str, Callable[..., Any]] = {"attack": attack_run, "verify": verify_run, "import_log": import_log}
-"""What the functions with `**options` pass them on to."""
 NO_FUNCTIONS = {"DrsError", "__version__"}
 
 
 def parameters(name: str) -> set[str]:
-    """Names of a public function's arguments, with those of its options."""
+    """Names of a public function's arguments."""
     found: Any = drs_ray
     for part in name.split("."):
         found = getattr(found, part)
     named = inspect.signature(found).parameters.values()
-    options = inspect.signature(OPTIONS[name]).parameters.values() if name in OPTIONS else ()
-    given = {one.name for one in named if one.kind is not one.VAR_KEYWORD}
-    return given | {one.name for one in options if one.kind is one.KEYWORD_ONLY}
+    return {one.name for one in named if one.kind is not one.VAR_KEYWORD}
 
 
 def test_every_public_name_and_argument_is_tried(place: Path) -> None:
