@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.records import make_record
 from drs_ray.certificates.rule import Rule
 from drs_ray.counts.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE_KEY, RUN_KEY, with_metadata
-from drs_ray.published.imported_run import import_log, read_shown
+from drs_ray.published.imported_run import import_log, read_reported_run
 from drs_ray.report.export import export
 from drs_ray.report.figure import certified_accuracy_figure, figure_bytes
 from drs_ray.results.tables import curve_table, parquet_bytes, table_of
@@ -53,7 +53,7 @@ def _all(images: int) -> None:
             print(f"{what}, {images:,} images", f"{time.perf_counter() - started:.1f} s", aim, sep="|")
             return found
 
-        run = row("read a reduced run", lambda: read_shown(store), "seconds")
+        run = row("read a reduced run", lambda: read_reported_run(store), "seconds")
         row("its curve", lambda: curve_table(run.certificates, "x", RADII, ALPHA, RULE.name), "seconds")
         row("its figure, SVG", lambda: figure_bytes(certified_accuracy_figure([run]), "svg"), "seconds")
         row("export as markdown", lambda: export([run], "markdown"), "seconds")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from drs_ray.checks.verify import VerifyReport
     from drs_ray.config.certificate import CertificateKeys
     from drs_ray.engine.observer import Observer
-    from drs_ray.published.imported_run import ImportedResult, Shown
+    from drs_ray.published.imported_run import ImportedResult, ReportedRun
     from drs_ray.report.plots import plot_certified_accuracy, plot_radius_histogram
     from drs_ray.report.tracking import log_to_mlflow
     from drs_ray.results.image_certificate import ImageCertificate
@@ -181,7 +181,7 @@ def certify(
     return certify_run(config_of(config), observer)
 
 
-def read_run(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> Shown:
+def read_run(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> ReportedRun:
     """A reduced run: record, certificates, curve and the figures derived from them; or an imported run.
 
     Args:
@@ -191,9 +191,9 @@ def read_run(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> Sh
     Raises:
         CountsError: no run there, or it is not reduced yet. StoreError: the place cannot be read.
     """
-    from drs_ray.published.imported_run import read_shown
+    from drs_ray.published.imported_run import read_reported_run
 
-    return read_shown(open_store(uri, endpoint_url))
+    return read_reported_run(open_store(uri, endpoint_url))
 
 
 @checked(image_id=arguments.whole)
@@ -209,7 +209,7 @@ def read_certificate(uri: str | os.PathLike[str], image_id: int, endpoint_url: s
 
 
 @checked(runs=arguments.runs, kind=arguments.text, radii=optional(arguments.numbers))
-def export(runs: Sequence[Shown], kind: str, radii: Sequence[float] | None = None) -> str:
+def export(runs: Sequence[ReportedRun], kind: str, radii: Sequence[float] | None = None) -> str:
     """Runs as text: `tsv` (certify.py's log) or `csv` of one run, a `markdown` or `latex` table of one or several.
 
     Raises:
@@ -368,7 +368,7 @@ def verify(
 
 @checked(runs=arguments.runs, compare_rules=arguments.flag, common=arguments.flag)
 def write_report(
-    runs: Sequence[Shown],
+    runs: Sequence[ReportedRun],
     directory: str | os.PathLike[str],
     *,
     compare_rules: bool = False,

@@ -29,7 +29,7 @@ from drs_ray.certificates.prediction import least_samples as prediction_samples
 from drs_ray.certificates.prediction import predicted_classes
 from drs_ray.certificates.radii import CertifiedRadii, rule_names
 from drs_ray.certificates.rule import LEAST_ALPHA, Rule
-from drs_ray.config import DEFAULT_BATCH, Precision, float32, sigma_doubt
+from drs_ray.config import DEFAULT_BATCH, Precision, float32, sigma_warning
 from drs_ray.counts.history import Counts
 from drs_ray.errors import ClassifierError, ConfigError, DataError, counted
 from drs_ray.models.check import FirstBatch, tolerance_of
@@ -186,7 +186,7 @@ class SmoothedClassifier:
         one_vote = csr_array(np.eye(1, self._classes, dtype=np.int64))
         nobody = np.zeros(1, np.int64)
         self._certified(Counts(nobody, nobody, (one_vote,) * k, (one_vote,) * k), 0.001)  # does the rule fit?
-        for doubt in [sigma_doubt("sigmas", sigma) for sigma in self._sigmas]:
+        for doubt in [sigma_warning("sigmas", sigma) for sigma in self._sigmas]:
             if doubt is not None:
                 warnings.warn(doubt, stacklevel=4)  # of who calls, outside two decorators
                 break

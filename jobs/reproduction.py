@@ -131,7 +131,7 @@ TUNING: tuple[Experiment, ...] = tuple(
 
 
 @dataclass
-class Board:
+class ProgressBoard:
     """What each experiment is doing, for one line about all of them a minute; and when the rest may be done."""
 
     total: int
@@ -209,7 +209,7 @@ def warn_of_other_data(config: RunConfig) -> None:
             )
 
 
-def run(experiment: Experiment, common: Sequence[str], earlier: dict[str, Future[None]], board: Board) -> None:
+def run(experiment: Experiment, common: Sequence[str], earlier: dict[str, Future[None]], board: ProgressBoard) -> None:
     """Train and certify one experiment.
 
     Raises:
@@ -237,7 +237,9 @@ def run(experiment: Experiment, common: Sequence[str], earlier: dict[str, Future
     board.finish(experiment.name)
 
 
-def run_all(chosen: Sequence[Experiment], common: dict[str, list[str]], workers: int, board: Board) -> list[str]:
+def run_all(
+    chosen: Sequence[Experiment], common: dict[str, list[str]], workers: int, board: ProgressBoard
+) -> list[str]:
     """All of them, in order, `workers` at a time; a line about each a minute. Returns what failed, a line each."""
     futures: dict[str, Future[None]] = {}
     with ThreadPoolExecutor(workers) as pool:
@@ -276,7 +278,7 @@ def main(
     if list_:
         print(*(experiment.name for experiment in chosen), sep="\n")
         return
-    board = Board(len(chosen))
+    board = ProgressBoard(len(chosen))
     common: dict[str, list[str]] = {}
     try:
         for experiment in chosen:

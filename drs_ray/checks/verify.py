@@ -30,7 +30,7 @@ from drs_ray.counts.schema import PHASES
 from drs_ray.engine.description import hardware_of
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
-from drs_ray.engine.stored_run import device_here, located
+from drs_ray.engine.stored_run import device_here, with_places_here
 from drs_ray.errors import ConfigError, CountsError, counted
 from drs_ray.models.torch_state import plain_torch
 from drs_ray.storage import Store
@@ -142,7 +142,7 @@ def verify_run(
     _check_arguments(units, images, level)
     observer = observer or Observer()
     record = read_record(store)
-    record = located(record, overrides)
+    record = with_places_here(record, overrides)
     used = device_here(device, record)
     inexact = "; ".join(_kind_differences(record, used))
     if inexact:

@@ -14,7 +14,7 @@ _RADIUS_DIGITS = 9
 _LOG_DIGITS = 4
 
 
-def certificate_facts(found: ImageCertificate) -> dict[str, str]:
+def certificate_values(found: ImageCertificate) -> dict[str, str]:
     """A certificate as names and values: what was counted, what follows from it, and the inequality in numbers."""
     row, k = found.row, len(found.sigmas)
     abstains = row["prediction"] == ABSTAIN

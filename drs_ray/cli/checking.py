@@ -37,7 +37,7 @@ def verify(
     """Recompute random units of a run here, and compare their votes with the stored ones. Nothing is written."""
     from drs_ray.checks.verify import verify_run
     from drs_ray.cli.interrupts import interruptible
-    from drs_ray.cli.key_values import render_facts, verify_facts
+    from drs_ray.cli.key_values import key_value_table, verify_values
     from drs_ray.cli.run_display import ConsoleObserver
 
     with interruptible("nothing was written"), ConsoleObserver(stderr(), "verify", quiet) as observer:
@@ -52,7 +52,7 @@ def verify(
             overrides=set_ or (),
             observer=observer,
         )
-    stdout().print(render_facts(verify_facts(found, images, level)))
+    stdout().print(key_value_table(verify_values(found, images, level)))
     found.check()
     print("the stored votes agree")
 
@@ -61,11 +61,11 @@ def audit(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
     """Derive every radius of a run again from its counts, by other code and in ball arithmetic. Nothing is written."""
     from drs_ray.checks.radii import audit_run
     from drs_ray.cli.interrupts import interruptible
-    from drs_ray.cli.key_values import audit_facts, render_facts
+    from drs_ray.cli.key_values import audit_values, key_value_table
 
     with interruptible("nothing was written"):
         found = audit_run(open_run(run, endpoint_url))
-    stdout().print(render_facts(audit_facts(found)))
+    stdout().print(key_value_table(audit_values(found)))
     for image_id, why in found.far_below.items():
         print(f"warning: image {image_id}: {why}: smaller than need be, and sound", file=sys.stderr)
     found.check()
@@ -95,7 +95,7 @@ def attack(
     from drs_ray.checks.attack.report import check_output
     from drs_ray.checks.attack.run import attack_run
     from drs_ray.cli.interrupts import interruptible
-    from drs_ray.cli.key_values import attack_facts, render_attack, render_facts
+    from drs_ray.cli.key_values import attack_values, key_value_table, render_attack
     from drs_ray.cli.progress import images_progress
 
     with interruptible("nothing was written"), images_progress(stderr(), "attack", quiet) as told:
@@ -114,7 +114,7 @@ def attack(
             told=told,
         )
     stdout().print(render_attack(found))
-    stdout().print(render_facts(attack_facts(found)))
+    stdout().print(key_value_table(attack_values(found)))
     try:
         if output is not None:
             found.write(output, endpoint_url)

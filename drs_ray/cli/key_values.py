@@ -34,7 +34,7 @@ _DRIVERS: dict[Driver, str] = {
 }
 
 
-def render_facts(facts: Mapping[str, str]) -> Table:
+def key_value_table(facts: Mapping[str, str]) -> Table:
     """Names and values, one pair per line, as they are: brackets in a reason are no markup."""
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
@@ -42,7 +42,7 @@ def render_facts(facts: Mapping[str, str]) -> Table:
     return table
 
 
-def status_facts(status: RunStatus) -> dict[str, str]:
+def status_values(status: RunStatus) -> dict[str, str]:
     """Where a run stands, in words."""
     record = status.record
     at_least = "at least " if len(record.schedule.samples) > 1 else ""
@@ -84,7 +84,7 @@ def _asked(record: RunRecord) -> dict[str, str]:
     )
 
 
-def plan_facts(planned: RunPlan, price: float | None) -> dict[str, str]:
+def plan_values(planned: RunPlan, price: float | None) -> dict[str, str]:
     """What a run will take, in words; two numbers where its stages decide. price: of a GPU hour, or of a CPU hour."""
     record, least, most = planned.record, planned.least, planned.most
     device = "GPU" if planned.gpus else "CPU"
@@ -127,7 +127,7 @@ def _speed_text(speed: Speed) -> str:
     return f"{speed.mean:,.0f}" + ("" if alike else f" ({speed.least:,.0f} to {speed.most:,.0f})")
 
 
-def verify_facts(found: VerifyReport, images: int, level: float) -> dict[str, str]:
+def verify_values(found: VerifyReport, images: int, level: float) -> dict[str, str]:
     """What was recomputed and what it shows. images: asked for of each unit. level: of the homogeneity test."""
     shifts = [f"{100 * shift:.1f} points in {phase}" for phase, shift in found.shifts.items()]
     drawn = f" (--seed {found.seed})" if found.image is None else ", all that it is in"
@@ -146,7 +146,7 @@ def verify_facts(found: VerifyReport, images: int, level: float) -> dict[str, st
     }
 
 
-def audit_facts(found: AuditReport) -> dict[str, str]:
+def audit_values(found: AuditReport) -> dict[str, str]:
     """What was derived again from the counts, and what is not proved."""
     return {
         "run": found.run_id,
@@ -183,7 +183,7 @@ def render_attack(found: AttackReport) -> Table:
     return table
 
 
-def attack_facts(found: AttackReport) -> dict[str, str]:
+def attack_values(found: AttackReport) -> dict[str, str]:
     """What was attacked, and how near the certificates it came."""
     broken = int(found.broken.sum())
     ratio, slack = found.median_ratio, found.smallest_slack

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from drs_ray.config import RunConfig
-    from drs_ray.published.imported_run import Shown
+    from drs_ray.published.imported_run import ReportedRun
     from drs_ray.storage import Store
 
 
@@ -98,7 +98,7 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
-def print_table(results: Sequence[Shown]) -> None:
+def print_table(results: Sequence[ReportedRun]) -> None:
     """Certified accuracy of the runs, side by side."""
     from drs_ray.report.columns import rule_gains
     from drs_ray.report.terminal_table import render_table

@@ -54,7 +54,7 @@ def report(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Print the table of one or several runs and write report.html and the figure."""
-    from drs_ray.published.imported_run import read_shown
+    from drs_ray.published.imported_run import read_reported_run
     from drs_ray.report.columns import read_columns, read_partial_columns
     from drs_ray.report.page import write_report
     from drs_ray.report.terminal_table import render_convergence
@@ -71,7 +71,7 @@ def report(
             )
         columns = read_partial_columns(stores[0], compare_rules=compare_rules)
     else:
-        shown = [(read_shown(store), store) for store in stores]
+        shown = [(read_reported_run(store), store) for store in stores]
         columns = read_columns(shown, compare_rules=compare_rules, common=common)
     target = open_run(output or runs[0], endpoint_url)
     print_table(columns.results)
@@ -96,11 +96,11 @@ def export(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Write runs in the field's log format, as csv, or as a table for a paper."""
-    from drs_ray.published.imported_run import read_shown
+    from drs_ray.published.imported_run import read_reported_run
     from drs_ray.report.export import export
     from drs_ray.storage import open_place_of
 
-    results = [read_shown(open_run(run, endpoint_url)) for run in runs]
+    results = [read_reported_run(open_run(run, endpoint_url)) for run in runs]
     text = export(results, format_, numbers("radii", radii))
     if output is None:
         print(text, end="")
@@ -165,10 +165,10 @@ def certificate(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Everything about one certificate: votes, levels, bounds, and the inequality that gives the radius, in numbers."""
-    from drs_ray.cli.certificate_text import certificate_facts
-    from drs_ray.cli.key_values import render_facts
+    from drs_ray.cli.certificate_text import certificate_values
+    from drs_ray.cli.key_values import key_value_table
     from drs_ray.results.image_certificate import read_certificate
 
-    facts = certificate_facts(read_certificate(open_run(run, endpoint_url), image_id))
+    facts = certificate_values(read_certificate(open_run(run, endpoint_url), image_id))
     unbroken = None if sys.stdout.isatty() else 1000  # a formula in a file is one line
-    stdout(unbroken).print(render_facts(facts))
+    stdout(unbroken).print(key_value_table(facts))

@@ -53,14 +53,14 @@ def plan(
 ) -> None:
     """Size a run: units, samples, bytes, and the expected time and cost from a short probe. Nothing is written."""
     from drs_ray.cli.interrupts import interruptible
-    from drs_ray.cli.key_values import plan_facts, render_facts
+    from drs_ray.cli.key_values import key_value_table, plan_values
     from drs_ray.cli.run_display import ConsoleObserver
     from drs_ray.engine.forecast import plan_run
 
     loaded = load(config, set_, address)
     with interruptible("nothing was written"), ConsoleObserver(stderr(), "plan", quiet=True) as observer:
         planned = plan_run(loaded, observer)
-    stdout().print(render_facts(plan_facts(planned, price)))
+    stdout().print(key_value_table(plan_values(planned, price)))
 
 
 def certify(
@@ -126,7 +126,7 @@ def submit(
 
 def status(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
     """Show where a run stands, from its store alone."""
-    from drs_ray.cli.key_values import render_facts, status_facts
+    from drs_ray.cli.key_values import key_value_table, status_values
     from drs_ray.engine.status import run_status
 
-    stdout().print(render_facts(status_facts(run_status(open_run(run, endpoint_url)))))
+    stdout().print(key_value_table(status_values(run_status(open_run(run, endpoint_url)))))

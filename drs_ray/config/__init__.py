@@ -5,7 +5,7 @@ Validation needs neither torch nor Ray.
 
 from drs_ray.config.base import Section, expanded, float32
 from drs_ray.config.certificate import CertificateConfig
-from drs_ray.config.classifiers import ClassifierConfig, DenoiserConfig, PixelsConfig, sigma_doubt
+from drs_ray.config.classifiers import ClassifierConfig, DenoiserConfig, PixelsConfig, sigma_warning
 from drs_ray.config.dataset import DatasetConfig, PartitionConfig
 from drs_ray.config.engine import DEFAULT_BATCH, EngineConfig, Precision
 from drs_ray.config.files import (
@@ -43,6 +43,6 @@ __all__ = [
     "load_dataset_config",
     "parse_config",
     "read_config",
-    "sigma_doubt",
+    "sigma_warning",
     "validated",
 ]

@@ -113,7 +113,7 @@ MUCH_NOISE = 4.0
 """A sigma above this drowns any image: it is hardly meant in pixel units."""
 
 
-def sigma_doubt(name: str, sigma: float) -> str | None:
+def sigma_warning(name: str, sigma: float) -> str | None:
     """What to say of a sigma that is allowed and hardly meant; None: nothing."""
     if sigma <= MUCH_NOISE:
         return None
@@ -123,7 +123,7 @@ def sigma_doubt(name: str, sigma: float) -> str | None:
     )
 
 
-def pixels_doubt(name: str, pixels: PixelsConfig) -> str | None:
+def pixels_warning(name: str, pixels: PixelsConfig) -> str | None:
     """What to say of a mean that is no shade between black and white, or a std beyond their distance."""
     black, white = pixels.range
     odd = [("mean", value) for value in pixels.mean or () if not black <= value <= white]

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from drs_ray.config.base import Section
 from drs_ray.config.certificate import CertificateConfig
-from drs_ray.config.classifiers import ClassifierConfig, pixels_doubt, sigma_doubt
+from drs_ray.config.classifiers import ClassifierConfig, pixels_warning, sigma_warning
 from drs_ray.config.dataset import DatasetConfig, PartitionConfig
 from drs_ray.config.engine import EngineConfig, OutputConfig
 from drs_ray.config.messages import validated
@@ -59,15 +59,15 @@ class RunConfig(Section):
         return tuple(classifier.sigma for classifier in self.classifiers)
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def unlikely_settings(self) -> tuple[str, ...]:
         """What is allowed and hardly meant, a line each: numbers in 8-bit steps where pixels lie in [0, 1]."""
-        found = [sigma_doubt(f"classifiers.{k}.sigma", one.sigma) for k, one in enumerate(self.classifiers)]
+        found = [sigma_warning(f"classifiers.{k}.sigma", one.sigma) for k, one in enumerate(self.classifiers)]
         found += [
-            pixels_doubt(f"classifiers.{k}.pixels", one.pixels)
+            pixels_warning(f"classifiers.{k}.pixels", one.pixels)
             for k, one in enumerate(self.classifiers)
             if one.pixels is not None
         ]
-        return tuple(doubt for doubt in found if doubt is not None)
+        return tuple(warning for warning in found if warning is not None)
 
     def updated(self, section: str, **values: object) -> RunConfig:
         """The same config with keys of one section replaced and everything validated again.

@@ -51,9 +51,9 @@ class TrainingConfig(Section):
     )
     consistency: ConsistencyConfig = Field(default_factory=lambda: ConsistencyConfig())
     smoothadv: SmoothAdvConfig = Field(default_factory=lambda: SmoothAdvConfig())
-    epochs: int = Field(40, ge=1)
+    epochs: int = Field(40, ge=1, description="Passes over the training images.")
     batch: int = Field(128, ge=1, description="Images per step, those of all workers together.")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum.")
     learning_rate: float = Field(0.005, gt=0, description="Peak rate of the optimizer.")
     schedule: Literal["warm-up-cosine", "cosine", "step"] = Field(
         "warm-up-cosine",
@@ -62,11 +62,11 @@ class TrainingConfig(Section):
     )
     step_epochs: int = Field(30, ge=1, description="Of the schedule step: epochs between two steps.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd.")
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, description="Of the optimizer.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
     shift: int = Field(0, ge=0, description="Augmentation: random shifts of up to so many pixels.")
     flip: bool = Field(False, description="Augmentation: random horizontal flips.")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="Of weights, order, augmentation and noise.")
     mixed_precision: Literal["auto"] | bool = Field(
         "auto",
         description="Forward and backward in bfloat16 where that is safe; auto: on devices with units for bfloat16, as "

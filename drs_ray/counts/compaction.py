@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from drs_ray.counts.encoding import UnitRows
 from drs_ray.counts.merged_parts import digests, encode_compacted
-from drs_ray.counts.part_checks import Judge
+from drs_ray.counts.part_checks import PartChecker
 from drs_ray.counts.parts import COMPACTED_AHEAD, fetch, fetch_batches, survey
 from drs_ray.counts.rows import UnsoundError, joined
 from drs_ray.counts.run_record import RunRecord
@@ -63,50 +63,52 @@ def compact_run(store: Store, record: RunRecord) -> Compaction:
         UnsoundError: an object is not read back as it was written; its small parts are kept.
         StoreError: the place cannot be read or written; what was merged until then is.
     """
-    judge, done = Judge(record), Compaction()
+    checker, done = PartChecker(record), Compaction()
     parts, done.unsound = survey(store, record)
     again: dict[str, list[str]] = {}  # small parts that an earlier compaction left, or a worker wrote once more
     for key in sorted(parts.small.keys() & parts.holder.keys()):
         again.setdefault(parts.holder[key], []).append(key)
     for name, data in fetch(store, sorted(again), COMPACTED_AHEAD):
         if data is not None:
-            _delete_merged(store, judge, name, data, again[name], done)
+            _delete_merged(store, checker, name, data, again[name], done)
     for group in _groups(item for key, item in sorted(parts.small.items()) if key not in parts.holder):
-        _merge(store, judge, record, group, done)
+        _merge(store, checker, record, group, done)
     return done
 
 
-def _merge(store: Store, judge: Judge, record: RunRecord, keys: Sequence[str], done: Compaction) -> None:
-    sound = list(_sound(store, judge, keys, done))
+def _merge(store: Store, checker: PartChecker, record: RunRecord, keys: Sequence[str], done: Compaction) -> None:
+    sound = list(_sound(store, checker, keys, done))
     if not sound:
         return
     name, data = encode_compacted(_joined(sound), record.run_id)
     store.put(name, data)
-    merged = judge.compacted(store.get(name), name)  # with digests of the rows that went in
+    merged = checker.compacted(store.get(name), name)  # with digests of the rows that went in
     done.units += len(merged.keys)
     done.objects.append(name)
     done.unsound.pop(name, None)  # it was there, damaged
     _delete(store, merged.keys, done)
 
 
-def _delete_merged(store: Store, judge: Judge, name: str, data: bytes, keys: Sequence[str], done: Compaction) -> None:
+def _delete_merged(
+    store: Store, checker: PartChecker, name: str, data: bytes, keys: Sequence[str], done: Compaction
+) -> None:
     """Delete small parts that are in a compacted object, if that is sound and has the same rows."""
     try:
-        merged = judge.compacted(data, name)
+        merged = checker.compacted(data, name)
     except UnsoundError as error:
         done.unsound[name] = error.reason
         return
     expected = dict(zip(merged.keys, digests(merged), strict=True))
-    for units in _sound(store, judge, keys, done):
+    for units in _sound(store, checker, keys, done):
         same = {key: digest == expected[key] for key, digest in zip(units.keys, digests(units), strict=True)}
         done.unsound |= {key: f"differs from the same unit in {name}" for key, equal in same.items() if not equal}
         _delete(store, [key for key, equal in same.items() if equal], done)
 
 
-def _sound(store: Store, judge: Judge, keys: Sequence[str], done: Compaction) -> Iterator[UnitRows]:
+def _sound(store: Store, checker: PartChecker, keys: Sequence[str], done: Compaction) -> Iterator[UnitRows]:
     for batch in fetch_batches(store, keys):
         there = [(key, data) for key, data in batch if data is not None]  # others: another compactor has merged them
-        sound, unsound = judge.small(there)
+        sound, unsound = checker.small(there)
         done.unsound |= unsound
         yield from sound
 

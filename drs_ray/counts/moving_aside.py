@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from drs_ray.counts.encoding import encode_table
 from drs_ray.counts.merged_parts import encode_compacted
-from drs_ray.counts.part_checks import Judge
+from drs_ray.counts.part_checks import PartChecker
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import SET_ASIDE_PREFIX
 from drs_ray.errors import MissingObjectError
@@ -66,9 +66,9 @@ def take_out(store: Store, record: RunRecord, name: str, reasons: Mapping[str, s
         UnsoundError: the compacted object cannot be trusted, or the new one is not read back as it was written.
         StoreError: the place cannot be read or written; every unit can still be read.
     """
-    judge = Judge(record)
+    checker = PartChecker(record)
     try:
-        units = judge.compacted(store.get(name), name)
+        units = checker.compacted(store.get(name), name)
     except MissingObjectError:  # another repair was faster
         return [Finding(key, reason) for key, reason in reasons.items()]
     where, found = units.slices(), []
@@ -80,7 +80,7 @@ def take_out(store: Store, record: RunRecord, name: str, reasons: Mapping[str, s
     if left.keys:
         other, data = encode_compacted(left, record.run_id)
         store.put(other, data)
-        judge.compacted(store.get(other), other)
+        checker.compacted(store.get(other), other)
     # A note of its own each time: that is how a reader notices that its listing may have missed both objects.
     note = {"key": name, "without": sorted(reasons), "rewritten_as": other, "time": _now()}
     store.put(f"{SET_ASIDE_PREFIX}{name}.{secrets.token_hex(8)}.json", json.dumps(note).encode())

@@ -11,7 +11,7 @@ from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.unit_keys import RunUnits, UnitName
 
 
-class Judge:
+class PartChecker:
     """Knows what a run's objects must be. A sound one holds exactly the samples of the units that it names."""
 
     def __init__(self, record: RunRecord) -> None:

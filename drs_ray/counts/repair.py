@@ -17,7 +17,7 @@ import numpy as np
 from drs_ray.counts.encoding import UnitRows
 from drs_ray.counts.merged_parts import digests
 from drs_ray.counts.moving_aside import Finding, move, take_out
-from drs_ray.counts.part_checks import Judge
+from drs_ray.counts.part_checks import PartChecker
 from drs_ray.counts.parts import COMPACTED_AHEAD, Parts, fetch, fetch_batches, list_parts, survey
 from drs_ray.counts.rows import UnsoundError
 from drs_ray.counts.run_record import RunRecord
@@ -108,25 +108,25 @@ def find_unsound(store: Store, record: RunRecord) -> dict[str, str]:
         StoreError: the place cannot be read.
     """
     parts, unsound = survey(store, record)
-    judge, blocks = Judge(record), _Blocks()
+    checker, blocks = PartChecker(record), _Blocks()
     expected: dict[str, str] = {}  # digests of the compacted units that have a small part too
     for key, data in fetch(store, sorted(parts.compacted), COMPACTED_AHEAD):
         try:
             if data is not None:
-                units = judge.compacted(data, key)
+                units = checker.compacted(data, key)
                 entries = zip(units.keys, digests(units), strict=True)
                 expected |= {unit: digest for unit, digest in entries if unit in parts.small}
-                blocks.add(units, judge, set())
+                blocks.add(units, checker, set())
         except UnsoundError as error:
             unsound[error.key] = error.reason
     for batch in fetch_batches(store, sorted([*parts.small, *parts.foreign])):
-        sound, reasons = judge.small([(key, data) for key, data in batch if data is not None])
+        sound, reasons = checker.small([(key, data) for key, data in batch if data is not None])
         unsound |= reasons
         for units in sound:
             held = zip(units.keys, digests(units), strict=True)
             other = {unit for unit, digest in held if expected.get(unit, digest) != digest}
             unsound |= {unit: f"differs from the same unit in {parts.holder[unit]}" for unit in other}
-            blocks.add(units, judge, other)
+            blocks.add(units, checker, other)
     for unit, reason in blocks.contradictions():
         unsound.setdefault(parts.holder.get(unit, unit), f"{unit}: {reason}" if unit in parts.holder else reason)
     in_use = {key for key in unsound if key not in parts.holder and key not in parts.foreign}
@@ -180,11 +180,11 @@ class _Blocks:
     def __init__(self) -> None:
         self._said: dict[tuple[int, int], dict[int, dict[bytes, list[str]]]] = {}  # by block, stage, images and labels
 
-    def add(self, units: UnitRows, judge: Judge, but: Container[str]) -> None:
+    def add(self, units: UnitRows, checker: PartChecker, but: Container[str]) -> None:
         """Note what sound units say, but for some."""
         for key, mine in units.slices().items():
             if key not in but:
-                name = judge.name(key)
+                name = checker.name(key)
                 ids, first = np.unique(units.rows.image_id[mine], return_index=True)
                 said = np.stack([ids, units.rows.label[mine][first]], axis=1).tobytes()
                 self._said.setdefault(name.block, {}).setdefault(name.stage, {}).setdefault(said, []).append(key)

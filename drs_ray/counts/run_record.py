@@ -26,8 +26,8 @@ _FIRST_RULES = 1  # of runs whose record does not name any
 class DatasetRecord(Section):
     """What was loaded under the data set's name; image_shape is (C, H, W), size the number of images of the split.
 
-    classes: names in order of class number; None where they are not known, and in runs of old. name: that of the source
-    where the data set is a packed one; None in runs of old, which had none.
+    classes: names in order of class number; None where they are not known, and in runs of earlier versions. name: that of the source
+    where the data set is a packed one; None in runs of earlier versions, which had none.
     """
 
     name: str | None = None
@@ -133,7 +133,9 @@ def identity(
             "digest": dataset.digest,
             "image_ids": list(image_ids),
         },
-        "partition": config.partition.model_dump(mode="json", exclude_none=True),  # runs of old keep their ids
+        "partition": config.partition.model_dump(
+            mode="json", exclude_none=True
+        ),  # runs of earlier versions keep their ids
         "classifiers": [
             _classifier_identity(classifier) | {"weights_digest": digest}
             for classifier, digest in zip(config.classifiers, classifier_digests, strict=True)

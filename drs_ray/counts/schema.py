@@ -82,8 +82,8 @@ CERTIFICATES = pa.schema(
 IMPORTED_CERTIFICATES = pa.schema(
     [
         *(CERTIFICATES.field(name) for name in ("image_id", "label", "prediction", "correct", "radius")),
-        _field("samples", pa.int64(), "noise samples, all sub-images and phases, as stated by who imported"),
-        _field("alpha", pa.float64(), "failure probability of the image's certificate, as stated by who imported"),
+        _field("samples", pa.int64(), "noise samples, all sub-images and phases, as stated at the import"),
+        _field("alpha", pa.float64(), "failure probability of the image's certificate, as stated at the import"),
     ]
 )
 """One row per image of a log of other code: nothing about votes, for nobody has them."""

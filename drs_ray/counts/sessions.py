@@ -24,7 +24,7 @@ LISTED_SET_ASIDE = 1000
 
 
 @dataclass(frozen=True)
-class SessionFacts:
+class SessionSummary:
     """What a session did. units_retried: how often a unit was tried again. set_aside: reason by key, the first of them.
 
     workers_lost counts those that were lost while they started or under a unit, not those that were dismissed.
@@ -45,11 +45,11 @@ class SessionNote:
     started: str
     seconds: float | None
     written: float
-    facts: SessionFacts
+    facts: SessionSummary
 
 
 @contextmanager
-def noted_session(store: Store, facts: Callable[[], SessionFacts]) -> Iterator[None]:
+def noted_session(store: Store, facts: Callable[[], SessionSummary]) -> Iterator[None]:
     """Note that a driver works on the run within the block, and what came of it, however the block ends.
 
     A note that cannot be written is left out: it must neither stop a run nor hide what went wrong.
@@ -80,13 +80,13 @@ def read_sessions(store: Store) -> list[SessionNote]:
         try:
             content = json.loads(store.get(item.key))
             seconds = content.get("seconds")
-            known = {each.name: content[each.name] for each in fields(SessionFacts) if each.name in content}
+            known = {each.name: content[each.name] for each in fields(SessionSummary) if each.name in content}
             notes.append(
                 SessionNote(
                     started=str(content["started"]),
                     seconds=None if seconds is None else float(seconds),
                     written=item.modified,
-                    facts=SessionFacts(**known),
+                    facts=SessionSummary(**known),
                 )
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -70,7 +70,7 @@ def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = Fa
     dataset = open_dataset(config.dataset)
     images = config.dataset.images
     image_ids = select_image_ids(len(dataset), images.start, images.stop, images.skip, images.ids)
-    for warning in (*config.doubts, *out_of_reach(config, dataset.num_classes), *dataset.warnings):
+    for warning in (*config.unlikely_settings, *out_of_reach(config, dataset.num_classes), *dataset.warnings):
         observer.event(f"warning: {warning}", "warning")
     dataset.check(image_ids)
     shape = dataset.image_shape

@@ -14,7 +14,7 @@ NODES_BEFORE_SET_ASIDE = 50
 """Nodes are lost through no fault of a unit; but a unit that lost so many may be what brings them down."""
 STORE_RETRIES = 3
 RETRY_SECONDS = 2.0
-"""A unit whose part could not be stored is tried again so often, after so long at the earliest."""
+"""A unit whose part could not be stored is tried again this many times, after this many seconds at the earliest."""
 RAISES_BEFORE_GIVING_UP = 20
 """So many units in a row raising an error: the fault is not the units'."""
 

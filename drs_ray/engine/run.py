@@ -15,7 +15,7 @@ from drs_ray.engine.first_start import settled
 from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer, Observers
 from drs_ray.engine.opening import open_executor
-from drs_ray.engine.session_counter import Tally
+from drs_ray.engine.session_counter import SessionCounter
 from drs_ray.engine.sizing import sized
 from drs_ray.errors import EngineError, UnitsSetAsideError, counted
 from drs_ray.results.reduce import RunResult, reduce_run
@@ -93,7 +93,7 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
 def _carry_out(
     todo: list[Unit], record: RunRecord, frontier: Frontier, store: Store, executor: Executor, observer: Observer
 ) -> dict[Unit, str]:
-    tally = Tally()
+    tally = SessionCounter()
     with noted_session(store, tally.facts):
         return executor.run(todo, record, frontier, store, Observers(observer, tally))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from drs_ray.counts.plan import Unit
-from drs_ray.counts.sessions import LISTED_SET_ASIDE, SessionFacts
+from drs_ray.counts.sessions import LISTED_SET_ASIDE, SessionSummary
 from drs_ray.engine.observer import Observer, tells_of_lost_worker
 from drs_ray.engine.outcome import Outcome
 
 
-class Tally(Observer):
+class SessionCounter(Observer):
     """Counts units, samples and losses; `facts` says them as of now."""
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class Tally(Observer):
             if len(self._set_aside) < LISTED_SET_ASIDE:
                 self._set_aside[str(fields["unit"])] = str(fields["reason"])
 
-    def facts(self) -> SessionFacts:
+    def facts(self) -> SessionSummary:
         """What happened so far."""
-        return SessionFacts(
+        return SessionSummary(
             units_done=self._units_done,
             samples=self._samples,
             workers_lost=self._workers_lost,

@@ -11,7 +11,7 @@ from drs_ray.counts.run_record import RunRecord, read_record
 from drs_ray.counts.schema import CERTIFICATES_KEY, COMPACTED_PREFIX
 from drs_ray.counts.sessions import SessionNote, read_sessions
 from drs_ray.engine.frontier import Frontier
-from drs_ray.engine.throughput import WINDOW_SECONDS, pace_of
+from drs_ray.engine.throughput import WINDOW_SECONDS, throughput_of
 from drs_ray.storage import Store
 
 Driver = Literal["none", "at work", "silent", "ended"]
@@ -108,7 +108,7 @@ def _driver(
     heard = max([since, *(written for written, _ in small)])
     if ends and max(ends) >= heard:  # whoever is not known to have ended was killed before
         return "ended", None
-    pace = pace_of(small, max(since, compacted), now)
+    pace = throughput_of(small, max(since, compacted), now)
     first_unit = pace.longest_gap == 0.0  # nothing is known of how long one takes
     patience = WINDOW_SECONDS if first_unit else max(_SHORTEST_SILENCE, _LATE * pace.longest_gap)
     return ("at work", pace.samples_per_second) if now - heard <= patience else ("silent", None)

@@ -14,7 +14,7 @@ from drs_ray.errors import ConfigError
 _PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.(denoiser\.)?(checkpoint|entry)")
 
 
-def located(record: RunRecord, overrides: Iterable[str]) -> RunRecord:
+def with_places_here(record: RunRecord, overrides: Iterable[str]) -> RunRecord:
     """The record with other places of the same data and checkpoints; their digests are checked on loading.
 
     Args:

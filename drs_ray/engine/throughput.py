@@ -17,19 +17,19 @@ from statistics import linear_regression
 WINDOW_SECONDS = 600.0
 """The speed is that of the last ten minutes,"""
 GAPS_IN_WINDOW = 5
-"""or of a longer time, so that the longest pause between two parts fits into it so often."""
+"""or over a longer time: at least so many times the longest pause between two parts."""
 _REMEMBERED = 1000
 
 
 @dataclass(frozen=True)
-class Pace:
-    """samples_per_second: None before the first part. longest_gap: longest pause between parts of late, seconds."""
+class Throughput:
+    """samples_per_second: None before the first part. longest_gap: longest recent pause between two parts, seconds."""
 
     samples_per_second: float | None
     longest_gap: float
 
 
-def pace_of(parts: Sequence[tuple[float, int]], since: float, now: float) -> Pace:
+def throughput_of(parts: Sequence[tuple[float, int]], since: float, now: float) -> Throughput:
     """The present speed.
 
     Args:
@@ -39,7 +39,7 @@ def pace_of(parts: Sequence[tuple[float, int]], since: float, now: float) -> Pac
     """
     counted = sorted(part for part in parts if part[0] >= since)
     if not counted:
-        return Pace(None, 0.0)
+        return Throughput(None, 0.0)
     times = [moment for moment, _ in counted]
     gaps = [later - earlier for earlier, later in pairwise([since, *times])]  # before each part
     length = WINDOW_SECONDS
@@ -50,7 +50,7 @@ def pace_of(parts: Sequence[tuple[float, int]], since: float, now: float) -> Pac
         if first == 0 or needed <= length:
             break
         length = needed
-    return Pace(_speed(counted[first:], since if first == 0 else None), longest)
+    return Throughput(_speed(counted[first:], since if first == 0 else None), longest)
 
 
 def _speed(parts: Sequence[tuple[float, int]], since: float | None) -> float | None:
@@ -81,6 +81,6 @@ class Meter:
         if len(self._parts) > _REMEMBERED:
             self._since, _ = self._parts.popleft()
 
-    def pace(self, now: float) -> Pace:
+    def pace(self, now: float) -> Throughput:
         """The present speed."""
-        return pace_of(self._parts, self._since, now)
+        return throughput_of(self._parts, self._since, now)

@@ -178,7 +178,7 @@ def same_probe(first: Sequence[float], second: Sequence[float], tolerance: float
     """Whether two copies of a classifier gave the same answers, up to what kernels of other machines may differ by.
 
     Args:
-        first: from `check_classifier`, as run.json keeps it. Runs of old kept the largest logits alone.
+        first: from `check_classifier`, as run.json keeps it. Runs of earlier versions kept the largest logits alone.
         second: of the other copy.
         tolerance: share of the logits' spread that they may differ by.
     """

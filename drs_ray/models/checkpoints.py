@@ -41,7 +41,7 @@ class CheckpointMetadata:
 
     image_shape: (C, h, w) of the sub-image as laid out for the classifier; sigma: in pixel units; arguments: of the
     architecture; pixels: the config's section, {} if it has none; training: a free remark on how it was trained;
-    classes: names in order of class number, () where they are not known (files of old).
+    classes: names in order of class number, () where they are not known (files of earlier versions).
     """
 
     architecture: str

@@ -37,7 +37,7 @@ from drs_ray.counts.schema import (
 )
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.published.log import Kind, PublishedLog, parse_log
-from drs_ray.published.plausibility import doubts
+from drs_ray.published.plausibility import implausibilities
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.tables import CertifiedImages, curve_table, parquet_bytes, read_table, table_of
 from drs_ray.storage import Store
@@ -118,7 +118,7 @@ class ImportedResult(CertifiedImages):
         return self.record.log != "predictions"
 
 
-Shown = RunResult | ImportedResult
+ReportedRun = RunResult | ImportedResult
 """What tables, figures and reports show side by side."""
 
 
@@ -183,7 +183,9 @@ def import_log(
         grid = (0.0,)
     elif radius is not None:
         grid = (*(other for other in grid if other < radius), radius)
-    record = record.model_copy(update={"run_id": record.identity, "warnings": (*log.notes, *doubts(log, record, grid))})
+    record = record.model_copy(
+        update={"run_id": record.identity, "warnings": (*log.notes, *implausibilities(log, record, grid))}
+    )
     there = parse_imported(store.create(RUN_KEY, record.model_dump_json(indent=1).encode()), store.uri)
     if there is None or there.run_id != record.run_id:
         raise CountsError(f"{store.uri}: holds another run already; choose another place")
@@ -206,7 +208,7 @@ def read_log(file: str | os.PathLike[str]) -> bytes:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); give the path of a log") from error
 
 
-def read_shown(store: Store) -> Shown:
+def read_reported_run(store: Store) -> ReportedRun:
     """A reduced run, or an imported one.
 
     Raises:

@@ -53,7 +53,7 @@ _RULE_DOUBTS: dict[str, str] = {
 }
 
 
-def doubts(log: PublishedLog, record: ImportedRecord, grid: Sequence[float]) -> Iterator[str]:
+def implausibilities(log: PublishedLog, record: ImportedRecord, grid: Sequence[float]) -> Iterator[str]:
     """One line for each thing in a log that does not fit what was stated about it.
 
     A radius is doubted if all that it may stand for is: it may have been printed to nearest, or rounded down.

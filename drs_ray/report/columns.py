@@ -13,7 +13,7 @@ from drs_ray.certificates.rule import Rule
 from drs_ray.counts.history import CountsHistory, read_counts
 from drs_ray.counts.parts import has_parts
 from drs_ray.counts.run_record import read_record
-from drs_ray.published.imported_run import ImportedResult, Shown
+from drs_ray.published.imported_run import ImportedResult, ReportedRun
 from drs_ray.report.convergence import AtSamples, convergence
 from drs_ray.report.summary import SHARE_DIGITS, run_names
 from drs_ray.report.test_sets import check_same_test_set, in_common
@@ -34,7 +34,7 @@ BASELINE = "p_A Bonferroni"
 class Columns:
     """What a table or report shows side by side: runs and comparisons, and how runs converge (by run)."""
 
-    results: tuple[Shown, ...] = ()
+    results: tuple[ReportedRun, ...] = ()
     convergence: tuple[tuple[RunResult, tuple[AtSamples, ...]], ...] = ()
 
     def __add__(self, other: Columns) -> Columns:
@@ -54,7 +54,7 @@ def columns_of(result: RunResult, history: CountsHistory, *, compare_rules: bool
     return Columns((*others, result), ((result, convergence(result, history)),))
 
 
-def read_columns(runs: Sequence[tuple[Shown, Store]], *, compare_rules: bool, common: bool = False) -> Columns:
+def read_columns(runs: Sequence[tuple[ReportedRun, Store]], *, compare_rules: bool, common: bool = False) -> Columns:
     """`columns_of` several runs, whose counts are read one run at a time.
 
     A run whose counts are not at hand (certificates that were copied without them) is shown without its convergence,
@@ -79,7 +79,7 @@ def read_columns(runs: Sequence[tuple[Shown, Store]], *, compare_rules: bool, co
     return Columns(tuple(in_common(columns)))
 
 
-def _read(runs: Iterable[tuple[Shown, Store]], *, compare_rules: bool) -> Columns:
+def _read(runs: Iterable[tuple[ReportedRun, Store]], *, compare_rules: bool) -> Columns:
     columns = Columns()
     for result, store in runs:
         if isinstance(result, ImportedResult):
@@ -140,7 +140,7 @@ class RuleGain:
         )
 
 
-def rule_gains(results: Sequence[Shown]) -> tuple[RuleGain, ...]:
+def rule_gains(results: Sequence[ReportedRun]) -> tuple[RuleGain, ...]:
     """For every run that has its comparison beside it, what its rule gained."""
     named = zip(run_names(results), results, strict=True)
     runs = [(name, run) for name, run in named if isinstance(run, RunResult) and not run.variant]

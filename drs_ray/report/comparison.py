@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from drs_ray.certificates.curve import CI_LEVEL, RHO, failed_certificates, share_interval
 from drs_ray.certificates.paired import difference_interval, holm, mcnemar_exact
 from drs_ray.certificates.rounding import exact_text, format_down, format_ratio_down, format_up
-from drs_ray.published.imported_run import Shown
+from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.summary import SHARE_DIGITS, run_names
 
 ALL_PAIRS = 4
@@ -139,7 +139,7 @@ class EnvelopeAtRadius:
         return format_ratio_down(self.guaranteed, self.images, SHARE_DIGITS)
 
 
-def paired_differences(results: Sequence[Shown], radii: Sequence[float]) -> tuple[Pair, ...]:
+def paired_differences(results: Sequence[ReportedRun], radii: Sequence[float]) -> tuple[Pair, ...]:
     """Pairs of runs and comparisons, tested at every radius; Holm's adjustment is over all pairs and radii together.
 
     With a log of predictions, which says nothing beyond radius 0, a pair is tested there alone.
@@ -198,7 +198,7 @@ def paired_differences(results: Sequence[Shown], radii: Sequence[float]) -> tupl
     )
 
 
-def envelope(results: Sequence[Shown], radii: Sequence[float]) -> tuple[EnvelopeAtRadius, ...]:
+def envelope(results: Sequence[ReportedRun], radii: Sequence[float]) -> tuple[EnvelopeAtRadius, ...]:
     """At each radius the best of the runs; comparisons and imported runs are none. Empty for fewer than two runs.
 
     Args:
@@ -228,7 +228,7 @@ def envelope(results: Sequence[Shown], radii: Sequence[float]) -> tuple[Envelope
     )
 
 
-def _certified(result: Shown, radii: Sequence[float]) -> NDArray[np.bool_]:
+def _certified(result: ReportedRun, radii: Sequence[float]) -> NDArray[np.bool_]:
     """Which images are certified at each radius [R, N], in the order of image ids."""
     order = np.argsort(result.certificates["image_id"].to_numpy(), kind="stable")
     reach = np.where(result.correct, result.radius, -np.inf)[order]

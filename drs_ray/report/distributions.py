@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.rounding import format_down, format_ratio_down
-from drs_ray.published.imported_run import Shown
+from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.summary import SHARE_DIGITS, AtRadius, at_radii
 from drs_ray.results.reduce import (
     RunResult,
@@ -112,7 +112,7 @@ def p_lower_histograms(result: RunResult, edges: Sequence[float] = P_LOWER_EDGES
     return tuple(_histogram(column, edges) for column in values.T)
 
 
-def radius_edges(results: Sequence[Shown]) -> tuple[float, ...]:
+def radius_edges(results: Sequence[ReportedRun]) -> tuple[float, ...]:
     """Bins that hold the radii of all runs: steps of 1, 2, 2.5 or 5 times a power of ten, at most RADIUS_BINS."""
     largest = max(float(result.radius.max()) for result in results) or 1.0
     power = math.floor(math.log10(largest)) - 2
@@ -122,7 +122,7 @@ def radius_edges(results: Sequence[Shown]) -> tuple[float, ...]:
     return tuple(float(step * index) for index in range(bins + 1))
 
 
-def radius_histogram(result: Shown, edges: Sequence[float]) -> RadiusHistogram:
+def radius_histogram(result: ReportedRun, edges: Sequence[float]) -> RadiusHistogram:
     """Certified radii of the images that do not abstain."""
     abstains = result.certificates["prediction"].to_numpy() == ABSTAIN
     return RadiusHistogram(

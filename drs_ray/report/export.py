@@ -20,7 +20,7 @@ import pyarrow.csv
 from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.rounding import exact_text, format_down
 from drs_ray.errors import ConfigError
-from drs_ray.published.imported_run import ImportedResult, Shown
+from drs_ray.published.imported_run import ImportedResult, ReportedRun
 from drs_ray.report.summary import RunSummary, radius_grid, run_names, summarise
 from drs_ray.report.test_sets import check_same_test_set
 
@@ -28,7 +28,7 @@ RADIUS_DIGITS = 6
 """Decimals of radii in a log, rounded down."""
 
 
-def export(results: Sequence[Shown], kind: str, radii: Sequence[float] | None = None) -> str:
+def export(results: Sequence[ReportedRun], kind: str, radii: Sequence[float] | None = None) -> str:
     """Runs as text.
 
     Args:
@@ -57,7 +57,7 @@ def export(results: Sequence[Shown], kind: str, radii: Sequence[float] | None = 
     return _LOGS[kind](results[0])
 
 
-def tsv(result: Shown) -> str:
+def tsv(result: ReportedRun) -> str:
     """One row per image, `idx label predict radius correct time`, as certify.py of Cohen et al. 2019 writes.
 
     predict is -1 and radius 0 where abstaining. time: as it came in an imported log. Images of a batch run have none of
@@ -79,13 +79,13 @@ def tsv(result: Shown) -> str:
     return "\n".join([*rows, ""])
 
 
-def _log_radii(result: Shown) -> list[str]:
+def _log_radii(result: ReportedRun) -> list[str]:
     if isinstance(result, ImportedResult):  # to round the binary value down would change 0.3 to 0.299999
         return [exact_text(radius) for radius in result.radius.tolist()]
     return radii_down(result.radius)
 
 
-def csv(result: Shown) -> str:
+def csv(result: ReportedRun) -> str:
     """Every column of certificates.parquet, floats in full; a list has a column per sub-image, `class_votes_0`, ..."""
     columns: dict[str, pa.ChunkedArray] = {}
     for name in result.certificates.column_names:
@@ -142,7 +142,7 @@ def latex_table(runs: Sequence[RunSummary]) -> str:
     )
 
 
-_LOGS: Mapping[str, Callable[[Shown], str]] = {"tsv": tsv, "csv": csv}
+_LOGS: Mapping[str, Callable[[ReportedRun], str]] = {"tsv": tsv, "csv": csv}
 _TABLES: Mapping[str, Callable[[Sequence[RunSummary]], str]] = {"markdown": markdown_table, "latex": latex_table}
 FORMATS = (*_LOGS, *_TABLES)
 """Names of the formats."""

@@ -13,7 +13,7 @@ import numpy as np
 from drs_ray.certificates.curve import Curve, certified_accuracy_curve
 from drs_ray.certificates.radius import Floats
 from drs_ray.errors import ConfigError
-from drs_ray.published.imported_run import Shown
+from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.convergence import AtSamples
 from drs_ray.report.summary import Certified, RunSummary, summarise_side_by_side
 from drs_ray.storage import Store
@@ -41,7 +41,7 @@ _STYLE = {
 }
 
 
-def certified_accuracy_figure(results: Sequence[Shown], *, legend: bool = True) -> Figure:
+def certified_accuracy_figure(results: Sequence[ReportedRun], *, legend: bool = True) -> Figure:
     """Certified accuracy against radius for each run: steps, shaded pointwise 95 % intervals, dashed guaranteed share.
 
     Args:
@@ -118,7 +118,7 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     return sink.getvalue()
 
 
-def save_figures(results: Sequence[Shown], target: Store) -> list[str]:
+def save_figures(results: Sequence[ReportedRun], target: Store) -> list[str]:
     """Write certified_accuracy.svg and .png to the store; returns their keys.
 
     Raises:
@@ -165,7 +165,7 @@ def right_end(shown: Iterable[Certified]) -> float:
     return 1.04 * largest if largest > 0 else 1.0
 
 
-def draw_run(axes: Axes, result: Shown, stop: float, colour: str) -> Any:
+def draw_run(axes: Axes, result: ReportedRun, stop: float, colour: str) -> Any:
     """Draw a run's `step_curve`, or the accuracy of a log of predictions as a point: it has no curve.
 
     Returns:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from drs_ray.certificates.curve import band_half_width
 from drs_ray.certificates.rounding import exact_text, format_up
 from drs_ray.errors import ConfigError
-from drs_ray.published.imported_run import Shown
+from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.columns import Columns, RuleGain, rule_gains
 from drs_ray.report.comparison import EnvelopeAtRadius, Pair, envelope, paired_differences
 from drs_ray.report.figure import PALETTE, certified_accuracy_figure, convergence_figure, save_figures
@@ -85,7 +85,9 @@ class _Page:
         return sum(len(pair.at_radii) for pair in self.pairs)
 
 
-def write_report(columns: Columns | Sequence[Shown], target: Store, pictures: PictureSource | None = None) -> list[str]:
+def write_report(
+    columns: Columns | Sequence[ReportedRun], target: Store, pictures: PictureSource | None = None
+) -> list[str]:
     """Write report.html, certified_accuracy.svg and certified_accuracy.png to the store; returns their keys.
 
     Args:
@@ -103,7 +105,7 @@ def write_report(columns: Columns | Sequence[Shown], target: Store, pictures: Pi
     return [REPORT_KEY, *figures]
 
 
-def render_report(columns: Columns | Sequence[Shown], pictures: PictureSource | None = None) -> str:
+def render_report(columns: Columns | Sequence[ReportedRun], pictures: PictureSource | None = None) -> str:
     """The HTML page: it opens offline and fetches nothing. The same runs give the same page.
 
     Of imported logs alone, the sections about votes, classes and images are left out.
@@ -163,7 +165,7 @@ def render_report(columns: Columns | Sequence[Shown], pictures: PictureSource | 
     )
 
 
-def _results(columns: Columns | Sequence[Shown]) -> tuple[Shown, ...]:
+def _results(columns: Columns | Sequence[ReportedRun]) -> tuple[ReportedRun, ...]:
     return columns.results if isinstance(columns, Columns) else tuple(columns)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from drs_ray import arguments
 from drs_ray.arguments import checked, optional
 from drs_ray.errors import ConfigError
-from drs_ray.published.imported_run import Shown
+from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.distributions import radius_edges, radius_histogram
 from drs_ray.report.figure import draw_run, right_end, run_colours, write_labels
 from drs_ray.report.summary import summarise_side_by_side
@@ -20,7 +20,7 @@ _AXES = optional(arguments.instance_of("matplotlib.axes:Axes", "matplotlib axes"
 
 
 @checked(runs=arguments.runs, ax=_AXES)
-def plot_certified_accuracy(runs: Sequence[Shown], ax: Axes | None = None) -> Axes:
+def plot_certified_accuracy(runs: Sequence[ReportedRun], ax: Axes | None = None) -> Axes:
     """Certified accuracy against radius: exact steps, the pointwise 95 % interval over images shaded, and dashed what
     holds for these images with 99 % probability over the noise. An imported run is a dotted line alone, a
     log of predictions a point at radius 0.
@@ -48,7 +48,7 @@ def plot_certified_accuracy(runs: Sequence[Shown], ax: Axes | None = None) -> Ax
 
 
 @checked(runs=arguments.runs, ax=_AXES)
-def plot_radius_histogram(runs: Sequence[Shown], ax: Axes | None = None) -> Axes:
+def plot_radius_histogram(runs: Sequence[ReportedRun], ax: Axes | None = None) -> Axes:
     """How many images, predicted right, have which certified radius: one outline per run, over the same bins.
 
     Args:

@@ -43,7 +43,7 @@ def import_provenance(record: ImportedRecord) -> Iterable[tuple[str, str]]:
     yield "imported", f"{record.created}, from {record.source}"
     yield "log digest", record.source_digest
     yield "data set", f"{record.dataset}, split {record.split}, as stated"
-    yield "sigma, samples, alpha", "as stated by who imported it; no counts are there to check a radius against"
+    yield "sigma, samples, alpha", "as stated at the import; there are no counts to check a radius against"
     for warning in record.warnings:
         yield "warning", warning
 

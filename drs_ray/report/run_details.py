@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import yaml
 
 from drs_ray.certificates.rounding import exact_text
-from drs_ray.published.imported_run import Shown
+from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.convergence import AtSamples
 from drs_ray.report.distributions import (
     ClassRow,
@@ -61,7 +61,7 @@ class RunDetails:
 
 
 def run_details(
-    results: Sequence[Shown], runs: Sequence[RunSummary], convergence: dict[RunResult, tuple[AtSamples, ...]]
+    results: Sequence[ReportedRun], runs: Sequence[RunSummary], convergence: dict[RunResult, tuple[AtSamples, ...]]
 ) -> Iterator[RunDetails]:
     """Those of every run; comparisons and imported runs have none of their own."""
     edges = radius_edges(results)

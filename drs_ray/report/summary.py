@@ -14,7 +14,7 @@ from drs_ray.certificates.curve import certified_accuracy_curve, failed_certific
 from drs_ray.certificates.radius import Floats
 from drs_ray.certificates.rounding import exact_text, format_down, format_ratio_down, format_ratio_up, format_up
 from drs_ray.errors import counted
-from drs_ray.published.imported_run import MARK, ImportedResult, Shown
+from drs_ray.published.imported_run import MARK, ImportedResult, ReportedRun
 from drs_ray.report.provenance import import_provenance, provenance
 from drs_ray.report.test_sets import check_same_test_set
 from drs_ray.results.reduce import Progress, RunResult
@@ -228,7 +228,7 @@ class RunSummary:
         return format_ratio_down(row.certified, self.planned, SHARE_DIGITS)
 
 
-def summarise(result: Shown, name: str, *, radii: Sequence[float] | None = None) -> RunSummary:
+def summarise(result: ReportedRun, name: str, *, radii: Sequence[float] | None = None) -> RunSummary:
     """One run as plain data.
 
     Args:
@@ -305,7 +305,7 @@ def _described_import(result: ImportedResult) -> dict[str, Any]:
     }
 
 
-def summarise_side_by_side(results: Sequence[Shown]) -> list[RunSummary]:
+def summarise_side_by_side(results: Sequence[ReportedRun]) -> list[RunSummary]:
     """Runs over one test set as plain data, under unique names and with one grid of radii for all.
 
     Args:
@@ -320,7 +320,7 @@ def summarise_side_by_side(results: Sequence[Shown]) -> list[RunSummary]:
     return [summarise(result, name, radii=radii) for result, name in zip(results, names, strict=True)]
 
 
-def run_names(results: Sequence[Shown]) -> list[str]:
+def run_names(results: Sequence[ReportedRun]) -> list[str]:
     """Names for runs: the last component of each uri, with the components before it where two would be the same.
 
     How far an unfinished run is stands behind its name, wherever it is named; so does the variant of a comparison.
@@ -347,7 +347,7 @@ def run_names(results: Sequence[Shown]) -> list[str]:
     return unique
 
 
-def radius_grid(results: Iterable[Shown]) -> list[float]:
+def radius_grid(results: Iterable[ReportedRun]) -> list[float]:
     """The union of the runs' radii and 0, increasing."""
     return sorted({0.0, *(float(radius) for result in results for radius in result.curve["radius"].to_numpy())})
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from drs_ray.errors import counted
-from drs_ray.published.imported_run import Shown
+from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.columns import Columns
 from drs_ray.report.convergence import AtSamples
 from drs_ray.report.distributions import saving
@@ -17,7 +17,7 @@ from drs_ray.report.summary import RunSummary, run_names, summarise_side_by_side
 from drs_ray.results.reduce import RunResult
 
 
-def render_table(results: Sequence[Shown]) -> Table:
+def render_table(results: Sequence[ReportedRun]) -> Table:
     """Rows are radii, then totals; one column per run or comparison. Plain ASCII text.
 
     80 columns hold three; with more than two, the guaranteed share gives way to a row that says what it takes off.
@@ -124,7 +124,7 @@ def _cell(run: RunSummary, position: int, many: bool) -> Text:
     return text if many or run.imported else text.append(f" >= {row.guaranteed_text}")  # nothing vouches for a log
 
 
-def _samples(result: Shown) -> str:
+def _samples(result: ReportedRun) -> str:
     saved = saving(result) if isinstance(result, RunResult) else None
     return f"{result.samples:,}" + (f" ({saved.factor_text} times fewer)" if saved else "")
 

@@ -11,14 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from drs_ray.errors import ConfigError
-from drs_ray.published.imported_run import ImportedResult, Shown
+from drs_ray.published.imported_run import ImportedResult, ReportedRun
 from drs_ray.results.tables import curve_table
 
 COMMON_OPTION = "`drs-ray report --common`"
 _IDS = "image ids"
 
 
-def check_same_test_set(results: Sequence[Shown]) -> None:
+def check_same_test_set(results: Sequence[ReportedRun]) -> None:
     """Refuse to compare what was not certified on the same images.
 
     What an imported run does not say is not compared; its labels are, image by image.
@@ -50,7 +50,7 @@ def check_same_test_set(results: Sequence[Shown]) -> None:
                 )
 
 
-def in_common(results: Sequence[Shown]) -> list[Shown]:
+def in_common(results: Sequence[ReportedRun]) -> list[ReportedRun]:
     """Runs and logs cut down to the images that all of them have, each marked with how many it has itself (`whole`).
 
     Which images they are depends on ids alone, so that every certificate and every guarantee holds as before. The same
@@ -71,7 +71,7 @@ def in_common(results: Sequence[Shown]) -> list[Shown]:
     return cut
 
 
-def _only(result: Shown, which: NDArray[np.bool_]) -> Shown:
+def _only(result: ReportedRun, which: NDArray[np.bool_]) -> ReportedRun:
     certificates = result.certificates.filter(pa.array(which))
     curve = curve_table(
         certificates,
@@ -84,7 +84,7 @@ def _only(result: Shown, which: NDArray[np.bool_]) -> Shown:
     return replace(result, certificates=certificates, curve=curve, whole=result.images)
 
 
-def _test_set(result: Shown) -> dict[str, object]:
+def _test_set(result: ReportedRun) -> dict[str, object]:
     """What must be the same in runs that are put side by side, as far as it is known."""
     ids = result.certificates["image_id"].to_numpy()
     order = np.argsort(ids, kind="stable")

@@ -10,13 +10,13 @@ from drs_ray import arguments
 from drs_ray.arguments import checked
 from drs_ray.counts.schema import CERTIFICATES_KEY, CURVE_KEY, RUN_KEY
 from drs_ray.errors import ConfigError
-from drs_ray.published.imported_run import MARK, Shown
+from drs_ray.published.imported_run import MARK, ReportedRun
 from drs_ray.report.summary import run_names, summarise
 from drs_ray.results.tables import parquet_bytes
 
 
 @checked(run=arguments.run)
-def log_to_mlflow(run: Shown) -> str:
+def log_to_mlflow(run: ReportedRun) -> str:
     """Log a reduced or imported run to MLflow, where `mlflow.set_tracking_uri` or MLFLOW_TRACKING_URI says.
 
     Into the active MLflow run, if there is one; else into a new one that has the run's name and is ended. Metrics are

@@ -77,7 +77,7 @@ def train_run(
     place = Place(_device(config)) if in_process else None
     dataset = training_split(config)
     on_note = on_note or (lambda note: None)
-    for warning in (*config.doubts, *dataset.warnings):
+    for warning in (*config.unlikely_settings, *dataset.warnings):
         on_note(f"warning: {warning}")
     if in_process:
         dataset = held_if_small(dataset)

@@ -30,7 +30,7 @@ from drs_ray.checks.attack.target import Target
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import ATTACKS, with_metadata
 from drs_ray.data.datasets import Dataset
-from drs_ray.engine.stored_run import device_here, located, on_device
+from drs_ray.engine.stored_run import device_here, on_device, with_places_here
 from drs_ray.engine.unit_runner import UnitRunner
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.models.torch_state import fixed_kernels, plain_torch
@@ -103,7 +103,7 @@ def attack_run(
     """
     _check_arguments(images, steps, samples, confirmation, level)
     result = read_result(store)
-    record = located(result.record, overrides)
+    record = with_places_here(result.record, overrides)
     used = device_here(device, record)
     seed = secrets.randbits(_SEED_BITS) if seed is None else seed
     rows, skipped = _chosen(result, images, seed)

@@ -44,7 +44,7 @@ class GroupJob(Protocol):
         """One worker's part, beginning at `start`; torch.distributed is initialized."""
 
 
-class Board:
+class Mailbox:
     """The actor between a group and its driver: what the first worker tells, and the state to begin again from.
 
     Workers may be on other machines than the driver, and their disks are not used: states travel through Ray.
@@ -115,7 +115,7 @@ def run_group(
         gpus = engine.gpus_per_worker if device == "cuda" else 0.0
         placement = Placement.of(engine.model_copy(update={"device": device, "gpus_per_worker": gpus}))
         _check_room(engine, placement, workers, noted)
-        board = ray.remote(Board).options(num_cpus=0).remote(start)
+        board = ray.remote(Mailbox).options(num_cpus=0).remote(start)
         with tempfile.TemporaryDirectory(prefix="drs-ray-group-", ignore_cleanup_errors=True) as storage:
             fitting = (
                 ray.remote(_fit)

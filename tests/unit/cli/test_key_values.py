@@ -10,7 +10,7 @@ from rich.console import Console
 
 from drs_ray.checks.recount import Difference
 from drs_ray.checks.verify import VerifyReport
-from drs_ray.cli.key_values import plan_facts, render_facts, status_facts, verify_facts
+from drs_ray.cli.key_values import key_value_table, plan_values, status_values, verify_values
 from drs_ray.counts.run_record import with_engine
 from drs_ray.engine.forecast import RunPlan, Size
 from drs_ray.engine.probe import Speed
@@ -39,7 +39,7 @@ STATUS = RunStatus(
 
 def rendered(facts: dict[str, str]) -> list[str]:
     file = StringIO()
-    Console(file=file, width=100, _environ={}).print(render_facts(facts))
+    Console(file=file, width=100, _environ={}).print(key_value_table(facts))
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
@@ -53,7 +53,7 @@ def test_names_and_values_stand_in_columns_as_they_are() -> None:
 
 
 def test_status_of_a_run_at_work() -> None:
-    assert status_facts(STATUS) == {
+    assert status_values(STATUS) == {
         "run": RECORD.run_id,
         "started": "2026-01-02T03:04:05+00:00",
         "forward passes": "float32",
@@ -80,7 +80,7 @@ def test_status_of_a_run_that_has_not_begun() -> None:
         sessions=0,
         session_seconds=0.0,
     )
-    facts = status_facts(begun)
+    facts = status_values(begun)
     assert facts["units"] == "0 of 2,000 (0 %)"
     assert [facts[name] for name in ("driver", "last part", "speed", "time left", "sessions")] == [
         "none has begun",
@@ -95,7 +95,7 @@ def test_status_of_a_finished_run() -> None:
     done = replace(
         STATUS, units_done=2000, samples_done=3_000_000, driver="ended", samples_per_second=None, reduced=True
     )
-    facts = status_facts(done)
+    facts = status_values(done)
     assert [facts[name] for name in ("units", "driver", "speed", "time left", "reduced")] == [
         "2,000 of 2,000 (100 %)",
         "none at work",
@@ -115,33 +115,33 @@ def test_status_of_a_finished_run() -> None:
     ],
 )
 def test_what_is_said_of_the_driver(driver: Driver, words: str) -> None:
-    assert status_facts(replace(STATUS, driver=driver))["driver"] == words
+    assert status_values(replace(STATUS, driver=driver))["driver"] == words
 
 
 def test_with_stages_the_time_left_is_a_lower_bound() -> None:
-    assert status_facts(replace(STATUS, record=record_of(stages=3)))["time left"] == "at least 10 min 00 s"
+    assert status_values(replace(STATUS, record=record_of(stages=3)))["time left"] == "at least 10 min 00 s"
     done = replace(STATUS, record=record_of(stages=3), samples_done=STATUS.samples)
-    assert status_facts(done)["time left"] == "none"
+    assert status_values(done)["time left"] == "none"
 
 
 def test_units_set_aside_are_named_up_to_five() -> None:
-    few = status_facts(replace(STATUS, set_aside={"counts/a": "NaN", "counts/b": "took down 5 workers"}))
+    few = status_values(replace(STATUS, set_aside={"counts/a": "NaN", "counts/b": "took down 5 workers"}))
     assert few["set aside"].splitlines() == [
         "2 units; mend the cause, then run certify again",
         "counts/a: NaN",
         "counts/b: took down 5 workers",
     ]
-    many = status_facts(replace(STATUS, set_aside={str(k): "NaN" for k in range(1000)}, set_aside_unnamed=1234))
+    many = status_values(replace(STATUS, set_aside={str(k): "NaN" for k in range(1000)}, set_aside_unnamed=1234))
     assert many["set aside"].splitlines() == [
         "1,000 units, and up to 1,234 more; mend the cause, then run certify again",
         *(f"{k}: NaN" for k in range(5)),
         "...",
     ]
-    assert "set aside" not in status_facts(STATUS)
+    assert "set aside" not in status_values(STATUS)
 
 
 def test_parts_that_nobody_planned_are_named() -> None:
-    facts = status_facts(replace(STATUS, unknown_parts=("counts/a.txt", "counts/b.txt")))
+    facts = status_values(replace(STATUS, unknown_parts=("counts/a.txt", "counts/b.txt")))
     assert facts["unknown parts"] == "counts/a.txt, counts/b.txt"
 
 
@@ -153,7 +153,7 @@ PLAN = RunPlan(RECORD, LEAST, LEAST, SPEEDS, SPEEDS, 2, 0.0, 0.5)
 
 
 def test_plan_of_a_run_of_known_size() -> None:
-    facts = plan_facts(PLAN, price=None)
+    facts = plan_values(PLAN, price=None)
     expected = {
         "images": "12",
         "sub-images": "2",
@@ -174,14 +174,14 @@ def test_plan_of_a_run_of_known_size() -> None:
 def test_plan_says_what_bfloat16_and_compiling_save() -> None:
     record = with_engine(RECORD, precision="bfloat16", compile=True)
     slow = {sub_image: replace(speed, mean=speed.mean / 4) for sub_image, speed in SPEEDS.items()}
-    facts = plan_facts(replace(PLAN, record=record, float32_speeds=slow), price=None)
+    facts = plan_values(replace(PLAN, record=record, float32_speeds=slow), price=None)
     assert facts["forward passes"] == "bfloat16, compiled"
     assert facts["in plain float32"] == "8 hours (4 times as long)"
 
 
 def test_plan_of_an_adaptive_run_on_gpus() -> None:
     most = Size(units=24, samples=14_400, bytes=40_000, worker_hours=16.0)
-    facts = plan_facts(replace(PLAN, most=most, gpus=0.5), price=2.5)
+    facts = plan_values(replace(PLAN, most=most, gpus=0.5), price=2.5)
     assert [facts[name] for name in ("units", "noise samples", "bytes of parts", "GPU hours", "expected hours")] == [
         "8 to 24",
         "3,600 to 14,400",
@@ -215,7 +215,7 @@ REPORT = VerifyReport(
 
 
 def test_an_exact_check() -> None:
-    assert verify_facts(REPORT, images=4, level=1e-3) == {
+    assert verify_values(REPORT, images=4, level=1e-3) == {
         "run": RECORD.run_id,
         "units": "10 of 1,000 stored (--seed 7)",
         "images": "30 (up to 4 of each unit)",
@@ -229,21 +229,21 @@ def test_an_exact_check() -> None:
 
 def test_a_check_of_everything_that_found_something() -> None:
     difference = Difference("counts/1", 3, "estimation", 0, 400, (1,), (10,), (9,))
-    facts = verify_facts(replace(REPORT, samples_stored=13_500, differences=(difference,)), images=4, level=1e-3)
+    facts = verify_values(replace(REPORT, samples_stored=13_500, differences=(difference,)), images=4, level=1e-3)
     assert facts["meets with 95 %"] == "any wrong vote"
     assert facts["comparisons"] == "60, 1 differ"
 
 
 def test_a_check_by_a_test_says_what_it_can_find() -> None:
     shifts = {"selection": 0.31, "estimation": 0.054}
-    facts = verify_facts(replace(REPORT, inexact="another CPU", shifts=shifts), images=4, level=0.01)
+    facts = verify_values(replace(REPORT, inexact="another CPU", shifts=shifts), images=4, level=0.01)
     assert facts["compared"] == "by a homogeneity test of level 0.01"
     assert facts["finds with 95 %"] == "vote shares that differ by 31.0 points in selection, 5.4 points in estimation"
     assert facts["meets with 95 %"] == "such a difference in 25.9 % of the images"
 
 
 def test_a_check_of_one_image_says_nothing_of_others() -> None:
-    facts = verify_facts(replace(REPORT, image=17, images=2), images=4, level=1e-3)
+    facts = verify_values(replace(REPORT, image=17, images=2), images=4, level=1e-3)
     assert facts["units"] == "10 of 1,000 stored, all that it is in"
     assert facts["images"] == "image 17"
     assert "meets with 95 %" not in facts

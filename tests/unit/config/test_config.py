@@ -122,7 +122,7 @@ def test_pixels_and_denoisers_survive_a_round_trip() -> None:
     ],
 )
 def test_numbers_in_8_bit_steps_are_doubted(changed: dict[str, Any], doubt: str) -> None:
-    (found,) = parse_config(drs(classifiers=classifiers(**changed))).doubts
+    (found,) = parse_config(drs(classifiers=classifiers(**changed))).unlikely_settings
     assert re.search(doubt, found)
     assert "\n" not in found
 
@@ -132,7 +132,7 @@ def test_numbers_in_8_bit_steps_are_doubted(changed: dict[str, Any], doubt: str)
     [{}, {"sigma": 2.0}, {"pixels": {"range": [0, 255], "mean": [125.0], "std": [58.0]}}, {"pixels": {"std": [1.0]}}],
 )
 def test_usual_numbers_are_not_doubted(changed: dict[str, Any]) -> None:
-    assert parse_config(drs(classifiers=classifiers(**changed))).doubts == ()
+    assert parse_config(drs(classifiers=classifiers(**changed))).unlikely_settings == ()
 
 
 def test_a_config_cannot_be_changed() -> None:

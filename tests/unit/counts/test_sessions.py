@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from drs_ray.counts.sessions import SESSIONS_PREFIX, SessionFacts, noted_session, read_sessions, total_seconds
+from drs_ray.counts.sessions import SESSIONS_PREFIX, SessionSummary, noted_session, read_sessions, total_seconds
 from drs_ray.errors import CountsError, StoreError
 from tests.unit.counts.factories import MemoryStore
 
-FACTS = SessionFacts(
+FACTS = SessionSummary(
     units_done=3, samples=900, workers_lost=2, units_retried=1, units_set_aside=1, set_aside={"counts/x": "NaN"}
 )
 
@@ -26,7 +26,7 @@ def test_a_session_is_noted_while_it_lasts_and_when_it_ended() -> None:
     store = MemoryStore()
     with noted_session(store, lambda: FACTS):
         (begun,) = read_sessions(store)
-        assert (begun.seconds, begun.facts) == (None, SessionFacts())
+        assert (begun.seconds, begun.facts) == (None, SessionSummary())
         assert total_seconds(store) is None
     (ended,) = read_sessions(store)
     assert ended.started == begun.started
@@ -65,7 +65,7 @@ def test_notes_of_older_versions_are_read() -> None:
     store = MemoryStore()
     store.put(f"{SESSIONS_PREFIX}1.json", b'{"started": "2026-01-01T00:00:00+00:00", "seconds": 7.25}')
     (note,) = read_sessions(store)
-    assert (note.seconds, note.facts) == (7.25, SessionFacts())
+    assert (note.seconds, note.facts) == (7.25, SessionSummary())
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"started": "x", "seconds": "long"}'])

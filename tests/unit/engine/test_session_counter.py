@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from drs_ray.counts.sessions import LISTED_SET_ASIDE, SessionFacts
+from drs_ray.counts.sessions import LISTED_SET_ASIDE, SessionSummary
 from drs_ray.engine.outcome import Outcome
-from drs_ray.engine.session_counter import Tally
+from drs_ray.engine.session_counter import SessionCounter
 from tests.unit.engine.factories import unit
 
 
 def test_it_counts_what_happened() -> None:
-    tally = Tally()
+    tally = SessionCounter()
     for number in range(3):
         tally.unit_done(unit(number), Outcome(1.0, 0.1))
     tally.event("a note")
@@ -18,7 +18,7 @@ def test_it_counts_what_happened() -> None:
     tally.event("again", "unit_not_stored", unit="b", reason="503")
     tally.event("aside", "unit_set_aside", unit="c", reason="NaN")
     tally.event("aside", "unit_set_aside", unit="d", reason="took down 5 workers", cause="worker")
-    assert tally.facts() == SessionFacts(
+    assert tally.facts() == SessionSummary(
         units_done=3,
         samples=30,
         workers_lost=3,
@@ -29,7 +29,7 @@ def test_it_counts_what_happened() -> None:
 
 
 def test_it_names_a_bounded_number_of_units() -> None:
-    tally = Tally()
+    tally = SessionCounter()
     for number in range(LISTED_SET_ASIDE + 2):
         tally.event("aside", "unit_set_aside", unit=str(number), reason="NaN")
     facts = tally.facts()

@@ -175,5 +175,5 @@ def test_a_probe_tells_changed_code(classes: int) -> None:
     ]
     for change in changes:
         assert not same_probe(first, probe(change))
-    assert same_probe(first, first[:8])  # as runs of old kept them
+    assert same_probe(first, first[:8])  # as runs of earlier versions kept them
     assert not same_probe(probe(lambda y: y + 1)[:8], first)

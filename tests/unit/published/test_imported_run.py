@@ -21,7 +21,7 @@ from drs_ray.counts.compaction import compact_run
 from drs_ray.counts.run_record import create_or_join, read_record
 from drs_ray.counts.schema import CERTIFICATES_KEY, CURVE_KEY, RUN_KEY, metadata
 from drs_ray.errors import ConfigError, CountsError, DataError
-from drs_ray.published.imported_run import ImportedResult, import_log, parse_imported, read_log, read_shown
+from drs_ray.published.imported_run import ImportedResult, import_log, parse_imported, read_log, read_reported_run
 from drs_ray.report.comparison import paired_differences
 from drs_ray.report.export import tsv
 from drs_ray.report.figure import certified_accuracy_figure
@@ -59,7 +59,7 @@ def imported(found: list[float], store: MemoryStore | None = None, shown: str = 
 def test_what_an_imported_run_is() -> None:
     store = MemoryStore("runs/cohen")
     run = imported([0.0, *radii_of([700, 990, 1000])], store, radii=[0.0, 0.5, 1.0])
-    again = read_shown(store)
+    again = read_reported_run(store)
     assert isinstance(again, ImportedResult)
     assert again.record == run.record
     assert again.certificates.equals(run.certificates)
@@ -213,7 +213,7 @@ def test_a_record_that_was_changed(change: dict[str, Any], message: str) -> None
     imported([1.23], store)
     store.put(RUN_KEY, json.dumps(json.loads(store.get(RUN_KEY)) | change).encode())
     with pytest.raises(CountsError, match=message):
-        read_shown(store)
+        read_reported_run(store)
 
 
 @pytest.mark.parametrize("key", [CERTIFICATES_KEY, CURVE_KEY])
@@ -223,28 +223,28 @@ def test_tables_that_are_missing_or_of_another_run(key: str) -> None:
     imported([1.23], other, alpha=0.002)
     store.put(key, other.get(key))
     with pytest.raises(CountsError, match=f"{key}: not a table of run [0-9a-f]+; write it again with `drs-ray import`"):
-        read_shown(store)
+        read_reported_run(store)
     newer = pq.read_table(pa.BufferReader(other.get(key)))
     store.put(key, parquet_bytes(newer.replace_schema_metadata({"drs_ray.schema_version": "7"})))
     with pytest.raises(CountsError, match=f"{key}: schema version 7, this drs-ray reads up to 1"):
-        read_shown(store)
+        read_reported_run(store)
     store.put(key, b"PAR1")
     with pytest.raises(CountsError, match=f"{key}: truncated or not Parquet"):
-        read_shown(store)
+        read_reported_run(store)
     store.delete(key)
     with pytest.raises(CountsError, match=f"{key}: not there; write it again with `drs-ray import`"):
-        read_shown(store)
+        read_reported_run(store)
     imported([1.23], store)
-    assert isinstance(read_shown(store), ImportedResult)
+    assert isinstance(read_reported_run(store), ImportedResult)
 
 
 def test_a_run_of_ones_own_is_read_as_ever() -> None:
     with pytest.raises(CountsError, match="no drs-ray run here"):
-        read_shown(MemoryStore())
+        read_reported_run(MemoryStore())
     store = MemoryStore()
     create_or_join(store, make_record())
     with pytest.raises(CountsError, match="not there; finish the run"):
-        read_shown(store)
+        read_reported_run(store)
 
 
 # Side by side.
@@ -470,7 +470,7 @@ PREDICTIONS = "idx\tlabel\tpredict\tcorrect\ttime\n0\t3\t3\t1\t0:00:15\n20\t8\t-
 def test_predictions_have_accuracy_and_abstentions_and_no_curve_beyond_0() -> None:
     store = MemoryStore("runs/predicted")
     run = import_log(store, PREDICTIONS.encode(), "predict.tsv", **STATED)
-    assert read_shown(store).certificates.equals(run.certificates)
+    assert read_reported_run(store).certificates.equals(run.certificates)
     assert (run.record.selection, run.record.log) == (0, "predictions")
     assert run.curve["radius"].to_pylist() == [0.0]
     assert run.curve["certified_accuracy"].to_pylist() == [1 / 3]
@@ -530,7 +530,7 @@ def test_an_import_of_before_is_still_read() -> None:
     assert "time" not in run.certificates.column_names
     before = {name: value for name, value in json.loads(store.get(RUN_KEY)).items() if name not in ("log", "radius")}
     store.put(RUN_KEY, json.dumps(before).encode())
-    again = read_shown(store)
+    again = read_reported_run(store)
     assert again.record.run_id == run.record.run_id
     assert again.certificates.equals(run.certificates)
 

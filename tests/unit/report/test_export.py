@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from drs_ray.certificates.rounding import format_down
 from drs_ray.errors import ConfigError
-from drs_ray.published.imported_run import ImportedResult, Shown, import_log, read_shown
+from drs_ray.published.imported_run import ImportedResult, ReportedRun, import_log, read_reported_run
 from drs_ray.report.export import FORMATS, RADIUS_DIGITS, export, radii_down
 from tests.unit.counts.factories import MemoryStore, make_result, with_radii
 
@@ -30,11 +30,11 @@ def analyze(log: str, radii: Any) -> list[float]:
     return [float((frame["correct"] & (frame["radius"] >= radius)).mean()) for radius in radii]
 
 
-def imported(ours: Shown) -> ImportedResult:
+def imported(ours: ReportedRun) -> ImportedResult:
     store = MemoryStore("runs/theirs_50%")
     data = export([ours], "tsv").encode()
     import_log(store, data, "log.tsv", dataset="mnist5k", sigmas=[0.5], estimation=1000, radii=RADII)
-    found = read_shown(store)
+    found = read_reported_run(store)
     assert isinstance(found, ImportedResult)
     return found
 

@@ -14,7 +14,7 @@ import pytest
 from scipy.special import ndtri
 from scipy.stats import beta
 
-from drs_ray.cli.certificate_text import certificate_facts
+from drs_ray.cli.certificate_text import certificate_values
 from drs_ray.config import CertificateConfig, parse_config
 from drs_ray.counts.compaction import compact_run
 from drs_ray.counts.encoding import CountsRow, encode_part
@@ -172,7 +172,7 @@ def test_the_written_inequality_gives_the_stored_radius_and_never_more(run: Run)
 def test_printed_bounds_follow_from_printed_votes_and_levels(run: Run) -> None:
     """By scipy's beta distribution: not the code that computed them."""
     for found in run.certificates:
-        facts = certificate_facts(found)
+        facts = certificate_values(found)
         bounds = [fact for name, fact in facts.items() if re.match(r"class \d|closest rival", name)]
         k = len(found.sigmas)
         assert len(bounds) == (1 if found.pooled else k if found.rival_levels is None else 2 * k)
@@ -203,7 +203,7 @@ def test_printed_bounds_follow_from_printed_votes_and_levels(run: Run) -> None:
 
 def test_the_printed_inequality_is_the_written_one(run: Run) -> None:
     for found in run.certificates:
-        facts = certificate_facts(found)
+        facts = certificate_values(found)
         if not found.expression:
             assert "a bound is missing" in facts["inequality"]
             continue
@@ -241,7 +241,7 @@ def test_boxes_and_stages_are_those_that_decide(run: Run) -> None:
             assert found.class_levels == found.rival_levels == pytest.approx([level / 2 for level in found.levels])
         else:
             assert found.class_levels == found.levels
-        facts = certificate_facts(found)
+        facts = certificate_values(found)
         assert ("stages" in facts) == (len(found.stages) > 1)
         assert facts["recompute"] == f"drs-ray verify runs/demo --image {found.image_id}"
 
@@ -275,7 +275,7 @@ def test_compacting_changes_nothing(run: Run) -> None:
 
 def test_what_is_printed() -> None:
     store, _ = finished(CASES["K = 2, staircase, rivals, pooled"])
-    assert certificate_facts(read_certificate(store, 6)) == {
+    assert certificate_values(read_certificate(store, 6)) == {
         "run": "runs/demo",
         "image": "6, label 6",
         "answer": "class 0 (wrong)",
@@ -301,7 +301,7 @@ def test_what_is_printed() -> None:
         "counts/k1/s0/i00000004-00000007-n0000000000.parquet",
         "recompute": "drs-ray verify runs/demo --image 6",
     }
-    pooled = certificate_facts(read_certificate(store, 1))
+    pooled = certificate_values(read_certificate(store, 1))
     assert pooled["rule"] == "probit pairs staircase with pooled"
     assert pooled["levels"] == (
         "0.0005; selection was unanimous: pooled bound and boxes have half of alpha each, and the pooled bound gives "

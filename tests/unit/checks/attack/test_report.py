@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drs_ray.checks.attack.report import AttackReport, check_output
-from drs_ray.cli.key_values import attack_facts, render_attack
+from drs_ray.cli.key_values import attack_values, render_attack
 from drs_ray.counts.schema import ATTACKS, with_metadata
 from drs_ray.errors import ConfigError, SoundnessError, StoreError
 
@@ -47,7 +47,7 @@ def test_figures_are_those_of_the_broken_images() -> None:
     assert report.smallest_slack == 0.5
     assert report.chance == pytest.approx(4 * 0.01 + 0.001)  # the one that abstains was drawn too
     report.check()
-    facts = attack_facts(report)
+    facts = attack_values(report)
     assert facts["attacked"] == "3 images, 1 more abstains (--seed 7, cpu)"
     assert facts["median norm / radius"] == "1.750"
 
@@ -57,7 +57,7 @@ def test_nothing_found_contradicts_nothing() -> None:
     assert report.median_ratio is None
     assert report.smallest_slack is None
     report.check()
-    assert attack_facts(report)["smallest norm - radius"] == "-"
+    assert attack_values(report)["smallest norm - radius"] == "-"
 
 
 def test_a_norm_at_the_radius_is_allowed_and_one_below_it_is_not() -> None:

@@ -11,12 +11,12 @@ import pytest
 from drs_ray.config import EngineConfig
 from drs_ray.engine.placement import Placement
 from drs_ray.engine.ray import training_group as group
-from drs_ray.engine.ray.training_group import Board
+from drs_ray.engine.ray.training_group import Mailbox
 from drs_ray.errors import ConfigError, DataError
 
 
 def test_the_board_gives_each_message_once_and_keeps_the_last_state() -> None:
-    board = Board("start")
+    board = Mailbox("start")
     assert board.begin() == "start"
     board.tell("first", None)
     assert board.begin() == "start"
@@ -29,7 +29,7 @@ def test_the_board_gives_each_message_once_and_keeps_the_last_state() -> None:
 
 
 def test_nobody_begins_again_after_an_error_or_a_stop() -> None:
-    failed, stopped = Board("start"), Board("start")
+    failed, stopped = Mailbox("start"), Mailbox("start")
     first = DataError("image 3 is gone")
     failed.fail(first)
     failed.fail(DataError("a neighbour's"))
