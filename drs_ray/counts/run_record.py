@@ -26,8 +26,8 @@ _FIRST_RULES = 1  # of runs whose record does not name any
 class DatasetRecord(Section):
     """What was loaded under the data set's name; image_shape is (C, H, W), size the number of images of the split.
 
-    classes: names in order of class number; None where they are not known, and in runs of earlier versions. name: that of the source
-    where the data set is a packed one; None in runs of earlier versions, which had none.
+    classes: names in order of class number; None where they are not known, and in runs of earlier versions. name: that
+    of the source where the data set is a packed one; None in runs of earlier versions, which had none.
     """
 
     name: str | None = None

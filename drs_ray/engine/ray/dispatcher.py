@@ -49,7 +49,7 @@ class _Pool:
     has_warned: bool = False
 
     def patience(self, unit: Unit, hang_seconds: float) -> float:
-        """Seconds of silence after which the driver takes a unit's worker to hang; infinite while no unit's time is known."""
+        """Seconds of silence after which a unit's worker is taken to hang; infinite while no unit's time is known."""
         if not self.samples_done:
             return math.inf
         return hang_seconds + _SLOWEST_OF_A_FLEET * unit.samples * self.seconds_done / self.samples_done
