@@ -12,7 +12,7 @@ help:
 	@echo "make test-fast   the tests without Ray, servers and slow ones"
 	@echo "make integration the tests of a run on a cluster of several nodes: submitted, hurt, resumed"
 	@echo "make chaos       kills and storage faults at random for MINUTES (10), from SEED; checks every vote"
-	@echo "make check       lint, format, types"
+	@echo "make check       lint, format, types, and which room of the package imports which"
 	@echo "make docs        the documents as a site with search, in build/docs; a broken link or anchor is an error"
 	@echo "make reproduction DATA=DIR   RS against DRS on CIFAR-10, from training to certificates: hours, resumable"
 	@echo "make bench       speed and memory, as ratios measured side by side"
@@ -59,6 +59,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/unit/test_imports.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
