@@ -125,7 +125,7 @@ class ConsoleObserver(Display, Observer):
         self._meter.add(now, unit.samples)
         if now - self._measured >= _MEASURED_EVERY or self._done == self._units:
             self._measured = now
-            self._rate = self._meter.pace(now).samples_per_second
+            self._rate = self._meter.throughput(now).samples_per_second
             ends = now + self._samples_left / self._rate if self._rate else None
             self._progress.update(self._task, rate=self._rate, ends=ends)
         self._progress.update(self._task, advance=unit.samples, units=self._fraction(), description=self._label)

@@ -1,6 +1,6 @@
 """Vote counts: all parts of a run put together, with every invariant checked.
 
-Each part was checked on its own (encoding.py, compacted.py); together they must hold every sample of every image,
+Each part was checked on its own (encoding.py, merged_parts.py); together they must hold every sample of every image,
 sub-image and phase exactly once.
 """
 
@@ -84,7 +84,7 @@ def read_counts(store: Store, record: RunRecord) -> CountsHistory:
     """Read every part of a run and check that together they hold each planned sample exactly once.
 
     With adaptive stages, an image may end after any stage, the same for all its sub-images; whether it was right to
-    end there is for `results.adaptive` to say.
+    end there is for `results.evidence` to say.
 
     Args:
         store: where the run is.

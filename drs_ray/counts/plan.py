@@ -82,7 +82,7 @@ def plan_units(record: RunRecord) -> list[Unit]:
 
 
 def missing_units(units: Iterable[Unit], there: Container[str]) -> list[Unit]:
-    """The units whose keys are not `there` (see `results.parts.list_parts`): a listing is all that resuming takes."""
+    """The units whose keys are not `there` (see `counts.parts.list_parts`): a listing is all that resuming takes."""
     return [unit for unit in units if unit.key not in there]
 
 

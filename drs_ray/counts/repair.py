@@ -2,7 +2,7 @@
 
 What nobody can see from the stored bytes, wrong votes that add up, is named by the user (`drs-ray verify` finds it).
 Certificates and curve go with the counts that they came from: what cannot be shown to follow from counts is no
-certificate. How things are moved, and why nothing is lost: set_aside.py.
+certificate. How things are moved, and why nothing is lost: moving_aside.py.
 
 A driver that is at work meanwhile may not notice that a unit it has finished was moved aside; its run then ends saying
 what is missing, and is resumed. A compactor at work may write a unit that it has read already once more.

@@ -1,1 +1,1 @@
-"""Carrying a run out: plan, workers, driver. `ray` is imported here and nowhere else."""
+"""Carrying a run out: its description, the frontier of units, the executors. Ray is in `engine/ray` alone."""

@@ -21,8 +21,6 @@ from drs_ray.errors import EngineError, UnitsSetAsideError, counted
 from drs_ray.results.reduce import RunResult, reduce_run
 from drs_ray.storage import Store, open_store
 
-_SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarrow", "boto3")
-
 
 def certify_run(config: RunConfig, observer: Observer | None = None, executor: Executor | None = None) -> RunResult:
     """Certify the images of a config; resumes by itself where a part of the same run is stored already.
@@ -93,9 +91,9 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
 def _carry_out(
     todo: list[Unit], record: RunRecord, frontier: Frontier, store: Store, executor: Executor, observer: Observer
 ) -> dict[Unit, str]:
-    tally = SessionCounter()
-    with noted_session(store, tally.facts):
-        return executor.run(todo, record, frontier, store, Observers(observer, tally))
+    counter = SessionCounter()
+    with noted_session(store, counter.facts):
+        return executor.run(todo, record, frontier, store, Observers(observer, counter))
 
 
 def _verify(set_aside: dict[Unit, str], record: RunRecord, store: Store) -> None:

@@ -108,7 +108,7 @@ def _driver(
     heard = max([since, *(written for written, _ in small)])
     if ends and max(ends) >= heard:  # whoever is not known to have ended was killed before
         return "ended", None
-    pace = throughput_of(small, max(since, compacted), now)
-    first_unit = pace.longest_gap == 0.0  # nothing is known of how long one takes
-    patience = WINDOW_SECONDS if first_unit else max(_SHORTEST_SILENCE, _LATE * pace.longest_gap)
-    return ("at work", pace.samples_per_second) if now - heard <= patience else ("silent", None)
+    speed = throughput_of(small, max(since, compacted), now)
+    first_unit = speed.longest_gap == 0.0  # nothing is known of how long one takes
+    patience = WINDOW_SECONDS if first_unit else max(_SHORTEST_SILENCE, _LATE * speed.longest_gap)
+    return ("at work", speed.samples_per_second) if now - heard <= patience else ("silent", None)

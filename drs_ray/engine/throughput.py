@@ -65,7 +65,7 @@ def _speed(parts: Sequence[tuple[float, int]], since: float | None) -> float | N
 
 
 class Meter:
-    """The pace of parts as they come, in bounded memory: parts of one second are kept as one."""
+    """How fast parts come, in bounded memory: parts of one second are kept as one."""
 
     def __init__(self, since: float) -> None:
         self._since = since
@@ -81,6 +81,6 @@ class Meter:
         if len(self._parts) > _REMEMBERED:
             self._since, _ = self._parts.popleft()
 
-    def pace(self, now: float) -> Throughput:
+    def throughput(self, now: float) -> Throughput:
         """The present speed."""
         return throughput_of(self._parts, self._since, now)

@@ -141,7 +141,7 @@ def import_log(
 
     Args:
         store: a place of its own; the same log may be imported there again.
-        data: the log, see `results.published`.
+        data: the log, see `published.log`.
         source: its name.
         dataset: name of the data set, as a run that it is to be compared with has it.
         sigmas: noise standard deviation of each sub-image, pixel units.

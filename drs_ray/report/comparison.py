@@ -1,6 +1,6 @@
 """Several runs over the same images: paired differences with McNemar's exact test, and the envelope of the runs.
 
-Whatever is compared was certified on the same images (`summary.check_same_test_set`); rows are matched by image id.
+Whatever is compared was certified on the same images (`test_sets.check_same_test_set`); rows are matched by image id.
 """
 
 from __future__ import annotations

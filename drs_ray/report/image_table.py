@@ -28,7 +28,7 @@ class Pictures:
 
 
 PictureSource = Callable[[RunRecord, Sequence[int]], Pictures]
-"""The pictures of some images of a run. Reading data sets is not for results: see `drs_ray.report.thumbnails`."""
+"""The pictures of some images of a run. Only `drs_ray.report.thumbnails` reads data sets."""
 
 
 @dataclass(frozen=True)

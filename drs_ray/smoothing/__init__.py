@@ -1,1 +1,1 @@
-"""From an image to vote counts: partition, keyed noise, voting. Knows torch and nothing of the rest of the package."""
+"""From an image to vote counts: partition, keyed noise, voting. No files, no models, no Ray."""

@@ -8,7 +8,6 @@ import re
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from tests.unit.engine.factories import unit
 IMAGES = 24
 UNITS = 2 * IMAGES // 3
 SAMPLES = 2 * IMAGES * (50 + 400)
-OWN_TAGS = {"sub_image", "state", "reason", "le"}
 EARLY = "built-before-ray"
 
 
@@ -70,13 +68,6 @@ def scraped(run_id: str) -> Metrics:
                 }
                 found.setdefault(sample.name, {})[frozenset(own.items())] = sample.value
     return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
 
 
 def wait_for_metrics(run_id: str, expected: Metrics, seconds: float = 60.0) -> Metrics:

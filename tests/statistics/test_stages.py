@@ -20,19 +20,12 @@ from drs_ray.certificates.bounds import lower_quantile
 from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.stages import Schedule, doubling_schedule, is_open
-from drs_ray.certificates.votes import Rivals
+from tests.statistics.test_coverage_rules import all_rivals
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 TINY = Schedule((2, 4, 8), (0.3, 0.3, 0.4))  # shares that let early stages certify something
 GRID = (0.2, 0.5, 0.9)
-
-
-def rivals_of_all(votes: Integers) -> Rivals:
-    """Votes [N, K, C], class 0 selected: every other class."""
-    images, _, classes = votes.shape
-    image, rival = (axis.ravel() for axis in np.mgrid[0:images, 1:classes])
-    return Rivals(image, rival, votes[image, :, rival], classes - 1)
 
 
 @functools.cache
@@ -62,7 +55,7 @@ def radii_and_stops(
     everyone = np.full(images, unanimous)
     for stage, (end, share) in enumerate(zip(schedule.samples, schedule.shares, strict=True)):
         now = votes[:, stage]
-        rivals = rivals_of_all(now) if rule.rivals else None
+        rivals = all_rivals(now) if rule.rivals else None
         samples = np.full(now.shape[:2], end)
         found = certified_radii(
             now[:, :, 0], samples, sigmas, rule, alpha, rivals=rivals, unanimous=everyone, share=share

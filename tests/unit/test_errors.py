@@ -31,11 +31,14 @@ def test_a_number_agrees_with_what_it_counts(count: int, words: tuple[str, ...],
     assert counted(count, *words) == text
 
 
+SEEN_TO = {"checks/balls.py", "checks/radii.py", "config/class_names.py", "published/plausibility.py"}
+
+
 def test_no_message_puts_a_length_before_a_plural() -> None:
     """`{len(files)} files` would say "1 files": `counted` is for that. Pairs of numbers ("3 of 5 images") count too."""
     found = []
     for file in PACKAGE.rglob("*.py"):
-        if file.name in ("balls.py", "radii.py", "class_names.py", "plausibility.py"):  # never one, or seen to there
+        if file.relative_to(PACKAGE).as_posix() in SEEN_TO:  # never one, or seen to there
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             parts = node.values if isinstance(node, ast.JoinedStr) else []

@@ -115,7 +115,7 @@ def run_group(
         gpus = engine.gpus_per_worker if device == "cuda" else 0.0
         placement = Placement.of(engine.model_copy(update={"device": device, "gpus_per_worker": gpus}))
         _check_room(engine, placement, workers, noted)
-        board = ray.remote(Mailbox).options(num_cpus=0).remote(start)
+        mailbox = ray.remote(Mailbox).options(num_cpus=0).remote(start)
         with tempfile.TemporaryDirectory(prefix="drs-ray-group-", ignore_cleanup_errors=True) as storage:
             fitting = (
                 ray.remote(_fit)
@@ -129,7 +129,7 @@ def run_group(
                 .remote(
                     {
                         "job": job,
-                        "board": board,
+                        "mailbox": mailbox,
                         "directory": str(Path.cwd()),
                         "threads": threads_of(engine.cpus_per_worker),
                     },
@@ -140,7 +140,7 @@ def run_group(
                         label_selector=dict(placement.labels) or None,
                     ),
                     RunConfig(
-                        storage_path=storage,  # Ray Train must have one; states go over the board
+                        storage_path=storage,  # Ray Train must have one; states go over the mailbox
                         failure_config=FailureConfig(
                             max_failures=MOST_FAILURES,
                             controller_failure_limit=int(engine.stall_seconds // _START_SECONDS),
@@ -148,7 +148,7 @@ def run_group(
                     ),
                 )
             )
-            _follow(fitting, board, heard)
+            _follow(fitting, mailbox, heard)
     finally:
         if connected:
             ray.shutdown()
@@ -156,11 +156,11 @@ def run_group(
 
 def _work(config: dict[str, Any]) -> None:
     """What each worker of the group runs."""
-    job, board = config["job"], config["board"]
+    job, mailbox = config["job"], config["mailbox"]
     if Path(config["directory"]).is_dir():  # relative paths mean what they mean to the driver; Ray Train has its own
         os.chdir(config["directory"])
     torch.set_num_threads(config["threads"])
-    start = ray.get(board.begin.remote())
+    start = ray.get(mailbox.begin.remote())
     if start is None:
         return
     context = get_context()
@@ -170,10 +170,10 @@ def _work(config: dict[str, Any]) -> None:
             context.get_world_rank(),
             context.get_world_size(),
             start,
-            lambda message, state: ray.get(board.tell.remote(message, state)),
+            lambda message, state: ray.get(mailbox.tell.remote(message, state)),
         )
     except DrsError as error:
-        ray.get(board.fail.remote(error))
+        ray.get(mailbox.fail.remote(error))
         if context.get_world_size() > 1:  # the others may wait for this one, and the driver ends the group (`_follow`):
             time.sleep(_END_SECONDS)  # to raise at once would make Ray Train begin another group first
             raise
@@ -192,13 +192,13 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, run: RunConfig) -> str 
     return None
 
 
-def _follow(fitting: Any, board: Any, heard: Callable[[Any], None]) -> None:
+def _follow(fitting: Any, mailbox: Any, heard: Callable[[Any], None]) -> None:
     """Pass on what the group tells, until it has ended."""
     try:
         ended: list[Any] = []
         while not ended:
             ended, _ = ray.wait([fitting], timeout=_POLL_SECONDS)
-            told, error = ray.get(board.take.remote())
+            told, error = ray.get(mailbox.take.remote())
             for message in told:
                 heard(message)
             if error is not None:
@@ -213,7 +213,7 @@ def _follow(fitting: Any, board: Any, heard: Callable[[Any], None]) -> None:
                 f"{reason}; mend the cause and run the same command to go on after the last state"
             )
     finally:
-        board.stop.remote()
+        mailbox.stop.remote()
         ray.cancel(fitting, force=True)  # nothing to do where it has ended; else its group ends with it
 
 

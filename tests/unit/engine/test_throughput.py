@@ -74,5 +74,5 @@ def test_a_meter_measures_the_same_in_bounded_memory(workers: int, unit_seconds:
     for moment, samples in parts:
         meter.add(moment, samples)
     expected = throughput_of(parts, 0.0, end).samples_per_second
-    assert meter.pace(end).samples_per_second == pytest.approx(expected, rel=0.05)
+    assert meter.throughput(end).samples_per_second == pytest.approx(expected, rel=0.05)
     assert len(meter._parts) <= 1000

@@ -1,4 +1,4 @@
-"""Between a group and its driver: what the board keeps, who may begin, and what is said when it fails."""
+"""Between a group and its driver: what the mailbox keeps, who may begin, and what is said when it fails."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from drs_ray.errors import ConfigError, DataError
 
 
 def test_the_board_gives_each_message_once_and_keeps_the_last_state() -> None:
-    board = Mailbox("start")
-    assert board.begin() == "start"
-    board.tell("first", None)
-    assert board.begin() == "start"
-    board.tell("second", "state 2")
-    assert board.take() == (["first", "second"], None)
-    board.tell("third", None)
-    assert board.begin() == "state 2"
-    assert board.take() == (["third"], None)
-    assert board.take() == ([], None)
+    mailbox = Mailbox("start")
+    assert mailbox.begin() == "start"
+    mailbox.tell("first", None)
+    assert mailbox.begin() == "start"
+    mailbox.tell("second", "state 2")
+    assert mailbox.take() == (["first", "second"], None)
+    mailbox.tell("third", None)
+    assert mailbox.begin() == "state 2"
+    assert mailbox.take() == (["third"], None)
+    assert mailbox.take() == ([], None)
 
 
 def test_nobody_begins_again_after_an_error_or_a_stop() -> None:
@@ -73,7 +73,7 @@ def test_room_is_needed_for_all_workers_at_once(monkeypatch: pytest.MonkeyPatch)
 
 
 class _Unended:
-    """A group that goes on, and a board whose job has failed for good."""
+    """A group that goes on, and a mailbox whose job has failed for good."""
 
     cancelled = False
     stopped = False
@@ -94,12 +94,12 @@ def test_a_group_whose_work_cannot_succeed_is_ended_before_ray_train_begins_anot
     ray = _Unended()
     monkeypatch.setattr(group, "ray", ray)
     failure = DataError("image 3 is gone")
-    board = SimpleNamespace(
+    mailbox = SimpleNamespace(
         take=SimpleNamespace(remote=lambda: (["last"], failure)), stop=SimpleNamespace(remote=lambda: None)
     )
     heard: list[str] = []
     with pytest.raises(DataError, match="image 3 is gone"):
-        group._follow("fitting", board, heard.append)
+        group._follow("fitting", mailbox, heard.append)
     assert heard == ["last"]
     assert ray.cancelled
 
@@ -119,10 +119,10 @@ def test_a_worker_that_fails_tells_and_waits_to_be_ended(workers: int, monkeypat
     def work(*arguments: object) -> None:
         raise failure
 
-    board = SimpleNamespace(
+    mailbox = SimpleNamespace(
         begin=SimpleNamespace(remote=lambda: "start"), fail=SimpleNamespace(remote=lambda error: told.append(error))
     )
-    config = {"job": SimpleNamespace(work=work), "board": board, "directory": "/nowhere", "threads": 1}
+    config = {"job": SimpleNamespace(work=work), "mailbox": mailbox, "directory": "/nowhere", "threads": 1}
     with nullcontext() if workers == 1 else pytest.raises(DataError):
         group._work(config)
     assert told == [failure]
