@@ -13,7 +13,7 @@ RULES_VERSION = 2
 _POOLED = " with pooled"
 
 LEAST_ALPHA = 1e-50
-"""Smallest failure probability that bounds are computed for: quantiles beyond it lose their accuracy."""
+"""Smallest failure probability that is allowed: tests of bounds and levels go down to it."""
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,8 @@ def identity(
             "digest": dataset.digest,
             "image_ids": list(image_ids),
         },
-        "partition": config.partition.model_dump(
-            mode="json", exclude_none=True
-        ),  # runs of earlier versions keep their ids
+        # Without what is None: so runs of earlier versions keep their ids.
+        "partition": config.partition.model_dump(mode="json", exclude_none=True),
         "classifiers": [
             _classifier_identity(classifier) | {"weights_digest": digest}
             for classifier, digest in zip(config.classifiers, classifier_digests, strict=True)

@@ -183,9 +183,8 @@ def import_log(
         grid = (0.0,)
     elif radius is not None:
         grid = (*(other for other in grid if other < radius), radius)
-    record = record.model_copy(
-        update={"run_id": record.identity, "warnings": (*log.notes, *implausibilities(log, record, grid))}
-    )
+    warnings = (*log.notes, *implausibilities(log, record, grid))
+    record = record.model_copy(update={"run_id": record.identity, "warnings": warnings})
     there = parse_imported(store.create(RUN_KEY, record.model_dump_json(indent=1).encode()), store.uri)
     if there is None or there.run_id != record.run_id:
         raise CountsError(f"{store.uri}: holds another run already; choose another place")

@@ -17,13 +17,7 @@ from drs_ray.published.imported_run import ImportedResult, ReportedRun
 from drs_ray.report.convergence import AtSamples, convergence
 from drs_ray.report.summary import SHARE_DIGITS, run_names
 from drs_ray.report.test_sets import check_same_test_set, in_common
-from drs_ray.results.reduce import (
-    RunResult,
-    check_finished,
-    compare_rule,
-    read_result,
-    reduce_unfinished,
-)
+from drs_ray.results.reduce import RunResult, check_finished, compare_rule, read_result, reduce_unfinished
 from drs_ray.storage import Store
 
 BASELINE = "p_A Bonferroni"

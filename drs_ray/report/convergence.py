@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from drs_ray.certificates.curve import average_certified_radius
-from drs_ray.certificates.radius import Floats
-from drs_ray.certificates.rounding import format_down, format_ratio_up
+from drs_ray.certificates.rounding import format_ratio_up
 from drs_ray.counts.history import Counts, CountsHistory
-from drs_ray.report.summary import SHARE_DIGITS, AtRadius, at_radii
-from drs_ray.results.reduce import (
-    RunResult,
-    certify_counts,
-)
+from drs_ray.report.certified_group import CertifiedGroup
+from drs_ray.report.summary import SHARE_DIGITS
+from drs_ray.results.reduce import RunResult, certify_counts
 from drs_ray.results.tables import ABSTAIN
 
 CONVERGENCE_POINTS = 8
@@ -24,38 +19,19 @@ CONVERGENCE_POINTS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class AtSamples:
+class AtSamples(CertifiedGroup):
     """A run's images by no more than `samples` estimation samples each, as if that had been a plan without stages.
 
     Not certificates of the run: each image has one, and that is in its table. Of an adaptive run nothing holds with
-    probability 1 - alpha here: how many votes an image has depended on its votes. radius: float64 [N]; correct:
-    bool [N].
+    probability 1 - alpha here: how many votes an image has depended on its votes.
     """
 
     samples: int
-    failure_probability: float
-    radius: Floats
-    correct: NDArray[np.bool_]
-    abstained: int
-
-    @property
-    def acr(self) -> float:
-        """ACR, pixel units."""
-        return average_certified_radius(self.radius, self.correct)
-
-    @property
-    def acr_text(self) -> str:
-        """ACR, rounded down."""
-        return format_down(self.acr, SHARE_DIGITS)
 
     @property
     def abstention_text(self) -> str:
         """Abstention rate, rounded up."""
-        return format_ratio_up(self.abstained, len(self.radius), SHARE_DIGITS)
-
-    def at_radii(self, radii: Sequence[float]) -> tuple[AtRadius, ...]:
-        """Certified accuracy at radius 0 and at increasing radii."""
-        return at_radii(self, radii)
+        return format_ratio_up(self.abstained, self.images, SHARE_DIGITS)
 
 
 def convergence(result: RunResult, history: CountsHistory) -> tuple[AtSamples, ...]:
@@ -72,11 +48,11 @@ def convergence(result: RunResult, history: CountsHistory) -> tuple[AtSamples, .
         table = certify_counts(counts, result.record, rule, result.alpha)
         found.append(
             AtSamples(
-                samples,
                 result.failure_probability,
                 np.asarray(table["radius"].to_numpy(), np.float64),
                 np.asarray(table["correct"].to_numpy(), np.bool_),
                 int((table["prediction"].to_numpy() == ABSTAIN).sum()),
+                samples=samples,
             )
         )
     return tuple(found)

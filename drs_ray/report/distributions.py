@@ -6,20 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cached_property
 
 import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.certificates.radius import Floats
-from drs_ray.certificates.rounding import format_down, format_ratio_down
+from drs_ray.certificates.rounding import format_ratio_down
 from drs_ray.published.imported_run import ReportedRun
-from drs_ray.report.summary import SHARE_DIGITS, AtRadius, at_radii
-from drs_ray.results.reduce import (
-    RunResult,
-)
+from drs_ray.report.certified_group import CertifiedGroup
+from drs_ray.report.summary import SHARE_DIGITS
+from drs_ray.results.reduce import RunResult
 from drs_ray.results.tables import ABSTAIN
 
 P_LOWER_EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, 1.0)
@@ -46,38 +42,15 @@ class RadiusHistogram:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassRow:
-    """The images of one class (label -1: no label). radius: float64 [n]; correct: bool [n]."""
+class ClassRow(CertifiedGroup):
+    """The images of one class (label -1: no label)."""
 
     label: int
-    failure_probability: float
-    radius: Floats
-    correct: NDArray[np.bool_]
-    abstained: int
-
-    @property
-    def images(self) -> int:
-        """Number of images."""
-        return len(self.radius)
-
-    @cached_property
-    def acr(self) -> float:
-        """ACR, pixel units."""
-        return average_certified_radius(self.radius, self.correct)
-
-    @property
-    def acr_text(self) -> str:
-        """ACR, rounded down."""
-        return format_down(self.acr, SHARE_DIGITS)
 
     @property
     def accuracy_text(self) -> str:
         """Share predicted correctly, rounded down."""
         return format_ratio_down(int(self.correct.sum()), self.images, SHARE_DIGITS)
-
-    def at_radii(self, radii: Sequence[float]) -> tuple[AtRadius, ...]:
-        """Certified accuracy, with its interval over so many images, at radius 0 and at increasing radii."""
-        return at_radii(self, radii)
 
 
 @dataclass(frozen=True)
@@ -140,7 +113,7 @@ def per_class(result: RunResult) -> tuple[ClassRow, ...]:
     present, which = np.unique(labels, return_inverse=True)
     groups = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
     return tuple(
-        ClassRow(int(label), failing, radius[group], correct[group], int(abstains[group].sum()))
+        ClassRow(failing, radius[group], correct[group], int(abstains[group].sum()), int(label))
         for label, group in zip(present, groups, strict=True)
     )
 

@@ -6,7 +6,6 @@ Ray is not touched before it is needed; a Ray that runs already is used.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 
 import torch
 
@@ -29,20 +28,26 @@ class RayExecutor:
         self._engine = engine
         self._is_local = engine.address == "local"
         self._observer = observer
-        self._driver: ModuleType | None = None
+        self._is_connected = False
         self._is_ours = False
 
     def has_gpus(self) -> bool:
         """See `Executor.has_gpus`."""
         if self._is_local:
             return bool(torch.cuda.is_available())
-        return bool(self._connected().cluster_gpus(self._engine) > 0)
+        self._connect()
+        from drs_ray.engine.ray import driver
+
+        return driver.cluster_gpus(self._engine) > 0
 
     def has_bfloat16(self, device: str, observer: Observer) -> bool:
         """See `Executor.has_bfloat16`."""
         if self._is_local:
             return precision.has_bfloat16(device)
-        return bool(self._connected().workers_have_bfloat16(self._engine, device, observer))
+        self._connect()
+        from drs_ray.engine.ray import driver
+
+        return driver.workers_have_bfloat16(self._engine, device, observer)
 
     def check(self, engine: EngineConfig) -> None:
         """See `Executor.check`."""
@@ -51,24 +56,29 @@ class RayExecutor:
 
     def room(self, engine: EngineConfig) -> int:
         """See `Executor.room`."""
-        return max(1, int(self._connected().room(engine)))
+        self._connect()
+        from drs_ray.engine.ray import driver
+
+        return max(1, driver.room(engine))
 
     def measure(self, units: Sequence[Unit], record: RunRecord, observer: Observer) -> Mapping[int, Sequence[Measured]]:
         """See `Executor.measure`."""
-        found: Mapping[int, Sequence[Measured]] = self._connected().measure_on_ray(units, record, observer)
-        return found
+        self._connect()
+        from drs_ray.engine.ray import driver
+
+        return driver.measure_on_ray(units, record, observer)
 
     def run(
         self, units: Sequence[Unit], record: RunRecord, frontier: Frontier, store: Store, observer: Observer
     ) -> dict[Unit, str]:
         """See `Executor.run`. Ray's metrics are told, too."""
+        observer.step("starting Ray workers")
+        self._connect()
+        from drs_ray.engine.ray import driver
         from drs_ray.engine.ray.metrics import MetricsObserver
 
-        observer.step("starting Ray workers")
-        driver = self._connected()
         observers = Observers(observer, MetricsObserver(record.run_id, len(units)))
-        set_aside: dict[Unit, str] = driver.run_on_ray(units, record, frontier, store.uri, observers)
-        return set_aside
+        return driver.run_on_ray(units, record, frontier, store.uri, observers)
 
     def close(self) -> None:
         """Leave the Ray that this executor started or attached to."""
@@ -77,12 +87,9 @@ class RayExecutor:
 
             ray.shutdown()
 
-    def _connected(self) -> ModuleType:
-        """The driver's functions, once Ray is there."""
-        if self._driver is None:
-            from drs_ray.engine.ray import driver
+    def _connect(self) -> None:
+        if not self._is_connected:
             from drs_ray.engine.ray.connection import connect
 
             self._is_ours = connect(self._engine, self._observer.event)
-            self._driver = driver
-        return self._driver
+            self._is_connected = True
