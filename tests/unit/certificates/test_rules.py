@@ -156,6 +156,19 @@ def test_pooled_and_boxes_share_alpha_and_the_larger_is_certified(votes: list[in
     ]
 
 
+def test_it_is_said_where_alpha_was_halved_whichever_bound_decides() -> None:
+    votes = np.array([[1000, 1000], [1000, 600], [1000, 600], [1000, 1000]])
+    drawn = np.array([[1000, 1000], [1000, 1000], [1000, 1000], [1000, 2000]])  # the last cannot be pooled
+    unanimous = np.array([True, True, False, True])
+    found = certified_radii(votes, drawn, SIGMAS, Rule("probit", "staircase", pooled=True), 0.001, unanimous=unanimous)
+    assert found.pooled.tolist() == [True, False, False, False]
+    assert found.halved.tolist() == [True, True, False, False]
+    plain = certified_radii(votes, drawn, SIGMAS, Rule("probit", "staircase"), 0.001, unanimous=unanimous)
+    assert not plain.halved.any()
+    at_one = certified_radii(votes, drawn, SIGMAS, Rule(radius=0.1), 0.001)
+    assert not at_one.halved.any()
+
+
 def test_rivals_do_not_share_a_level() -> None:
     """Theorem 6a: only the class's bound and one rival's need to hold, however many rivals there are."""
     votes = np.array([[[850, 60, 50, 40, *[0] * 96], [700, 150, 100, 50, *[0] * 96]]])
