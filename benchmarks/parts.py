@@ -22,7 +22,7 @@ from drs_ray.counts.history import read_counts
 from drs_ray.counts.parts import list_parts
 from drs_ray.counts.plan import Unit, blocks, stage_units
 from drs_ray.counts.run_record import RunRecord
-from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.results.reduce import reduce_run
 from drs_ray.storage import open_store
 
@@ -60,7 +60,9 @@ def measure() -> Iterator[tuple[str, str, str]]:
         for how in ("small", "compacted"):
             aims = {"small": "< 40 s", "compacted": "< 10 s"}
             yield row(f"list {how} parts", lambda: list_parts(store, record), "< 5 s")
-            yield row(f"resume an adaptive run of {how} parts", lambda: Frontier(record, store).missing(), aims[how])
+            yield row(
+                f"resume an adaptive run of {how} parts", lambda: RemainingUnits(record, store).missing(), aims[how]
+            )
             yield row(f"read all {how} parts", lambda: read_counts(store, record), aims[how])
             yield row(
                 f"read and reduce {how} parts", lambda: reduce_run(store, record, record.config.certificate), aims[how]

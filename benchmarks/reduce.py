@@ -19,7 +19,7 @@ from scipy.special import softmax
 from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 from drs_ray.counts.history import Counts
-from drs_ray.results.evidence import evidence_of
+from drs_ray.results.selected_votes import selected_votes
 
 SAMPLES = 100_000
 SELECTION = 100
@@ -78,16 +78,16 @@ def _one_case(images: int, sub_images: int, classes: int, samples: int, rivals: 
     votes_seen = sum(part.nnz for part in counts.estimation) / sub_images / images
     before = _peak_gib()
     started = time.perf_counter()
-    evidence = evidence_of(counts, rule)
+    votes = selected_votes(counts, rule)
     gathered = time.perf_counter()
     radii = certified_radii(
-        evidence.class_votes,
-        evidence.samples,
+        votes.class_votes,
+        votes.samples,
         (SIGMA,) * sub_images,
         rule,
         ALPHA,
-        rivals=evidence.rivals,
-        unanimous=evidence.unanimous,
+        rivals=votes.rivals,
+        unanimous=votes.unanimous,
     )
     ended = time.perf_counter()
     print(ended - started, _peak_gib())

@@ -20,7 +20,7 @@ from drs_ray.certificates.votes import Rivals
 from drs_ray.config import CertificateConfig
 from drs_ray.counts.history import read_counts
 from drs_ray.counts.run_record import read_record
-from drs_ray.results.evidence import evidence_of
+from drs_ray.results.selected_votes import selected_votes
 from drs_ray.storage import open_store
 
 Floats = NDArray[np.float64]
@@ -110,7 +110,7 @@ def _of_run(uri: str) -> tuple[Floats, tuple[float, ...]]:
     record = read_record(store)
     history = read_counts(store, record)
     counts = history.at(record.schedule.samples[-1])
-    selected = evidence_of(counts, Rule()).selected
+    selected = selected_votes(counts, Rule()).selected
     votes = np.stack([part.toarray() for part in counts.estimation], axis=1).astype(np.float64)
     order = np.argsort(np.arange(votes.shape[2])[None, :] != selected[:, None], axis=1, kind="stable")
     votes = np.take_along_axis(votes, order[:, None, :], axis=2)

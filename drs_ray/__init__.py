@@ -97,7 +97,7 @@ def __getattr__(name: str) -> object:
     steps=arguments.whole,
     samples=arguments.whole,
     confirmation=arguments.whole,
-    told=optional(arguments.function),
+    on_progress=optional(arguments.function),
     **_OF_CHECKS,
 )
 def attack(
@@ -111,7 +111,7 @@ def attack(
     seed: int | None = None,
     device: str | None = None,
     overrides: Iterable[str] = (),
-    told: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     endpoint_url: str | None = None,
 ) -> AttackReport:
     """Search perturbations that change a run's certified predictions; `check()` the report.
@@ -126,7 +126,7 @@ def attack(
         seed: repeats an earlier attack; None: a new one.
         device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
         overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where the same data and weights are here.
-        told: called with how many images are done, of how many.
+        on_progress: called with how many images are done, of how many.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
@@ -144,7 +144,7 @@ def attack(
         seed=seed,
         device=device,
         overrides=overrides,
-        told=told,
+        on_progress=on_progress,
     )
 
 

@@ -37,7 +37,7 @@ from drs_ray.models.inference import VotingClassifier, voting_classifier
 from drs_ray.models.precision import has_bfloat16
 from drs_ray.models.tensors import module_digest
 from drs_ray.models.torch_state import fixed_kernels, plain_torch
-from drs_ray.results.evidence import Evidence, evidence_of
+from drs_ray.results.selected_votes import SelectedVotes, selected_votes
 from drs_ray.results.tables import ABSTAIN
 from drs_ray.smoothing.keys import NoiseKey, Phase
 from drs_ray.smoothing.laws import LawName
@@ -267,12 +267,12 @@ class SmoothedClassifier:
             _warn_abstains(n, "estimation samples", alpha, least_samples(*with_rule, alpha, self._classes))
         chosen, estimated = self._votes(images, ids, "selection", selection), self._votes(images, ids, "estimation", n)
         per_sub_image = [tuple(csr_array(votes[:, k]) for k in range(votes.shape[1])) for votes in (chosen, estimated)]
-        rule, evidence, radii = self._certified(Counts(ids, np.full_like(ids, -1), *per_sub_image), alpha)
+        rule, votes, radii = self._certified(Counts(ids, np.full_like(ids, -1), *per_sub_image), alpha)
         return Certificates(
             image_ids=ids,
-            prediction=np.where(radii.radius > 0, evidence.selected, ABSTAIN),
+            prediction=np.where(radii.radius > 0, votes.selected, ABSTAIN),
             radius=radii.radius,
-            selected_class=evidence.selected,
+            selected_class=votes.selected,
             selection_votes=chosen,
             estimation_votes=estimated,
             p_lower=radii.p_lower,
@@ -282,14 +282,14 @@ class SmoothedClassifier:
             alpha=alpha,
         )
 
-    def _certified(self, counts: Counts, alpha: float) -> tuple[Rule, Evidence, CertifiedRadii]:
+    def _certified(self, counts: Counts, alpha: float) -> tuple[Rule, SelectedVotes, CertifiedRadii]:
         try:
             rule = self.rule()
-            evidence = evidence_of(counts, rule)
-            radii = evidence.radii(self._sigmas, rule, alpha)
+            votes = selected_votes(counts, rule)
+            radii = votes.radii(self._sigmas, rule, alpha)
         except ValueError as error:  # the rule's own words: what does not fit, and what was given
             raise ConfigError(str(error)) from error
-        return rule, evidence, radii
+        return rule, votes, radii
 
     def _votes(self, images: Tensor, ids: NDArray[np.int64], phase: Phase, samples: int) -> NDArray[np.int64]:
         """int64 [N, K, C]."""

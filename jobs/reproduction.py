@@ -168,7 +168,7 @@ class ProgressBoard:
             for child in self.children.values():
                 child.terminate()
 
-    def hear(self, name: str, line: str) -> None:
+    def note(self, name: str, line: str) -> None:
         """The last line that an experiment's command printed."""
         with self.lock:
             self.lines[name] = line
@@ -236,7 +236,7 @@ def run(experiment: Experiment, common: Sequence[str], earlier: dict[str, Future
                 kept.write(line)
                 kept.flush()
                 last = line.strip() or last
-                board.hear(experiment.name, last)
+                board.note(experiment.name, last)
         if child.returncode:
             failed = f"{experiment.name}: drs-ray {command} ended with {child.returncode}"
             raise RuntimeError(f"{failed}: {last.removeprefix('error: ')} (see {log})")

@@ -28,8 +28,8 @@ from drs_ray.counts.plan import Unit, blocks, stage_units
 from drs_ray.counts.run_record import RunRecord, read_record
 from drs_ray.counts.schema import PHASES
 from drs_ray.engine.description import hardware_of
-from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.engine.stored_run import device_here, with_places_here
 from drs_ray.errors import ConfigError, CountsError, counted
 from drs_ray.models.torch_state import plain_torch
@@ -148,9 +148,9 @@ def verify_run(
     if inexact:
         observer.event(f"votes are compared by a homogeneity test, not exactly: {inexact}")
     seed = secrets.randbits(_SEED_BITS) if seed is None else seed
-    frontier = Frontier(record, store)
-    frontier.missing()
-    stored = frontier.stored
+    remaining = RemainingUnits(record, store)
+    remaining.missing()
+    stored = remaining.stored
     if not stored:
         raise CountsError(f"{store.uri}: no counts to verify yet; run `drs-ray certify` first")
     if image is None:
@@ -161,7 +161,7 @@ def verify_run(
         level_each = _level_of_one_image(record, level)
     chosen = list(todo)
     observer.planned(list(todo.values()), 0)
-    compared = list(recount(todo, record, used, not inexact, store, frontier.parts, observer))
+    compared = list(recount(todo, record, used, not inexact, store, remaining.parts, observer))
     differences = [found for item in compared if (found := item.difference(level_each if inexact else None))]
     for unit in chosen:
         mine = [difference for difference in differences if difference.unit == unit.key]

@@ -20,7 +20,7 @@ def certificate_values(found: ImageCertificate) -> dict[str, str]:
     abstains = row["prediction"] == ABSTAIN
     each = [""] if k == 1 else [f", sub-image {index}" for index in range(k)]
     chosen = [f"{votes:,} of {counted(found.selection_samples, 'vote')}" for votes in found.selection_votes]
-    facts = {
+    values = {
         "run": found.uri,
         "image": f"{found.image_id}, label {row['label']}",
         "answer": "abstains" if abstains else f"class {row['prediction']} ({'right' if row['correct'] else 'wrong'})",
@@ -33,19 +33,19 @@ def certificate_values(found: ImageCertificate) -> dict[str, str]:
         + (": unanimous" if found.unanimous else ""),
     }
     if found.rule.radius is not None:
-        return facts | _at_fixed_radius(found, found.rule.radius, each) | _sources(found)
+        return values | _at_fixed_radius(found, found.rule.radius, each) | _sources(found)
     if len(found.stages) > 1:
-        facts["stages"] = "\n".join(
+        values["stages"] = "\n".join(
             f"n = {stage.samples:,}, {stage.share:.12g} of every level: radius {_radius(stage.radius)}"
             + (" (decides)" if index == row["stage"] else "")
             for index, stage in enumerate(found.stages)
         )
-    facts["levels"] = _levels(found)
-    facts |= _pooled_bound(found) if found.pooled else _bounds(found, each)
+    values["levels"] = _levels(found)
+    values |= _pooled_bound(found) if found.pooled else _bounds(found, each)
     if found.rival_levels is not None:
-        facts["rivals"] = "each bounded as if it were alone: the radius is certified, not all of their bounds at once"
-    facts["inequality"] = _inequality(found)
-    return facts | _sources(found)
+        values["rivals"] = "each bounded as if it were alone: the radius is certified, not all of their bounds at once"
+    values["inequality"] = _inequality(found)
+    return values | _sources(found)
 
 
 def _sources(found: ImageCertificate) -> dict[str, str]:
@@ -94,11 +94,11 @@ def _pooled_bound(found: ImageCertificate) -> dict[str, str]:
 
 
 def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
-    row, facts = found.row, {}
+    row, values = found.row, {}
     for index, name in enumerate(each):
         number = "" if len(each) == 1 else f"_{index}"
         votes, samples = row["class_votes"][index], row["estimation_samples"][index]
-        facts[f"class {row['selected_class']}{name}"] = (
+        values[f"class {row['selected_class']}{name}"] = (
             f"{votes:,} of {counted(samples, 'vote')}; at level {_level(found.class_levels[index])}: probability >= "
             f"{format_down(row['p_lower'][index], BOUND_DIGITS)}, "
             f"a{number} = Phi^-1 >= {format_down(found.a_lower[index], BOUND_DIGITS)}"
@@ -107,13 +107,13 @@ def _bounds(found: ImageCertificate, each: Sequence[str]) -> dict[str, str]:
             continue
         rival = "a class without votes" if found.rival == -1 else f"class {found.rival}"
         rest = " (what the class leaves)" if found.b_upper[index] == -found.a_lower[index] else ""
-        facts[f"closest rival{name}"] = (
+        values[f"closest rival{name}"] = (
             f"{rival}, {found.rival_votes[index]:,} of {counted(samples, 'vote')}; "
             f"at level {_level(found.rival_levels[index])}: "
             f"probability <= {format_up(row['rival_upper'][index], BOUND_DIGITS)}, "
             f"b{number} = Phi^-1 <= {format_up(found.b_upper[index], BOUND_DIGITS)}{rest}"
         )
-    return facts
+    return values
 
 
 def _inequality(found: ImageCertificate) -> str:

@@ -98,7 +98,7 @@ def attack(
     from drs_ray.cli.key_values import attack_values, key_value_table, render_attack
     from drs_ray.cli.progress import images_progress
 
-    with interruptible("nothing was written"), images_progress(stderr(), "attack", quiet) as told:
+    with interruptible("nothing was written"), images_progress(stderr(), "attack", quiet) as on_progress:
         if output is not None:
             check_output(output, endpoint_url)
         found = attack_run(
@@ -111,7 +111,7 @@ def attack(
             seed=seed,
             device=device,
             overrides=set_ or (),
-            told=told,
+            on_progress=on_progress,
         )
     stdout().print(render_attack(found))
     stdout().print(key_value_table(attack_values(found)))

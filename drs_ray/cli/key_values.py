@@ -34,10 +34,10 @@ _DRIVERS: dict[Driver, str] = {
 }
 
 
-def key_value_table(facts: Mapping[str, str]) -> Table:
+def key_value_table(values: Mapping[str, str]) -> Table:
     """Names and values, one pair per line, as they are: brackets in a reason are no markup."""
     table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
+    for name, value in values.items():
         table.add_row(name, Text(value))
     return table
 
@@ -48,7 +48,7 @@ def status_values(status: RunStatus) -> dict[str, str]:
     at_least = "at least " if len(record.schedule.samples) > 1 else ""
     age, left = status.seconds_since_part, status.seconds_left
     sessions = f"{status.sessions:,} ended, {duration_text(status.session_seconds)} in all" if status.sessions else "-"
-    facts = {
+    values = {
         "run": record.run_id,
         "started": record.created,
         "forward passes": record.arithmetic,
@@ -68,12 +68,12 @@ def status_values(status: RunStatus) -> dict[str, str]:
         lines = [f"{key}: {reason}" for key, reason in list(status.set_aside.items())[:_SET_ASIDE_SHOWN]]
         if len(status.set_aside) > len(lines):
             lines.append("...")
-        facts["set aside"] = "\n".join(
+        values["set aside"] = "\n".join(
             [f"{counted(len(status.set_aside), 'unit')}{more}; mend the cause, then run certify again", *lines]
         )
     if status.unknown_parts:
-        facts["unknown parts"] = ", ".join(status.unknown_parts)
-    return facts
+        values["unknown parts"] = ", ".join(status.unknown_parts)
+    return values
 
 
 def _asked(record: RunRecord) -> dict[str, str]:
@@ -97,7 +97,7 @@ def plan_values(planned: RunPlan, price: float | None) -> dict[str, str]:
     pieces = (
         "" if engine.samples_per_unit is None else f", at most {counted(engine.samples_per_unit, 'sample')} of each"
     )
-    facts = {
+    values = {
         "run": record.run_id,
         "images": f"{len(record.image_ids):,}",
         **_asked(record),
@@ -115,11 +115,11 @@ def plan_values(planned: RunPlan, price: float | None) -> dict[str, str]:
     }
     if planned.float32_speeds != planned.speeds:
         hours = each(lambda size: f"{planned.hours(size) * planned.saving:.3g}")
-        facts["in plain float32"] = f"{hours} hours ({planned.saving:.2g} times as long)"
+        values["in plain float32"] = f"{hours} hours ({planned.saving:.2g} times as long)"
     if price is not None:
         cost = each(lambda size: f"{planned.device_hours(size) * price:,.2f}")
-        facts["cost"] = f"{cost} at {price:g} a {device} hour"
-    return facts
+        values["cost"] = f"{cost} at {price:g} a {device} hour"
+    return values
 
 
 def _speed_text(speed: Speed) -> str:

@@ -115,7 +115,7 @@ def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Calla
         task = progress.add_task(label, total=None)
         tenths = 0
 
-        def told(done: int, images: int) -> None:
+        def on_progress(done: int, images: int) -> None:
             nonlocal tenths, state
             progress.update(task, completed=done, total=images)
             state = f"{done:,} of {counted(images, 'image')}"
@@ -123,7 +123,7 @@ def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Calla
                 lines.show(state)
             tenths = 10 * done // images
 
-        yield told
+        yield on_progress
 
 
 def pack_with_progress(config: DatasetConfig, store: Store, console: Console, quiet: bool) -> tuple[PackedIndex, bool]:
@@ -134,8 +134,8 @@ def pack_with_progress(config: DatasetConfig, store: Store, console: Console, qu
     dataset = open_dataset(config)
     for warning in dataset.warnings:
         console.print(f"pack: warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    with images_progress(console, "pack", quiet) as told:
-        return pack_dataset(dataset, config.image_size, store, lambda done: told(done, len(dataset)))
+    with images_progress(console, "pack", quiet) as on_progress:
+        return pack_dataset(dataset, config.image_size, store, lambda done: on_progress(done, len(dataset)))
 
 
 class TrainingView(Display):

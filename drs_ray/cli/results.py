@@ -169,6 +169,6 @@ def certificate(
     from drs_ray.cli.key_values import key_value_table
     from drs_ray.results.image_certificate import read_certificate
 
-    facts = certificate_values(read_certificate(open_run(run, endpoint_url), image_id))
+    values = certificate_values(read_certificate(open_run(run, endpoint_url), image_id))
     unbroken = None if sys.stdout.isatty() else 1000  # a formula in a file is one line
-    stdout(unbroken).print(key_value_table(facts))
+    stdout(unbroken).print(key_value_table(values))

@@ -44,16 +44,16 @@ def repair(
     from drs_ray.counts.repair import repair_run, repair_units
     from drs_ray.counts.run_record import read_record
 
-    def told(finding: Finding) -> None:
+    def on_finding(finding: Finding) -> None:
         print(finding.text)
 
     store = open_run(run, endpoint_url)
     with interruptible("nothing is lost; run the same command to go on"):
         record = read_record(store)
         if unit:
-            found = repair_units(store, record, unit, dry_run=dry_run, told=told)
+            found = repair_units(store, record, unit, dry_run=dry_run, on_finding=on_finding)
         else:
-            found = repair_run(store, record, dry_run=dry_run, told=told)
+            found = repair_run(store, record, dry_run=dry_run, on_finding=on_finding)
     if not found:
         print("none of these units is stored" if unit else "all counts can be trusted")
     elif dry_run:

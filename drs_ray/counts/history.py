@@ -84,7 +84,7 @@ def read_counts(store: Store, record: RunRecord) -> CountsHistory:
     """Read every part of a run and check that together they hold each planned sample exactly once.
 
     With adaptive stages, an image may end after any stage, the same for all its sub-images; whether it was right to
-    end there is for `results.evidence` to say.
+    end there is for `results.selected_votes` to say.
 
     Args:
         store: where the run is.

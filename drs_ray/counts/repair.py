@@ -31,7 +31,11 @@ _NAMED = "named as wrong by who ran repair"
 
 
 def repair_run(
-    store: Store, record: RunRecord, *, dry_run: bool = False, told: Callable[[Finding], None] = lambda finding: None
+    store: Store,
+    record: RunRecord,
+    *,
+    dry_run: bool = False,
+    on_finding: Callable[[Finding], None] = lambda finding: None,
 ) -> list[Finding]:
     """Check every object among a run's counts, and move aside those that cannot be trusted.
 
@@ -39,7 +43,7 @@ def repair_run(
         store: where the run is.
         record: its run.json.
         dry_run: change nothing.
-        told: called with each finding as soon as it is dealt with.
+        on_finding: called with each finding as soon as it is dealt with.
 
     Raises:
         StoreError: the place cannot be read or written.
@@ -47,7 +51,7 @@ def repair_run(
     found = []
     for key, reason in find_unsound(store, record).items():
         finding = Finding(key, reason) if dry_run else move(store, key, reason)
-        told(finding)
+        on_finding(finding)
         found.append(finding)
     return found
 
@@ -58,7 +62,7 @@ def repair_units(
     keys: Iterable[str],
     *,
     dry_run: bool = False,
-    told: Callable[[Finding], None] = lambda finding: None,
+    on_finding: Callable[[Finding], None] = lambda finding: None,
 ) -> list[Finding]:
     """Move aside units that the user names, and all that was decided from their votes. Nothing else is checked.
 
@@ -70,7 +74,7 @@ def repair_units(
         record: its run.json.
         keys: of units, as `drs-ray verify` names them. Those that are not stored are ignored.
         dry_run: change nothing.
-        told: called with each finding as soon as it is dealt with.
+        on_finding: called with each finding as soon as it is dealt with.
 
     Raises:
         ConfigError: a key that no unit of the run has.
@@ -90,7 +94,7 @@ def repair_units(
         else:
             findings = [move(store, name, mine[name])]
         for finding in findings:
-            told(finding)
+            on_finding(finding)
         found += findings
     back = () if dry_run else sorted(list_parts(store, record).holder.keys() & reasons.keys())
     if back:

@@ -45,11 +45,11 @@ class SessionNote:
     started: str
     seconds: float | None
     written: float
-    facts: SessionSummary
+    summary: SessionSummary
 
 
 @contextmanager
-def noted_session(store: Store, facts: Callable[[], SessionSummary]) -> Iterator[None]:
+def noted_session(store: Store, summary: Callable[[], SessionSummary]) -> Iterator[None]:
     """Note that a driver works on the run within the block, and what came of it, however the block ends.
 
     A note that cannot be written is left out: it must neither stop a run nor hide what went wrong.
@@ -62,7 +62,7 @@ def noted_session(store: Store, facts: Callable[[], SessionSummary]) -> Iterator
     try:
         yield
     finally:
-        ended = begun | {"seconds": round(time.monotonic() - clock, 3)} | asdict(facts())
+        ended = begun | {"seconds": round(time.monotonic() - clock, 3)} | asdict(summary())
         with suppress(StoreError):
             store.put(key, json.dumps(ended).encode())
 
@@ -86,7 +86,7 @@ def read_sessions(store: Store) -> list[SessionNote]:
                     started=str(content["started"]),
                     seconds=None if seconds is None else float(seconds),
                     written=item.modified,
-                    facts=SessionSummary(**known),
+                    summary=SessionSummary(**known),
                 )
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -37,7 +37,7 @@ class _Row(NamedTuple):
 
 
 def pack_dataset(
-    dataset: Dataset, image_size: int | None, store: Store, told: Callable[[int], None]
+    dataset: Dataset, image_size: int | None, store: Store, on_progress: Callable[[int], None]
 ) -> tuple[PackedIndex, bool]:
     """Pack all images of a split below `store`.
 
@@ -45,7 +45,7 @@ def pack_dataset(
         dataset: the source.
         image_size: what its images were resized to; it is noted in the index.
         store: where to; several splits may lie side by side, each below its own name.
-        told: called after each image with how many there are.
+        on_progress: called after each image with how many there are.
 
     Returns:
         The index in force, and whether the split was there before: then nothing was written.
@@ -71,7 +71,7 @@ def pack_dataset(
         return there, True
     content = ContentDigest(dataset.name, dataset.split, (len(dataset), *dataset.image_shape), dataset.num_classes)
     labels = np.empty(len(dataset), dtype=np.int64)
-    shards = tuple(_stored(_shards(_groups(_rows(dataset, content, labels, told))), dataset.split, store))
+    shards = tuple(_stored(_shards(_groups(_rows(dataset, content, labels, on_progress))), dataset.split, store))
     index = PackedIndex(
         name=dataset.name,
         split=dataset.split,
@@ -100,14 +100,14 @@ def _rows(
     dataset: Dataset,
     content: ContentDigest,
     labels: np.ndarray[tuple[int], np.dtype[np.int64]],
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> Iterator[_Row]:
     for image_id in range(len(dataset)):
         image, pixels = dataset.encoded(image_id)
         labels[image_id] = dataset.label(image_id)
         content.add(pixels)
         yield _Row(image_id, int(labels[image_id]), hashlib.sha256(np.ascontiguousarray(pixels).data).digest(), image)
-        told(image_id + 1)
+        on_progress(image_id + 1)
 
 
 def _groups(rows: Iterable[_Row]) -> Iterator[list[_Row]]:

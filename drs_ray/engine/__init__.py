@@ -1,1 +1,1 @@
-"""Carrying a run out: its description, the frontier of units, the executors. Ray is in `engine/ray` alone."""
+"""Carrying a run out: its description, the remaining units, the executors. Ray is in `engine/ray` alone."""

@@ -17,7 +17,7 @@ from drs_ray.counts.run_record import DatasetRecord, RunRecord, identity, run_id
 from drs_ray.engine.executor import Executor
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import ClassifierError, ConfigError, counted
-from drs_ray.results.evidence import rule_of
+from drs_ray.results.selected_votes import rule_of
 
 _SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarrow", "boto3")
 

@@ -10,9 +10,9 @@ from drs_ray.certificates.rounding import exact_text
 from drs_ray.config import EngineConfig
 from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord
-from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.errors import ConfigError
 from drs_ray.storage import Store
 
@@ -50,7 +50,7 @@ class Executor(Protocol):
         """
 
     def run(
-        self, units: Sequence[Unit], record: RunRecord, frontier: Frontier, store: Store, observer: Observer
+        self, units: Sequence[Unit], record: RunRecord, remaining: RemainingUnits, store: Store, observer: Observer
     ) -> dict[Unit, str]:
         """Carry out the units, and those that they call for.
 

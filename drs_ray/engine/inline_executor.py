@@ -12,11 +12,11 @@ from drs_ray.config import EngineConfig
 from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.executor import check_this_machine
-from drs_ray.engine.frontier import Frontier
-from drs_ray.engine.ledger import RETRY_SECONDS, Ledger
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured
 from drs_ray.engine.probe import PROBE_SECONDS
+from drs_ray.engine.remaining_units import RemainingUnits
+from drs_ray.engine.unit_failures import RETRY_SECONDS, UnitFailures
 from drs_ray.engine.unit_runner import UnitRunner
 from drs_ray.errors import DrsError, StoreError
 from drs_ray.models import precision
@@ -60,11 +60,11 @@ class InlineExecutor:
         return found
 
     def run(
-        self, units: Sequence[Unit], record: RunRecord, frontier: Frontier, store: Store, observer: Observer
+        self, units: Sequence[Unit], record: RunRecord, remaining: RemainingUnits, store: Store, observer: Observer
     ) -> dict[Unit, str]:
         """Carry out the units, and those that they call for, one after another; see `Executor.run`."""
         engine = record.config.engine
-        ledger = Ledger(observer)
+        failures = UnitFailures(observer)
         with fixed_kernels(engine.device, engine.cpus_per_worker):
             runners: dict[int, UnitRunner] = {}
             queue = deque(sorted(units, key=lambda unit: unit.sub_image))
@@ -76,19 +76,19 @@ class InlineExecutor:
                 try:
                     outcome = runners[unit.sub_image].run(unit, store)
                 except StoreError as error:
-                    if ledger.not_stored(unit, str(error)):
+                    if failures.not_stored(unit, str(error)):
                         queue.append(unit)
                         time.sleep(RETRY_SECONDS)  # the next unit would meet the same store
                     continue
                 except DrsError as error:
-                    ledger.raised(unit, str(error))
+                    failures.raised(unit, str(error))
                     continue
-                ledger.done()
+                failures.done()
                 observer.unit_done(unit, outcome)
-                further = frontier.done(unit, outcome)
+                further = remaining.done(unit, outcome)
                 observer.added(further)
                 queue.extendleft(reversed(further))
-        return ledger.set_aside
+        return failures.set_aside
 
     def close(self) -> None:
         """Nothing was started."""

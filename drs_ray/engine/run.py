@@ -12,9 +12,9 @@ from drs_ray.counts.sessions import noted_session
 from drs_ray.engine.description import describe_on
 from drs_ray.engine.executor import Executor
 from drs_ray.engine.first_start import settled
-from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer, Observers
 from drs_ray.engine.opening import open_executor
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.engine.session_counter import SessionCounter
 from drs_ray.engine.sizing import sized
 from drs_ray.errors import EngineError, UnitsSetAsideError, counted
@@ -59,9 +59,9 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
             described = sized(described, 1, None)  # the stored sizes will rule
         record, joined = create_or_join(store, described)
         observer.began(record)
-        frontier = Frontier(record, store)
-        todo = frontier.missing()
-        if foreign := frontier.parts.foreign:
+        remaining = RemainingUnits(record, store)
+        todo = remaining.missing()
+        if foreign := remaining.parts.foreign:
             observer.event(
                 "ignored among the counts: "
                 f"{counted(len(foreign), 'object that cannot be a part', 'objects that cannot be parts')}"
@@ -76,24 +76,24 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
                         "warning",
                     )
             observer.event(
-                f"resuming run {record.run_id}: {counted(len(frontier.stored), 'unit is', 'units are')} "
+                f"resuming run {record.run_id}: {counted(len(remaining.stored), 'unit is', 'units are')} "
                 f"stored, {counted(len(todo), 'is', 'are')} to do",
                 "resumed",
-                stored=len(frontier.stored),
+                stored=len(remaining.stored),
                 todo=len(todo),
             )
-        observer.planned(todo, len(frontier.stored))
-        set_aside = _carry_out(todo, record, frontier, store, executor, observer) if todo else {}
+        observer.planned(todo, len(remaining.stored))
+        set_aside = _carry_out(todo, record, remaining, store, executor, observer) if todo else {}
     _verify(set_aside, record, store)
     return store, record
 
 
 def _carry_out(
-    todo: list[Unit], record: RunRecord, frontier: Frontier, store: Store, executor: Executor, observer: Observer
+    todo: list[Unit], record: RunRecord, remaining: RemainingUnits, store: Store, executor: Executor, observer: Observer
 ) -> dict[Unit, str]:
     counter = SessionCounter()
-    with noted_session(store, counter.facts):
-        return executor.run(todo, record, frontier, store, Observers(observer, counter))
+    with noted_session(store, counter.summary):
+        return executor.run(todo, record, remaining, store, Observers(observer, counter))
 
 
 def _verify(set_aside: dict[Unit, str], record: RunRecord, store: Store) -> None:

@@ -9,7 +9,7 @@ from drs_ray.engine.outcome import Outcome
 
 
 class SessionCounter(Observer):
-    """Counts units, samples and losses; `facts` says them as of now."""
+    """Counts units, samples and losses; `summary` says them as of now."""
 
     def __init__(self) -> None:
         self._units_done = self._samples = self._workers_lost = self._units_retried = self._units_set_aside = 0
@@ -29,7 +29,7 @@ class SessionCounter(Observer):
             if len(self._set_aside) < LISTED_SET_ASIDE:
                 self._set_aside[str(fields["unit"])] = str(fields["reason"])
 
-    def facts(self) -> SessionSummary:
+    def summary(self) -> SessionSummary:
         """What happened so far."""
         return SessionSummary(
             units_done=self._units_done,

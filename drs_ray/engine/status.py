@@ -10,7 +10,7 @@ from typing import Literal
 from drs_ray.counts.run_record import RunRecord, read_record
 from drs_ray.counts.schema import CERTIFICATES_KEY, COMPACTED_PREFIX
 from drs_ray.counts.sessions import SessionNote, read_sessions
-from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.engine.throughput import WINDOW_SECONDS, throughput_of
 from drs_ray.storage import Store
 
@@ -65,14 +65,14 @@ def run_status(store: Store) -> RunStatus:
     """
     record = read_record(store)
     notes = read_sessions(store)
-    frontier = Frontier(record, store)
-    todo = frontier.missing()
-    done, parts = frontier.stored, frontier.parts
+    remaining = RemainingUnits(record, store)
+    todo = remaining.missing()
+    done, parts = remaining.stored, remaining.parts
     small = [(parts.small[unit.key].modified, unit.samples) for unit in done if unit.key in parts.small]
     compacted = max((item.modified for item in store.list(COMPACTED_PREFIX)), default=0.0)
     now = time.time()
     driver, speed = _driver(notes, small, compacted, now)
-    reasons = {key: reason for note in notes for key, reason in note.facts.set_aside.items()}
+    reasons = {key: reason for note in notes for key, reason in note.summary.set_aside.items()}
     ended = [note.seconds for note in notes if note.seconds is not None]
     return RunStatus(
         record=record,
@@ -86,7 +86,7 @@ def run_status(store: Store) -> RunStatus:
         sessions=len(ended),
         session_seconds=sum(ended),
         set_aside={unit.key: reasons[unit.key] for unit in todo if unit.key in reasons},
-        set_aside_unnamed=sum(note.facts.units_set_aside - len(note.facts.set_aside) for note in notes),
+        set_aside_unnamed=sum(note.summary.units_set_aside - len(note.summary.set_aside) for note in notes),
         reduced=any(item.key == CERTIFICATES_KEY for item in store.list(CERTIFICATES_KEY)),
         unknown_parts=tuple(sorted((set(parts) | set(parts.foreign)) - {unit.key for unit in done})),
     )

@@ -87,7 +87,7 @@ def find_function(name: str) -> Callable[..., object]:
             imported = importlib.import_module(module_name)
         except Exception as error:  # user code: whatever it raises is reported, with the traceback chained
             raise ClassifierError(
-                f"classifier {name}: module {module_name!r} cannot be imported ({told(error)}); "
+                f"classifier {name}: module {module_name!r} cannot be imported ({brief(error)}); "
                 "start in the directory that holds it, or put it on PYTHONPATH"
             ) from error
     function: object = getattr(imported, function_name, None)
@@ -114,7 +114,7 @@ def call(
             told_given = ", ".join(f"{key}={value}" for key, value in given.items())
             raise ClassifierError(
                 f"classifier {name}: called with {told_given} and "
-                f"the arguments {dict(arguments)}, it raised {told(error)}; correct the function or the arguments"
+                f"the arguments {dict(arguments)}, it raised {brief(error)}; correct the function or the arguments"
             ) from error
     if not isinstance(built, nn.Module):
         raise ClassifierError(
@@ -123,7 +123,7 @@ def call(
     return built
 
 
-def told(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """An exception of somebody else's code as a few words: its type and its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drs_ray.certificates.rounding import apart
 from drs_ray.errors import ClassifierError, counted
-from drs_ray.models.building import told
+from drs_ray.models.building import brief
 from drs_ray.models.tensors import few, tensor_digests
 
 _SAMPLES = 8
@@ -269,7 +269,7 @@ def _answer(module: nn.Module, inputs: Tensor, num_classes: int, who: str) -> Te
             logits: object = module(samples)
     except Exception as error:  # the user's module may raise anything
         raise ClassifierError(
-            f"{who} failed on an input of shape {list(inputs.shape)} ({told(error)}); "
+            f"{who} failed on an input of shape {list(inputs.shape)} ({brief(error)}); "
             "it must accept float32 [N, C, h, w] of the sub-image as laid out"
         ) from error
     if not isinstance(logits, Tensor) or not logits.is_floating_point():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from drs_ray.config import DenoiserConfig
 from drs_ray.errors import ClassifierError
-from drs_ray.models.building import call, find_function, told
+from drs_ray.models.building import brief, call, find_function
 from drs_ray.models.checkpoints import load_checkpoint
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import load_tensors
@@ -69,7 +69,7 @@ def load_denoiser(config: DenoiserConfig, image_shape: Shape, sub_image: int) ->
         with torch.inference_mode():
             denoised: object = module(inputs)
     except Exception as error:  # the user's module may raise anything
-        raise ClassifierError(f"{who} failed on an input of shape {list(inputs.shape)} ({told(error)})") from error
+        raise ClassifierError(f"{who} failed on an input of shape {list(inputs.shape)} ({brief(error)})") from error
     if not isinstance(denoised, Tensor) or denoised.shape != inputs.shape:
         got = list(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
         raise ClassifierError(f"{who} must return sub-images of shape {list(inputs.shape)}, as it is given, got {got}")

@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from drs_ray.config import Precision
 from drs_ray.errors import ClassifierError, counted
-from drs_ray.models.building import told
+from drs_ray.models.building import brief
 from drs_ray.models.check import check_classifier
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -143,7 +143,7 @@ def compiled_module(
         return _Compiled(module, (batch, *image_shape), device)
     except Exception as error:  # the compiler may raise anything
         raise CannotCompileError(
-            f"torch.compile failed ({told(error)}); set engine.compile: false"
+            f"torch.compile failed ({brief(error)}); set engine.compile: false"
             + ("" if device.type == "cuda" else ", or see that every node has a C++ compiler")
         ) from error
 

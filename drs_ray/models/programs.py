@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
-from drs_ray.models.building import PROGRAM, told
+from drs_ray.models.building import PROGRAM, brief
 from drs_ray.models.files import read_file
 
 
@@ -65,7 +65,7 @@ def load_program(location: str, remedy: str = "check the path") -> Program:
             graph = torch.export.load(io.BytesIO(data)).module()
     except Exception as error:  # torch raises nearly anything for a broken file
         raise ClassifierError(
-            f"checkpoint {location}: not a program that this torch {torch.__version__} can load ({told(error)}); "
+            f"checkpoint {location}: not a program that this torch {torch.__version__} can load ({brief(error)}); "
             "export it again, with this version and on the CPU"
         ) from error
     return Program(graph, data)

@@ -23,8 +23,8 @@ from drs_ray.certificates.votes import votes_of
 from drs_ray.counts.history import CountsHistory, read_image
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.errors import CountsError
-from drs_ray.results.evidence import evidence_of
 from drs_ray.results.reduce import read_result
+from drs_ray.results.selected_votes import selected_votes
 from drs_ray.storage import Store
 
 BOUND_DIGITS = 10
@@ -153,8 +153,8 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
     stages = tuple(_stages(history, record, rule, alpha))
     deciding = max(range(len(stages)), key=lambda stage: stages[stage].radius)  # the first of equals, as in reduce
     counts, share = history.at(stages[deciding].samples), stages[deciding].share
-    evidence = evidence_of(counts, rule)
-    least = evidence.radii(record.config.sigmas, rule, alpha, share)
+    votes = selected_votes(counts, rule)
+    least = votes.radii(record.config.sigmas, rule, alpha, share)
     if (row["radius"], row["stage"]) != (stages[deciding].radius, deciding) or row["label"] != int(counts.labels[0]):
         raise CountsError(
             f"{store.uri}: image {image_id} has the stored radius {row['radius']!r}, its votes give "
@@ -164,7 +164,7 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
     pooled = bool(least.pooled[0])
     bounded = rule.rivals and others > 1 and not pooled
     level = least.level[0][:1] if pooled else least.level[0]
-    selected, rival = int(evidence.selected[0]), int(least.rival[0])
+    selected, rival = int(votes.selected[0]), int(least.rival[0])
     return ImageCertificate(
         uri=store.uri,
         image_id=image_id,
@@ -175,7 +175,7 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
         sigmas=record.config.sigmas,
         selection_votes=_votes(counts.selection, selected),
         selection_samples=record.config.budget.selection,
-        unanimous=bool(evidence.unanimous[0]),
+        unanimous=bool(votes.unanimous[0]),
         stages=stages,
         boxes=level_region(rule.confidence, alpha, k).count(k),
         levels=_floats(level / (PAIR_SHARE if bounded else 1)),
@@ -195,19 +195,19 @@ def _stages(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float)
     for end, share in zip(schedule.samples, schedule.shares, strict=True):
         if history.drawn[0] < end:
             break
-        evidence = evidence_of(history.at(end), rule)
+        votes = selected_votes(history.at(end), rule)
         log_e = None
         if rule.radius is not None:
             found = log_e_values(
-                evidence.class_votes,
-                evidence.samples,
+                votes.class_votes,
+                votes.samples,
                 record.config.sigmas,
                 rule.radius,
                 vote=rule.vote,
                 weights=rule.weights,
             )
             log_e = float(found[0])
-        radius = evidence.radii(record.config.sigmas, rule, alpha, share).radius[0]
+        radius = votes.radii(record.config.sigmas, rule, alpha, share).radius[0]
         stages.append(StageRadius(end, share, float(radius), log_e))
     return stages
 

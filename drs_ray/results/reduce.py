@@ -19,7 +19,7 @@ from drs_ray.counts.run_record import RunRecord, read_record
 from drs_ray.counts.schema import CERTIFICATES, CERTIFICATES_KEY, CURVE, CURVE_KEY, metadata, with_metadata
 from drs_ray.counts.sessions import total_seconds
 from drs_ray.errors import CountsError, counted
-from drs_ray.results.evidence import evidence_of, rule_of, waiting_images
+from drs_ray.results.selected_votes import rule_of, selected_votes, waiting_images
 from drs_ray.results.tables import ABSTAIN, CertifiedImages, curve_table, parquet_bytes, read_table, table_of
 from drs_ray.storage import Store
 
@@ -266,18 +266,18 @@ def _certificates(
 
 
 def _columns_of(counts: Counts, record: RunRecord, rule: Rule, alpha: float, share: float) -> dict[str, NDArray[Any]]:
-    evidence = evidence_of(counts, rule)
-    radii = evidence.radii(record.config.sigmas, rule, alpha, share)
-    everyone = np.arange(len(evidence.selected))
-    runner_up = most_voted(total(counts.estimation), excluding=evidence.selected)
+    votes = selected_votes(counts, rule)
+    radii = votes.radii(record.config.sigmas, rule, alpha, share)
+    everyone = np.arange(len(votes.selected))
+    runner_up = most_voted(total(counts.estimation), excluding=votes.selected)
     return {
         "image_id": counts.image_ids,
         "label": counts.labels,
         "radius": radii.radius,
-        "selected_class": evidence.selected,
+        "selected_class": votes.selected,
         "runner_up": runner_up,
-        "estimation_samples": evidence.samples,
-        "class_votes": evidence.class_votes,
+        "estimation_samples": votes.samples,
+        "class_votes": votes.class_votes,
         "runner_up_votes": votes_of(counts.estimation, everyone, runner_up),
         "p_lower": radii.p_lower,
         "rival_upper": radii.rival_upper,

@@ -19,7 +19,7 @@ from drs_ray.training.images import held_if_small
 from drs_ray.training.loop import EpochDone, Place, Report, derived_seed, train_classifier
 from drs_ray.training.state import TrainingState
 
-Tell = Callable[[Report, TrainingState | None], None]
+Send = Callable[[Report, TrainingState | None], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TrainingJob:
                 classifier.architecture, classifier.arguments, shape, dataset.num_classes, classifier.pixels
             )
 
-    def train(self, dataset: Dataset, place: Place, start: TrainingState, tell: Callable[[Report], None]) -> None:
+    def train(self, dataset: Dataset, place: Place, start: TrainingState, on_report: Callable[[Report], None]) -> None:
         """Train from `start` to the last epoch, whose state is told as every other.
 
         Raises:
@@ -68,10 +68,10 @@ class TrainingJob:
             seed=self.seed,
             place=place,
             start=start,
-            tell=tell,
+            on_report=on_report,
         )
 
-    def work(self, device: str, rank: int, workers: int, start: TrainingState, tell: Tell) -> None:
+    def work(self, device: str, rank: int, workers: int, start: TrainingState, send: Send) -> None:
         """`train` as one of several workers that each read the data (`drs_ray.engine.ray.training_group.GroupJob`).
 
         Raises:
@@ -87,7 +87,7 @@ class TrainingJob:
             held_if_small(dataset),
             Place(device, rank, workers),
             start,
-            lambda report: tell(report, report.state if isinstance(report, EpochDone) else None),
+            lambda report: send(report, report.state if isinstance(report, EpochDone) else None),
         )
 
 

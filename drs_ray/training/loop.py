@@ -77,7 +77,7 @@ def train_classifier(
     seed: int = 0,
     place: Place = Place(),
     start: TrainingState | None = None,
-    tell: Callable[[Report], None] | None = None,
+    on_report: Callable[[Report], None] | None = None,
 ) -> None:
     """Train `module` in place on one sub-image of noisy images; it is left on the place's device in eval mode.
 
@@ -98,7 +98,7 @@ def train_classifier(
             weights, which it has already).
         place: the device, and the worker's part in a group.
         start: the state to go on from, instead of the module's own weights.
-        tell: told how far it is, in the first worker.
+        on_report: called with how far it is, in the first worker.
 
     Raises:
         ClassifierError: if the loss stops being finite. DataError: if an image cannot be read.
@@ -118,9 +118,9 @@ def train_classifier(
             generator.set_state(start.generator)
     if bfloat16 is None:
         bfloat16 = _in_bfloat16(training, place)
-    tell = tell if tell is not None and place.rank == 0 else lambda report: None
+    on_report = on_report if on_report is not None and place.rank == 0 else lambda report: None
     if bfloat16 and not has_bfloat16(place.device):
-        tell(
+        on_report(
             f"sub-image {sub_image}: computes in bfloat16, for which {place.device} has no units: slower than float32; "
             "training.mixed_precision: auto, from the start, takes what is fast"
         )
@@ -137,8 +137,8 @@ def train_classifier(
     step = (start.epoch if start is not None else 0) * (steps // training.epochs)
     for epoch in range(1 if start is None else start.epoch + 1, training.epochs + 1):
         total, correct = torch.zeros((), device=place.device), torch.zeros((), device=place.device)
-        seen, told = 0, time.monotonic()
-        tell(ImagesDone(epoch, 0, len(dataset)))
+        seen, reported = 0, time.monotonic()
+        on_report(ImagesDone(epoch, 0, len(dataset)))
         with _seeded(derived_seed(seed, epoch, place.rank), place.device):
             batches = _batches(len(dataset), training.batch, generator, seed, epoch, place)
             for images, labels in read_batches(dataset, batches, training.loaders):
@@ -155,9 +155,9 @@ def train_classifier(
                 correct += (logits.detach().argmax(1) == labels).sum()
                 seen += len(labels)
                 step += 1
-                if time.monotonic() - told >= SECONDS_BETWEEN_REPORTS:
-                    told = time.monotonic()
-                    tell(ImagesDone(epoch, min(seen * place.workers, len(dataset)), len(dataset)))
+                if time.monotonic() - reported >= SECONDS_BETWEEN_REPORTS:
+                    reported = time.monotonic()
+                    on_report(ImagesDone(epoch, min(seen * place.workers, len(dataset)), len(dataset)))
         mean_loss, accuracy = _means(total, correct, seen, place)
         if not math.isfinite(mean_loss):
             raise ClassifierError(
@@ -170,7 +170,7 @@ def train_classifier(
             if due
             else None
         )
-        tell(EpochDone(epoch, mean_loss, accuracy, state))
+        on_report(EpochDone(epoch, mean_loss, accuracy, state))
     module.eval()
 
 

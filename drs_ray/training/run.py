@@ -56,9 +56,9 @@ def train_run(
         config: the run. Workers are those of `training.workers` on the Ray of `engine.address`; one worker at the
             addresses inline and local is this process.
         sub_images: which ones to train; None: all. What one learns does not depend on which others are trained.
-        on_progress: told after every epoch.
-        on_images: told in every epoch.
-        on_note: told in a line what is not as usual: that a training goes on, was done before, or is slow.
+        on_progress: called after every epoch.
+        on_images: called in every epoch.
+        on_note: called with a line about what is not as usual: that a training goes on, was done before, or is slow.
 
     Returns:
         The checkpoints written or kept, in order of `sub_images`: local paths or s3:// URIs, as the config has them.
@@ -121,7 +121,7 @@ def _train_one(
         state = TrainingState(0, weights_of(module))
     last, epoch = state, state.epoch
 
-    def hear(report: Report) -> None:
+    def on_report(report: Report) -> None:
         nonlocal last, epoch
         if isinstance(report, str):
             on_note(report)
@@ -140,11 +140,11 @@ def _train_one(
             on_progress(job.sub_image, epoch, training.epochs, report.loss, report.accuracy)
 
     if place is not None:
-        job.train(dataset, place, state, hear)
+        job.train(dataset, place, state, on_report)
     else:
         from drs_ray.engine.ray.training_group import run_group  # Ray: only for those who use it
 
-        run_group(job, job.config.engine, training.workers, state, hear, on_note)
+        run_group(job, job.config.engine, training.workers, state, on_report, on_note)
     module.load_state_dict(last.weights)
     module.eval()
     metadata = outcomes[bool(last.bfloat16)]

@@ -19,7 +19,7 @@ import pytest
 from drs_ray import certify
 from drs_ray.cli import main
 from drs_ray.config import parse_config
-from drs_ray.engine import inline_executor as inline
+from drs_ray.engine import inline_executor
 from drs_ray.engine.observer import Observer
 from drs_ray.errors import MissingObjectError, StoreError
 from drs_ray.storage import S3Store, open_store
@@ -300,7 +300,7 @@ def _digest(data):
 @pytest.fixture
 def fails(tmp_path, monkeypatch, capsys):
     """Runs `drs-ray certify`; returns its exit code and its one line of error, which must be the last."""
-    monkeypatch.setattr(inline, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(inline_executor, "RETRY_SECONDS", 0.0)
 
     def run(data):
         config = write_config(tmp_path / "config.yaml", data)

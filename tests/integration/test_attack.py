@@ -17,7 +17,7 @@ from drs_ray.checks.attack.run import attack_run
 from drs_ray.config import DatasetConfig, parse_config
 from drs_ray.counts.schema import ATTACKS, CERTIFICATES_KEY, metadata
 from drs_ray.data.datasets import open_dataset
-from drs_ray.engine import unit_runner as worker
+from drs_ray.engine import unit_runner
 from drs_ray.errors import ClassifierError, ConfigError, CountsError, SoundnessError, StoreError
 from drs_ray.results.reduce import read_result
 from drs_ray.storage import open_store
@@ -74,7 +74,7 @@ def test_one_process_reads_the_data_set_once_for_all_sub_images(
         loads.append(named.name)
         return open_dataset(named, **options)
 
-    monkeypatch.setattr(worker, "open_dataset", load)
+    monkeypatch.setattr(unit_runner, "open_dataset", load)
     drs_ray.attack(str(finished), 1, **QUICK)
     assert len(loads) == 1
     drs_ray.verify(str(finished), 99).check()
@@ -145,7 +145,7 @@ def test_another_seed_is_another_attack(finished: Path, honest: AttackReport) ->
     assert other.table["image_id"].equals(honest.table["image_id"])
     assert not other.table["norm"].equals(honest.table["norm"])
     told: list[tuple[int, int]] = []
-    free = {**QUICK, "steps": 1, "seed": None, "told": lambda *where: told.append(where)}
+    free = {**QUICK, "steps": 1, "seed": None, "on_progress": lambda *where: told.append(where)}
     assert len({drs_ray.attack(str(finished), 1, **free).seed for _ in range(2)}) == 2
     assert told == [(1, 1), (1, 1)]
 

@@ -175,24 +175,24 @@ def test_one_certificate_in_full_and_its_audit(finished: Path) -> None:
     radius = result.radius.max()
     image_id = result.certificates["image_id"][int(result.radius.argmax())].as_py()
     shown = ok("certificate", finished, image_id)
-    facts = dict(re.findall(r"^(\S.*?)  +(.*?) *$", shown, re.MULTILINE))
+    values = dict(re.findall(r"^(\S.*?)  +(.*?) *$", shown, re.MULTILINE))
     expression = re.search(r"R >= (.*?) *$", shown, re.MULTILINE)
     assert expression
     value = eval(expression[1], {"sqrt": math.sqrt, "min": min})
     assert 0 < radius - 1e-8 < value <= radius
-    assert f"{value:.6f}"[:-1] in facts["certified radius"]
+    assert f"{value:.6f}"[:-1] in values["certified radius"]
     units = re.findall(r"counts/\S+", shown)
     assert len(units) == 2
 
-    again = facts["recompute"].split(" ")
+    again = values["recompute"].split(" ")
     assert again[0] == "drs-ray"
     checked = ok(*again[1:], "--quiet")
-    facts = dict(re.findall(r"^(\S.*?)  +(.*?) *$", checked, re.MULTILINE))
-    assert facts["units"] == "2 of 4 stored, all that it is in"
-    assert facts["images"] == f"image {image_id}"
-    assert facts["noise samples"] == "900 of 5,400 stored"
-    assert "meets with 95 %" not in facts
-    assert facts["comparisons"].endswith(", 0 differ")
+    values = dict(re.findall(r"^(\S.*?)  +(.*?) *$", checked, re.MULTILINE))
+    assert values["units"] == "2 of 4 stored, all that it is in"
+    assert values["images"] == f"image {image_id}"
+    assert values["noise samples"] == "900 of 5,400 stored"
+    assert "meets with 95 %" not in values
+    assert values["comparisons"].endswith(", 0 differ")
     assert checked.splitlines()[-1] == "the stored votes agree"
     found = drs_ray.read_certificate(str(finished), image_id)
     assert found.units == tuple(sorted(units)) == tuple(sorted(drs_ray.verify(str(finished), image=image_id).checked))

@@ -23,7 +23,7 @@ from drs_ray.certificates.radii import certified_radii
 from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Rivals
 from drs_ray.counts.history import Counts
-from drs_ray.results.evidence import evidence_of
+from drs_ray.results.selected_votes import selected_votes
 from tests.statistics.half_spaces import shortest_flip
 
 Floats = NDArray[np.float64]
@@ -257,7 +257,7 @@ def classes_as_votes(n: int, sub_images: int, classes: int) -> tuple[csr_array, 
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_from_selection_to_certificate(rule: Rule, classes: int, n0: int, n: int, alpha: float) -> None:
-    """Every selection and estimation outcome, through `evidence_of`: the class, unanimity, rivals and the radius.
+    """Every selection and estimation outcome, through `selected_votes`: the class, unanimity, rivals and the radius.
 
     The miss is at most alpha overall, and whatever selection said: of the pooled images, of the others, of each class.
     """
@@ -267,18 +267,18 @@ def test_from_selection_to_certificate(rule: Rule, classes: int, n0: int, n: int
     which, what = (axis.ravel() for axis in np.indices((first, second)))
     ids = np.arange(first * second)
     counts = Counts(ids, ids, tuple(v[which] for v in selecting), tuple(v[what] for v in estimating))
-    evidence = evidence_of(counts, rule)
+    votes = selected_votes(counts, rule)
     certified = certified_radii(
-        evidence.class_votes,
-        evidence.samples,
+        votes.class_votes,
+        votes.samples,
         sigmas,
         rule,
         alpha,
-        rivals=evidence.rivals,
-        unanimous=evidence.unanimous,
+        rivals=votes.rivals,
+        unanimous=votes.unanimous,
     ).radius
-    assert certified[evidence.unanimous].max() > 0
-    assert certified[~evidence.unanimous].max() > 0
+    assert certified[votes.unanimous].max() > 0
+    assert certified[~votes.unanimous].max() > 0
 
     together = pooled_bounds(2 * n, alpha / 2)
     p_a = np.r_[together[:: max(1, n // 6)], together[-1]]
@@ -290,13 +290,13 @@ def test_from_selection_to_certificate(rule: Rule, classes: int, n0: int, n: int
             for y in (x, 0.5 + x / 2, max(0.0, 1.5 * x - 0.5))
         ]
     )
-    groups = [evidence.unanimous, ~evidence.unanimous]
-    groups += [evidence.selected == c for c in range(classes)]
+    groups = [votes.unanimous, ~votes.unanimous]
+    groups += [votes.selected == c for c in range(classes)]
     true = np.stack([true_radii(np.roll(p, -c, axis=2), rule, sigmas) for c in range(classes)], axis=1)
     worst = np.zeros(len(groups) + 1)
     for truth, radius in zip(p, true, strict=True):
         prior, chance = (np.multiply.outer(*(chances(m, truth)[k] for k in range(2))).ravel() for m in (n0, n))
-        wrong = certified > radius[evidence.selected]
+        wrong = certified > radius[votes.selected]
         both = prior[which] * chance[what]
         miss = [(both * wrong).sum()]
         for group in groups:

@@ -56,7 +56,7 @@ def calls(place: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     ours, run = Smoothed(), drs_ray.read_run(place / "run")
     uri: dict[str, Any] = {"uri": place / "run", "endpoint_url": None}
     again: dict[str, Any] = {"seed": 1, "device": "cpu", "level": 0.001, "overrides": ()}
-    attacked = uri | again | {"images": 1, "steps": 2, "samples": 2, "confirmation": 300, "told": None}
+    attacked = uri | again | {"images": 1, "steps": 2, "samples": 2, "confirmation": 300, "on_progress": None}
     verified = uri | again | {"units": 1, "images": 1, "image": None, "observer": None}
     stated: dict[str, Any] = {"dataset": "mnist5k", "sigmas": [0.5], "estimation": 1000, "selection": 100}
     stated |= {"alpha": 0.001, "split": "test", "radius_rule": "unknown", "radius": None, "radii": [0.0, 0.5]}

@@ -79,7 +79,7 @@ def attack_run(
     seed: int | None = None,
     device: str | None = None,
     overrides: Iterable[str] = (),
-    told: Told | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> AttackReport:
     """Attack the smoothed classifier of a run's certificates on some of its images.
 
@@ -93,7 +93,7 @@ def attack_run(
         seed: of the choice of images and of the attack's noise; None: one that nobody can know beforehand.
         device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
         overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where the same data and weights are here.
-        told: called with how many images are done, of how many.
+        on_progress: called with how many images are done, of how many.
 
     Raises:
         ConfigError: an argument that cannot be.
@@ -121,8 +121,8 @@ def attack_run(
         size = max(1, target.samplers[0].batch // samples)
         for start in range(0, len(rows), size):
             found += _attack(target, dataset, rows[start : start + size], effort)
-            if told is not None:
-                told(len(found), len(rows))
+            if on_progress is not None:
+                on_progress(len(found), len(rows))
     options = {
         "images": images,
         "steps": steps,

@@ -25,10 +25,10 @@ _FRAME_TYPE = 3
 
 
 @ray_or_resume()
-def connect(engine: EngineConfig, noted: Callable[[str], None] = lambda note: None) -> bool:
+def connect(engine: EngineConfig, on_note: Callable[[str], None] = lambda note: None) -> bool:
     """Start a local Ray, or attach to a running one. Returns False where this process is connected already.
 
-    noted: told which Ray was joined, where neither the config nor RAY_ADDRESS names it.
+    on_note: called with which Ray was joined, where neither the config nor RAY_ADDRESS names it.
 
     Raises:
         EngineError: no Ray answers at the address, or one of another version, or none can be started here.
@@ -44,7 +44,7 @@ def connect(engine: EngineConfig, noted: Callable[[str], None] = lambda note: No
         _check_answers(get_ray_address_from_environment("auto", None) if engine.address == "auto" else engine.address)
         ray.init(address=engine.address, log_to_driver=False, logging_level="ERROR", **options)
         if engine.address == "auto" and not os.environ.get("RAY_ADDRESS"):
-            noted(_joined())
+            on_note(_joined())
     except (DrsError, SystemError):  # the latter may be a signal's (`ray_or_resume`)
         raise
     except Exception as error:  # besides ConnectionError, RuntimeError, ValueError and OSError, Ray raises plain ones

@@ -19,9 +19,9 @@ import ray
 from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError, RayTaskError
 
 from drs_ray.counts.plan import Unit
-from drs_ray.engine.ledger import RETRY_SECONDS, Ledger
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.ray.failures import last_line, node_was_lost, ray_or_resume, reason_of, start_error
+from drs_ray.engine.unit_failures import RETRY_SECONDS, UnitFailures
 from drs_ray.errors import EngineError, StoreError, counted
 
 _TICK_SECONDS = 1.0
@@ -100,7 +100,7 @@ class Dispatcher:
         self._needs = needs
         self._free = free
         self._observer = observer
-        self._ledger = Ledger(observer)
+        self._failures = UnitFailures(observer)
         self._workers: set[_Worker] = set()
         self._calls: dict[Any, _Worker] = {}
         self._later: deque[tuple[float, Unit]] = deque()
@@ -136,7 +136,7 @@ class Dispatcher:
             with suppress(Exception):  # nothing may hide the error that a run ends with
                 for pool in self._pools.values():
                     self._observer.workers(pool.sub_image, 0, 0)
-        return self._ledger.set_aside
+        return self._failures.set_aside
 
     def _pool(self, unit: Unit) -> _Pool:
         return self._pools.setdefault(unit.sub_image, _Pool(unit.sub_image))
@@ -220,7 +220,7 @@ class Dispatcher:
             else:
                 pool.samples_done += unit.samples
                 pool.seconds_done += time.monotonic() - worker.since
-                self._ledger.done()
+                self._failures.done()
                 self._enqueue(self._done(unit, result))
         self._next_unit(worker)
 
@@ -240,8 +240,8 @@ class Dispatcher:
 
     def _raised(self, unit: Unit, error: RayTaskError) -> None:
         if not isinstance(error.cause, StoreError):
-            self._ledger.raised(unit, reason_of(error))
-        elif self._ledger.not_stored(unit, reason_of(error)):
+            self._failures.raised(unit, reason_of(error))
+        elif self._failures.not_stored(unit, reason_of(error)):
             self._later.append((time.monotonic() + RETRY_SECONDS, unit))
 
     def _lost(self, worker: _Worker, error: RayError) -> None:
@@ -263,7 +263,7 @@ class Dispatcher:
             self._start_failed(pool, reason)
 
     def _give_back(self, unit: Unit, reason: str, blameless: bool) -> None:
-        if self._ledger.lost_its_node(unit, reason) if blameless else self._ledger.killed_its_worker(unit, reason):
+        if self._failures.lost_its_node(unit, reason) if blameless else self._failures.killed_its_worker(unit, reason):
             self._pool(unit).queue.appendleft(unit)
 
     def _end_silent_workers(self) -> None:

@@ -13,7 +13,6 @@ from drs_ray.certificates.rounding import exact_text
 from drs_ray.config import EngineConfig
 from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord
-from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.placement import Placement
@@ -22,6 +21,7 @@ from drs_ray.engine.ray.dispatcher import Dispatcher, no_worker
 from drs_ray.engine.ray.failures import ray_or_resume
 from drs_ray.engine.ray.head_watch import Head
 from drs_ray.engine.ray.worker import RemoteWorker
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.errors import ConfigError
 from drs_ray.models.precision import has_bfloat16
 
@@ -87,14 +87,14 @@ def measure_on_ray(units: Sequence[Unit], record: RunRecord, observer: Observer)
 
 @ray_or_resume()
 def run_on_ray(
-    units: Sequence[Unit], record: RunRecord, frontier: Frontier, uri: str, observer: Observer
+    units: Sequence[Unit], record: RunRecord, remaining: RemainingUnits, uri: str, observer: Observer
 ) -> dict[Unit, str]:
     """Do the units, and those that they call for, on the connected cluster.
 
     Args:
         units: what is to be done.
         record: the run; its config says which workers, and has the device resolved.
-        frontier: says which units a finished one calls for.
+        remaining: says which units a finished one calls for.
         uri: where parts go, as every node can reach it.
         observer: told of every unit and event.
 
@@ -108,14 +108,14 @@ def run_on_ray(
 
     def done(unit: Unit, outcome: Outcome) -> list[Unit]:
         observer.unit_done(unit, outcome)
-        return frontier.done(unit, outcome)
+        return remaining.done(unit, outcome)
 
     return _dispatch(
         units,
         record,
         observer,
         start=lambda actor, shared, sub_image: actor.start.remote(shared, sub_image, uri, str(Path.cwd())),
-        call=lambda actor, unit: actor.run.remote(unit, frontier.adaptive),
+        call=lambda actor, unit: actor.run.remote(unit, remaining.adaptive),
         done=done,
     )
 

@@ -13,9 +13,9 @@ from drs_ray.config import EngineConfig
 from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.executor import check_this_machine
-from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.observer import Observer, Observers
 from drs_ray.engine.outcome import Measured
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.models import precision
 from drs_ray.storage import Store
 
@@ -69,7 +69,7 @@ class RayExecutor:
         return driver.measure_on_ray(units, record, observer)
 
     def run(
-        self, units: Sequence[Unit], record: RunRecord, frontier: Frontier, store: Store, observer: Observer
+        self, units: Sequence[Unit], record: RunRecord, remaining: RemainingUnits, store: Store, observer: Observer
     ) -> dict[Unit, str]:
         """See `Executor.run`. Ray's metrics are told, too."""
         observer.step("starting Ray workers")
@@ -78,7 +78,7 @@ class RayExecutor:
         from drs_ray.engine.ray.metrics import MetricsObserver
 
         observers = Observers(observer, MetricsObserver(record.run_id, len(units)))
-        return driver.run_on_ray(units, record, frontier, store.uri, observers)
+        return driver.run_on_ray(units, record, remaining, store.uri, observers)
 
     def close(self) -> None:
         """Leave the Ray that this executor started or attached to."""

@@ -51,7 +51,7 @@ class Submission:
             "resume: the same drs-ray submit again, as a new job",
         )
 
-    def follow(self, printed: Callable[[str], None]) -> None:
+    def follow(self, on_lines: Callable[[str], None]) -> None:
         """Pass on what the job prints, until it ends.
 
         Raises:
@@ -59,7 +59,7 @@ class Submission:
             EngineError: the connection was lost. The job goes on.
         """
         try:
-            asyncio.run(self._tail(printed))
+            asyncio.run(self._tail(on_lines))
             self._check_end()
         except (RuntimeError, OSError) as error:
             raise EngineError(
@@ -67,9 +67,9 @@ class Submission:
                 f"{self.how_to_go_on[0]}"
             ) from error
 
-    async def _tail(self, printed: Callable[[str], None]) -> None:
+    async def _tail(self, on_lines: Callable[[str], None]) -> None:
         async for lines in self.client.tail_job_logs(self.job):
-            printed(lines)
+            on_lines(lines)
 
     def _check_end(self) -> None:
         deadline = time.monotonic() + _END_SECONDS

@@ -33,14 +33,14 @@ _END_SECONDS = 60.0
 """How long a worker whose work cannot succeed waits to be ended with its group."""
 
 
-Tell = Callable[[Any, Any], None]
+Send = Callable[[Any, Any], None]
 """Called by the first worker of a group with a message, and with the state to begin again from (None: as before)."""
 
 
 class GroupJob(Protocol):
     """What a group is to do; it is pickled, and so are its states and messages."""
 
-    def work(self, device: str, rank: int, workers: int, start: Any, tell: Tell) -> None:
+    def work(self, device: str, rank: int, workers: int, start: Any, send: Send) -> None:
         """One worker's part, beginning at `start`; torch.distributed is initialized."""
 
 
@@ -61,7 +61,7 @@ class Mailbox:
         """Where a worker begins; None: it is not to begin, because the job failed for good or was stopped."""
         return None if self._error is not None or self._stopped else self._latest
 
-    def tell(self, message: Any, state: Any) -> None:
+    def send(self, message: Any, state: Any) -> None:
         """Keep a message for the driver, and a state, if there is one."""
         self._told.append(message)
         if state is not None:
@@ -87,8 +87,8 @@ def run_group(
     engine: EngineConfig,
     workers: int,
     start: Any,
-    heard: Callable[[Any], None],
-    noted: Callable[[str], None],
+    on_message: Callable[[Any], None],
+    on_note: Callable[[str], None],
 ) -> None:
     """Have a job done by so many workers at once, on the Ray of `engine.address`.
 
@@ -99,22 +99,22 @@ def run_group(
         engine: which Ray, and what a worker asks for.
         workers: how many.
         start: where to begin.
-        heard: called in this process with what the first worker tells, in order; again where a group began again.
-        noted: told in a line what is not as usual.
+        on_message: called in this process with what the first worker tells, in order; again where a group began again.
+        on_note: called with a line about what is not as usual.
 
     Raises:
         ConfigError: this machine can never hold the workers.
         DrsError: what the job raised.
         EngineError: workers cannot be had, or fail again and again.
     """
-    connected = connect(engine, noted)
+    connected = connect(engine, on_note)
     try:
         device = engine.device
         if device == "auto":
             device = "cuda" if cluster_gpus(engine) else "cpu"
         gpus = engine.gpus_per_worker if device == "cuda" else 0.0
         placement = Placement.of(engine.model_copy(update={"device": device, "gpus_per_worker": gpus}))
-        _check_room(engine, placement, workers, noted)
+        _check_room(engine, placement, workers, on_note)
         mailbox = ray.remote(Mailbox).options(num_cpus=0).remote(start)
         with tempfile.TemporaryDirectory(prefix="drs-ray-group-", ignore_cleanup_errors=True) as storage:
             fitting = (
@@ -148,7 +148,7 @@ def run_group(
                     ),
                 )
             )
-            _follow(fitting, mailbox, heard)
+            _follow(fitting, mailbox, on_message)
     finally:
         if connected:
             ray.shutdown()
@@ -170,7 +170,7 @@ def _work(config: dict[str, Any]) -> None:
             context.get_world_rank(),
             context.get_world_size(),
             start,
-            lambda message, state: ray.get(mailbox.tell.remote(message, state)),
+            lambda message, state: ray.get(mailbox.send.remote(message, state)),
         )
     except DrsError as error:
         ray.get(mailbox.fail.remote(error))
@@ -192,7 +192,7 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, run: RunConfig) -> str 
     return None
 
 
-def _follow(fitting: Any, mailbox: Any, heard: Callable[[Any], None]) -> None:
+def _follow(fitting: Any, mailbox: Any, on_message: Callable[[Any], None]) -> None:
     """Pass on what the group tells, until it has ended."""
     try:
         ended: list[Any] = []
@@ -200,7 +200,7 @@ def _follow(fitting: Any, mailbox: Any, heard: Callable[[Any], None]) -> None:
             ended, _ = ray.wait([fitting], timeout=_POLL_SECONDS)
             told, error = ray.get(mailbox.take.remote())
             for message in told:
-                heard(message)
+                on_message(message)
             if error is not None:
                 raise error
         try:
@@ -226,7 +226,7 @@ def _reason(error: Exception) -> str:
     return f"worker {rank}: {last_line(by_rank[rank])}"
 
 
-def _check_room(engine: EngineConfig, placement: Placement, workers: int, noted: Callable[[str], None]) -> None:
+def _check_room(engine: EngineConfig, placement: Placement, workers: int, on_note: Callable[[str], None]) -> None:
     """All workers of a group run at once: a local Ray, which never grows, must have room for them."""
     nodes = ray.nodes()
     there = sum(placement.workers_on(node) for node in nodes)
@@ -238,4 +238,4 @@ def _check_room(engine: EngineConfig, placement: Placement, workers: int, noted:
             f"training.workers: this machine's Ray has room for {there}: asked for {text}; lower training.workers or "
             "engine.cpus_per_worker, or use a cluster (engine.address: auto)"
         )
-    noted(f"the cluster has no room for {text}; waiting up to {engine.stall_seconds:.0f} s for nodes to come")
+    on_note(f"the cluster has no room for {text}; waiting up to {engine.stall_seconds:.0f} s for nodes to come")

@@ -37,9 +37,9 @@ STATUS = RunStatus(
 )
 
 
-def rendered(facts: dict[str, str]) -> list[str]:
+def rendered(values: dict[str, str]) -> list[str]:
     file = StringIO()
-    Console(file=file, width=100, _environ={}).print(key_value_table(facts))
+    Console(file=file, width=100, _environ={}).print(key_value_table(values))
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
@@ -80,9 +80,9 @@ def test_status_of_a_run_that_has_not_begun() -> None:
         sessions=0,
         session_seconds=0.0,
     )
-    facts = status_values(begun)
-    assert facts["units"] == "0 of 2,000 (0 %)"
-    assert [facts[name] for name in ("driver", "last part", "speed", "time left", "sessions")] == [
+    values = status_values(begun)
+    assert values["units"] == "0 of 2,000 (0 %)"
+    assert [values[name] for name in ("driver", "last part", "speed", "time left", "sessions")] == [
         "none has begun",
         "-",
         "- samples/s",
@@ -95,8 +95,8 @@ def test_status_of_a_finished_run() -> None:
     done = replace(
         STATUS, units_done=2000, samples_done=3_000_000, driver="ended", samples_per_second=None, reduced=True
     )
-    facts = status_values(done)
-    assert [facts[name] for name in ("units", "driver", "speed", "time left", "reduced")] == [
+    values = status_values(done)
+    assert [values[name] for name in ("units", "driver", "speed", "time left", "reduced")] == [
         "2,000 of 2,000 (100 %)",
         "none at work",
         "- samples/s",
@@ -141,8 +141,8 @@ def test_units_set_aside_are_named_up_to_five() -> None:
 
 
 def test_parts_that_nobody_planned_are_named() -> None:
-    facts = status_values(replace(STATUS, unknown_parts=("counts/a.txt", "counts/b.txt")))
-    assert facts["unknown parts"] == "counts/a.txt, counts/b.txt"
+    values = status_values(replace(STATUS, unknown_parts=("counts/a.txt", "counts/b.txt")))
+    assert values["unknown parts"] == "counts/a.txt, counts/b.txt"
 
 
 # plan
@@ -153,7 +153,7 @@ PLAN = RunPlan(RECORD, LEAST, LEAST, SPEEDS, SPEEDS, 2, 0.0, 0.5)
 
 
 def test_plan_of_a_run_of_known_size() -> None:
-    facts = plan_values(PLAN, price=None)
+    values = plan_values(PLAN, price=None)
     expected = {
         "images": "12",
         "sub-images": "2",
@@ -167,29 +167,29 @@ def test_plan_of_a_run_of_known_size() -> None:
         "CPU hours": "2",
         "expected hours": "2",
     }
-    assert {name: facts[name] for name in expected} == expected
-    assert not {"cost", "in plain float32"} & facts.keys()
+    assert {name: values[name] for name in expected} == expected
+    assert not {"cost", "in plain float32"} & values.keys()
 
 
 def test_plan_says_what_bfloat16_and_compiling_save() -> None:
     record = with_engine(RECORD, precision="bfloat16", compile=True)
     slow = {sub_image: replace(speed, mean=speed.mean / 4) for sub_image, speed in SPEEDS.items()}
-    facts = plan_values(replace(PLAN, record=record, float32_speeds=slow), price=None)
-    assert facts["forward passes"] == "bfloat16, compiled"
-    assert facts["in plain float32"] == "8 hours (4 times as long)"
+    values = plan_values(replace(PLAN, record=record, float32_speeds=slow), price=None)
+    assert values["forward passes"] == "bfloat16, compiled"
+    assert values["in plain float32"] == "8 hours (4 times as long)"
 
 
 def test_plan_of_an_adaptive_run_on_gpus() -> None:
     most = Size(units=24, samples=14_400, bytes=40_000, worker_hours=16.0)
-    facts = plan_values(replace(PLAN, most=most, gpus=0.5), price=2.5)
-    assert [facts[name] for name in ("units", "noise samples", "bytes of parts", "GPU hours", "expected hours")] == [
+    values = plan_values(replace(PLAN, most=most, gpus=0.5), price=2.5)
+    assert [values[name] for name in ("units", "noise samples", "bytes of parts", "GPU hours", "expected hours")] == [
         "8 to 24",
         "3,600 to 14,400",
         "12.3 kB to 40.0 kB",
         "2 to 8",
         "2 to 8",
     ]
-    assert facts["cost"] == "5.00 to 20.00 at 2.5 a GPU hour"
+    assert values["cost"] == "5.00 to 20.00 at 2.5 a GPU hour"
 
 
 # verify
@@ -229,22 +229,22 @@ def test_an_exact_check() -> None:
 
 def test_a_check_of_everything_that_found_something() -> None:
     difference = Difference("counts/1", 3, "estimation", 0, 400, (1,), (10,), (9,))
-    facts = verify_values(replace(REPORT, samples_stored=13_500, differences=(difference,)), images=4, level=1e-3)
-    assert facts["meets with 95 %"] == "any wrong vote"
-    assert facts["comparisons"] == "60, 1 differ"
+    values = verify_values(replace(REPORT, samples_stored=13_500, differences=(difference,)), images=4, level=1e-3)
+    assert values["meets with 95 %"] == "any wrong vote"
+    assert values["comparisons"] == "60, 1 differ"
 
 
 def test_a_check_by_a_test_says_what_it_can_find() -> None:
     shifts = {"selection": 0.31, "estimation": 0.054}
-    facts = verify_values(replace(REPORT, inexact="another CPU", shifts=shifts), images=4, level=0.01)
-    assert facts["compared"] == "by a homogeneity test of level 0.01"
-    assert facts["finds with 95 %"] == "vote shares that differ by 31.0 points in selection, 5.4 points in estimation"
-    assert facts["meets with 95 %"] == "such a difference in 25.9 % of the images"
+    values = verify_values(replace(REPORT, inexact="another CPU", shifts=shifts), images=4, level=0.01)
+    assert values["compared"] == "by a homogeneity test of level 0.01"
+    assert values["finds with 95 %"] == "vote shares that differ by 31.0 points in selection, 5.4 points in estimation"
+    assert values["meets with 95 %"] == "such a difference in 25.9 % of the images"
 
 
 def test_a_check_of_one_image_says_nothing_of_others() -> None:
-    facts = verify_values(replace(REPORT, image=17, images=2), images=4, level=1e-3)
-    assert facts["units"] == "10 of 1,000 stored, all that it is in"
-    assert facts["images"] == "image 17"
-    assert "meets with 95 %" not in facts
+    values = verify_values(replace(REPORT, image=17, images=2), images=4, level=1e-3)
+    assert values["units"] == "10 of 1,000 stored, all that it is in"
+    assert values["images"] == "image 17"
+    assert "meets with 95 %" not in values
     assert REPORT.share_found < replace(REPORT, image=17).share_found == 1.0

@@ -70,7 +70,7 @@ def test_the_policy_is_what_the_commands_need(
     data = _data(place)
     config = parse_config(data | {"dataset": data["dataset"] | {"name": "parquet", "root": "s3://policy/digits"}})
     requests.clear()
-    pack_dataset(load_dataset("mnist5k"), None, open_store("s3://policy/digits"), told=lambda images: None)
+    pack_dataset(load_dataset("mnist5k"), None, open_store("s3://policy/digits"), on_progress=lambda images: None)
     drs_ray.train(parse_config(data))
     drs_ray.certify(config)
     drs_ray.certify(config)  # nothing is left to do

@@ -8,8 +8,8 @@ from collections.abc import Callable, Container, Iterator, Sequence
 
 from drs_ray.counts.parts import list_parts, read_units
 from drs_ray.counts.run_record import RunRecord
-from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.storage import Store, StoredObject
 from tests.unit.counts.factories import MemoryStore
 from tests.unit.engine.factories import part_of, record_of
@@ -31,14 +31,14 @@ def own(image_id: int) -> float:
 
 def finish(record: RunRecord, store: Store, wrong: Container[str] = ()) -> None:
     """Do all that a driver would find missing; units that are `wrong` get votes that add up and are not theirs."""
-    frontier = Frontier(record, store)
-    todo = frontier.missing()
+    remaining = RemainingUnits(record, store)
+    todo = remaining.missing()
     while todo:
         unit = todo.pop(0)
         part = part_of(record, unit, (lambda image_id: 0.3) if unit.key in wrong else own)
         store.put(unit.key, part)
-        if frontier.adaptive:
-            todo += frontier.done(unit, Outcome(1.0, 0.1, part))
+        if remaining.adaptive:
+            todo += remaining.done(unit, Outcome(1.0, 0.1, part))
 
 
 def stored(record: RunRecord) -> MemoryStore:

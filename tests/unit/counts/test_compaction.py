@@ -7,13 +7,13 @@ import io
 import pyarrow.parquet as pq
 import pytest
 
-from drs_ray.counts import compaction as compact
+from drs_ray.counts import compaction
 from drs_ray.counts.compaction import Compaction, compact_run
 from drs_ray.counts.history import read_counts
 from drs_ray.counts.plan import stage_units
 from drs_ray.counts.rows import UnsoundError
 from drs_ray.counts.schema import COUNTS, metadata
-from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.errors import CountsError
 from tests.unit.counts.factories import MemoryStore
 from tests.unit.counts.scale import (
@@ -34,7 +34,7 @@ from tests.unit.engine.factories import part_of
 
 @pytest.fixture(autouse=True)
 def two_units_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compact, "UNITS_PER_OBJECT", 2)
+    monkeypatch.setattr(compaction, "UNITS_PER_OBJECT", 2)
 
 
 def objects_of(store: MemoryStore) -> list[str]:
@@ -75,13 +75,13 @@ def test_the_same_parts_make_the_same_objects() -> None:
 
 
 def test_objects_are_bounded_in_units_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compact, "UNITS_PER_OBJECT", 4096)
+    monkeypatch.setattr(compaction, "UNITS_PER_OBJECT", 4096)
     store = stored(FIXED)
     size, units = len(store.objects[small_keys(store)[0]]), len(small_keys(store))
     whole = copy_of(store)
     compact_run(whole, FIXED)
     assert len(objects_of(whole)) == 1
-    monkeypatch.setattr(compact, "BYTES_PER_OBJECT", size + 1)
+    monkeypatch.setattr(compaction, "BYTES_PER_OBJECT", size + 1)
     compact_run(store, FIXED)
     assert len(objects_of(store)) == units
 
@@ -123,12 +123,12 @@ def test_two_compactors_at_once() -> None:
 def test_a_run_that_goes_on_meanwhile() -> None:
     """Compacted after every few units, in the middle of stages, a run ends with the rows that it would have had."""
     store, expected = MemoryStore(), stored(ADAPTIVE)
-    frontier = Frontier(ADAPTIVE, store)
-    while todo := frontier.missing():
+    remaining = RemainingUnits(ADAPTIVE, store)
+    while todo := remaining.missing():
         for unit in todo[:3]:
             store.put(unit.key, part_of(ADAPTIVE, unit, own))
         compact_run(store, ADAPTIVE)
-        frontier = Frontier(ADAPTIVE, store)  # a driver that resumes
+        remaining = RemainingUnits(ADAPTIVE, store)  # a driver that resumes
     assert small_keys(store) == []
     assert rows_in(store, ADAPTIVE) == rows_in(expected, ADAPTIVE)
 

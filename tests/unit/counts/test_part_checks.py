@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drs_ray.counts import merged_parts as compacted
+from drs_ray.counts import merged_parts
 from drs_ray.counts.encoding import decode_parts
 from drs_ray.counts.merged_parts import encode_compacted
 from drs_ray.counts.part_checks import PartChecker
@@ -54,7 +54,7 @@ def test_a_compacted_object_whose_list_has_other_digests(monkeypatch: pytest.Mon
     units = decode_parts(PARTS[:2], FIXED.run_id, CLASSES)
     key, data = encode_compacted(units, FIXED.run_id)
     assert PartChecker(FIXED).compacted(data, key).keys == units.keys
-    monkeypatch.setattr(compacted, "digests", lambda units: ["0" * 16] * len(units.keys))
+    monkeypatch.setattr(merged_parts, "digests", lambda units: ["0" * 16] * len(units.keys))
     key, data = encode_compacted(units, FIXED.run_id)
     with pytest.raises(UnsoundError, match=f"{PARTS[0][0]}: its rows are not those that were merged"):
         PartChecker(FIXED).compacted(data, key)

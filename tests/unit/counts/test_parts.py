@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drs_ray.counts import compaction as compact
+from drs_ray.counts import compaction
 from drs_ray.counts.compaction import compact_run
 from drs_ray.counts.parts import Parts, has_parts, list_parts, read_units
 from drs_ray.counts.run_record import RunRecord
-from drs_ray.engine.frontier import Frontier
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.errors import CountsError
 from tests.unit.counts.factories import MemoryStore
 from tests.unit.counts.scale import (
@@ -41,7 +41,7 @@ def changes_of(record: RunRecord, before: MemoryStore) -> list[Change]:
 @pytest.fixture(scope="module", autouse=True)
 def two_units_an_object():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compact, "UNITS_PER_OBJECT", 2)
+        patch.setattr(compaction, "UNITS_PER_OBJECT", 2)
         yield
 
 
@@ -89,12 +89,12 @@ def test_a_driver_that_resumes_meanwhile_decides_the_same(pace: list[int]) -> No
         key for key in before.objects if "i00000003" in key
     ][:1]:
         del before.objects[key]
-    undisturbed = Frontier(ADAPTIVE, before)
+    undisturbed = RemainingUnits(ADAPTIVE, before)
     todo = undisturbed.missing()
     changes = changes_of(ADAPTIVE, before)
-    frontier = Frontier(ADAPTIVE, meanwhile(before, changes, lambda step: sum(pace[: step + 1])))
-    assert frontier.missing() == todo
-    assert frontier.stored == undisturbed.stored
+    remaining = RemainingUnits(ADAPTIVE, meanwhile(before, changes, lambda step: sum(pace[: step + 1])))
+    assert remaining.missing() == todo
+    assert remaining.stored == undisturbed.stored
 
 
 def test_the_order_of_the_listings_is_what_keeps_rows_from_being_missed(case, monkeypatch) -> None:

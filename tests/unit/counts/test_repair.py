@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drs_ray.counts import compaction as compact
-from drs_ray.counts import parts
+from drs_ray.counts import compaction, parts
 from drs_ray.counts.compaction import compact_run
 from drs_ray.counts.encoding import CountsRow, decode_part, encode_part
 from drs_ray.counts.moving_aside import Finding
@@ -51,7 +50,7 @@ RUNS = pytest.mark.parametrize("record", [FIXED, ADAPTIVE], ids=["fixed", "adapt
 @pytest.fixture(scope="module", autouse=True)
 def two_units_an_object():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compact, "UNITS_PER_OBJECT", 2)
+        patch.setattr(compaction, "UNITS_PER_OBJECT", 2)
         yield
 
 
@@ -129,7 +128,7 @@ def test_every_kind_of_unsound_part_is_named_moved_and_computed_again(kind: str)
     make, reason = WRONG[kind]
     store.objects[FIRST.key] = make()
     told: list[Finding] = []
-    (finding,) = repair_run(store, FIXED, told=told.append)
+    (finding,) = repair_run(store, FIXED, on_finding=told.append)
     assert told == [finding]
     assert finding.key == FIRST.key
     assert reason in finding.reason

@@ -26,11 +26,11 @@ def test_a_session_is_noted_while_it_lasts_and_when_it_ended() -> None:
     store = MemoryStore()
     with noted_session(store, lambda: FACTS):
         (begun,) = read_sessions(store)
-        assert (begun.seconds, begun.facts) == (None, SessionSummary())
+        assert (begun.seconds, begun.summary) == (None, SessionSummary())
         assert total_seconds(store) is None
     (ended,) = read_sessions(store)
     assert ended.started == begun.started
-    assert ended.facts == FACTS
+    assert ended.summary == FACTS
     assert total_seconds(store) == ended.seconds >= 0.0
 
 
@@ -41,7 +41,7 @@ def test_a_session_that_raises_ended_all_the_same(error: BaseException) -> None:
         raise error
     (ended,) = read_sessions(store)
     assert ended.seconds is not None
-    assert ended.facts == FACTS
+    assert ended.summary == FACTS
 
 
 def test_a_store_that_fails_neither_stops_nor_hides_anything() -> None:
@@ -65,7 +65,7 @@ def test_notes_of_older_versions_are_read() -> None:
     store = MemoryStore()
     store.put(f"{SESSIONS_PREFIX}1.json", b'{"started": "2026-01-01T00:00:00+00:00", "seconds": 7.25}')
     (note,) = read_sessions(store)
-    assert (note.seconds, note.facts) == (7.25, SessionSummary())
+    assert (note.seconds, note.summary) == (7.25, SessionSummary())
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"started": "x", "seconds": "long"}'])

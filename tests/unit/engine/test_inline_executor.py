@@ -8,9 +8,9 @@ import pytest
 
 from drs_ray.counts.plan import Unit, plan_units
 from drs_ray.counts.run_record import RunRecord
-from drs_ray.engine import inline_executor as inline
-from drs_ray.engine.frontier import Frontier
+from drs_ray.engine import inline_executor
 from drs_ray.engine.outcome import Outcome
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.errors import EngineError, InterruptedRunError, StoreError
 from drs_ray.storage import Store
 from tests.unit.counts.factories import MemoryStore
@@ -46,14 +46,14 @@ class FailingStore(MemoryStore):
 
 @pytest.fixture(autouse=True)
 def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inline, "UnitRunner", Runner)
-    monkeypatch.setattr(inline, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(inline_executor, "UnitRunner", Runner)
+    monkeypatch.setattr(inline_executor, "RETRY_SECONDS", 0.0)
 
 
 def run(record: RunRecord, store: MemoryStore) -> tuple[dict[Unit, str], Recorder]:
     recorder = Recorder()
-    frontier = Frontier(record, store)
-    return inline.InlineExecutor().run(frontier.missing(), record, frontier, store, recorder), recorder
+    remaining = RemainingUnits(record, store)
+    return inline_executor.InlineExecutor().run(remaining.missing(), record, remaining, store, recorder), recorder
 
 
 def test_adaptive_units_are_carried_to_their_last_stage() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from drs_ray.engine import part_writer as storing
+from drs_ray.engine import part_writer
 from drs_ray.engine.part_writer import PartWriter
 from drs_ray.errors import InterruptedRunError, StoreError
 from tests.unit.counts.factories import MemoryStore
@@ -63,18 +63,18 @@ def test_an_outage_costs_time_but_no_part(clock: Clock) -> None:
     store = Scripted(clock, lambda now: DOWN if now < 300 else None)
     retries = PartWriter(600).put(store, "k", b"part")
     assert retries == store.puts - 1 == len(clock.pauses) > 5
-    assert 300 <= clock.now <= 300 + storing.LONGEST_PAUSE_SECONDS
+    assert 300 <= clock.now <= 300 + part_writer.LONGEST_PAUSE_SECONDS
     assert store.get("k") == b"part"
 
 
 def test_pauses_are_drawn_up_to_a_bound_that_doubles(clock: Clock) -> None:
     with pytest.raises(StoreError):
         PartWriter(100_000).put(Scripted(clock, lambda now: DOWN), "k", b"part")
-    bounds = [min(2.0 ** min(number, 10), storing.LONGEST_PAUSE_SECONDS) for number in range(len(clock.pauses))]
+    bounds = [min(2.0 ** min(number, 10), part_writer.LONGEST_PAUSE_SECONDS) for number in range(len(clock.pauses))]
     assert all(0 <= pause <= bound for pause, bound in zip(clock.pauses, bounds, strict=True))
     assert len(set(clock.pauses)) == len(clock.pauses) > 1000
-    assert max(clock.pauses) > 0.9 * storing.LONGEST_PAUSE_SECONDS  # the chance of less: 0.9 ** 1000
-    assert min(clock.pauses[5:]) < 0.1 * storing.LONGEST_PAUSE_SECONDS
+    assert max(clock.pauses) > 0.9 * part_writer.LONGEST_PAUSE_SECONDS  # the chance of less: 0.9 ** 1000
+    assert min(clock.pauses[5:]) < 0.1 * part_writer.LONGEST_PAUSE_SECONDS
 
 
 def test_a_store_that_stays_away_is_given_up_in_time(clock: Clock) -> None:

@@ -12,7 +12,7 @@ import torch
 from drs_ray.config import EngineConfig, parse_config
 from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord
-from drs_ray.engine import inline_executor as inline
+from drs_ray.engine import inline_executor
 from drs_ray.engine.description import describe_run, resolve
 from drs_ray.engine.inline_executor import InlineExecutor
 from drs_ray.engine.observer import Observer
@@ -84,7 +84,7 @@ def test_several_workers_together() -> None:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inline, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(inline_executor, "PROBE_SECONDS", 0.01)
 
 
 def described(place: Path, factory: str = "prototypes", **arguments: Any) -> RunRecord:

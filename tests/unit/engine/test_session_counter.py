@@ -9,16 +9,16 @@ from tests.unit.engine.factories import unit
 
 
 def test_it_counts_what_happened() -> None:
-    tally = SessionCounter()
+    counter = SessionCounter()
     for number in range(3):
-        tally.unit_done(unit(number), Outcome(1.0, 0.1))
-    tally.event("a note")
-    tally.event("lost", "worker_lost", sub_image=0, reason="killed")
-    tally.event("again", "unit_retried", unit="a", reason="killed")
-    tally.event("again", "unit_not_stored", unit="b", reason="503")
-    tally.event("aside", "unit_set_aside", unit="c", reason="NaN")
-    tally.event("aside", "unit_set_aside", unit="d", reason="took down 5 workers", cause="worker")
-    assert tally.facts() == SessionSummary(
+        counter.unit_done(unit(number), Outcome(1.0, 0.1))
+    counter.event("a note")
+    counter.event("lost", "worker_lost", sub_image=0, reason="killed")
+    counter.event("again", "unit_retried", unit="a", reason="killed")
+    counter.event("again", "unit_not_stored", unit="b", reason="503")
+    counter.event("aside", "unit_set_aside", unit="c", reason="NaN")
+    counter.event("aside", "unit_set_aside", unit="d", reason="took down 5 workers", cause="worker")
+    assert counter.summary() == SessionSummary(
         units_done=3,
         samples=30,
         workers_lost=3,
@@ -29,8 +29,8 @@ def test_it_counts_what_happened() -> None:
 
 
 def test_it_names_a_bounded_number_of_units() -> None:
-    tally = SessionCounter()
+    counter = SessionCounter()
     for number in range(LISTED_SET_ASIDE + 2):
-        tally.event("aside", "unit_set_aside", unit=str(number), reason="NaN")
-    facts = tally.facts()
-    assert (len(facts.set_aside), facts.units_set_aside) == (LISTED_SET_ASIDE, LISTED_SET_ASIDE + 2)
+        counter.event("aside", "unit_set_aside", unit=str(number), reason="NaN")
+    summary = counter.summary()
+    assert (len(summary.set_aside), summary.units_set_aside) == (LISTED_SET_ASIDE, LISTED_SET_ASIDE + 2)

@@ -52,10 +52,10 @@ def store_of(record: RunRecord, ages: Sequence[float]) -> DatedStore:
     return store
 
 
-def note(store: DatedStore, age: float, seconds: float | None = None, **facts: Any) -> None:
+def note(store: DatedStore, age: float, seconds: float | None = None, **summary: Any) -> None:
     """A session began so many seconds ago and has not ended, or ended so many seconds ago after `seconds`."""
     key = f"{SESSIONS_PREFIX}{len(store.objects):03d}.json"
-    content = {"started": "2026-01-01T00:00:00+00:00"} | ({} if seconds is None else {"seconds": seconds}) | facts
+    content = {"started": "2026-01-01T00:00:00+00:00"} | ({} if seconds is None else {"seconds": seconds}) | summary
     store.put(key, json.dumps(content).encode())
     store.modified[key] = NOW - age
 

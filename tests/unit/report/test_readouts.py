@@ -26,8 +26,8 @@ from drs_ray.report.distributions import (
     saving,
 )
 from drs_ray.report.rule_words import rule_in_words
-from drs_ray.results.evidence import open_images
 from drs_ray.results.reduce import RunResult, certify_counts, compare_rule, reduce_history, reduce_run
+from drs_ray.results.selected_votes import open_images
 from tests.unit.counts.factories import (
     PART_KEY,
     MemoryStore,

@@ -20,8 +20,8 @@ from drs_ray.counts.compaction import compact_run
 from drs_ray.counts.encoding import CountsRow, encode_part
 from drs_ray.counts.run_record import RunRecord, identity, run_id
 from drs_ray.counts.schema import CERTIFICATES_KEY, RUN_KEY
-from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.results.image_certificate import ImageCertificate, read_certificate
 from drs_ray.results.reduce import reduce_run
@@ -113,8 +113,8 @@ def votes_of(image_id: int, sub_image: int, phase: str, first: int, samples: int
 def finished(case: Case) -> tuple[MemoryStore, RunRecord]:
     record, store = record_of(case), MemoryStore("runs/demo")
     store.put(RUN_KEY, record.model_dump_json().encode())
-    frontier = Frontier(record, store)
-    todo = frontier.missing()
+    remaining = RemainingUnits(record, store)
+    todo = remaining.missing()
     while todo:
         unit = todo.pop(0)
         rows = []
@@ -125,8 +125,8 @@ def finished(case: Case) -> tuple[MemoryStore, RunRecord]:
                 rows.append(CountsRow(image_id, image_id % CLASSES, *where, votes))
         part = encode_part(rows, record.run_id, unit.key)
         store.put(unit.key, part)
-        if frontier.adaptive:
-            todo += frontier.done(unit, Outcome(1.0, 0.1, part))
+        if remaining.adaptive:
+            todo += remaining.done(unit, Outcome(1.0, 0.1, part))
     reduce_run(store, record, case.certificate)
     return store, record
 
@@ -172,8 +172,8 @@ def test_the_written_inequality_gives_the_stored_radius_and_never_more(run: Run)
 def test_printed_bounds_follow_from_printed_votes_and_levels(run: Run) -> None:
     """By scipy's beta distribution: not the code that computed them."""
     for found in run.certificates:
-        facts = certificate_values(found)
-        bounds = [fact for name, fact in facts.items() if re.match(r"class \d|closest rival", name)]
+        values = certificate_values(found)
+        bounds = [fact for name, fact in values.items() if re.match(r"class \d|closest rival", name)]
         k = len(found.sigmas)
         assert len(bounds) == (1 if found.pooled else k if found.rival_levels is None else 2 * k)
         for text in bounds:
@@ -203,11 +203,11 @@ def test_printed_bounds_follow_from_printed_votes_and_levels(run: Run) -> None:
 
 def test_the_printed_inequality_is_the_written_one(run: Run) -> None:
     for found in run.certificates:
-        facts = certificate_values(found)
+        values = certificate_values(found)
         if not found.expression:
-            assert "a bound is missing" in facts["inequality"]
+            assert "a bound is missing" in values["inequality"]
             continue
-        formula, written, value = facts["inequality"].split("\n")
+        formula, written, value = values["inequality"].split("\n")
         assert formula == found.formula
         assert written == f"R >= {found.expression}"
         shown = float(re.match(rf"  >= ({DIGITS})", value)[1])
@@ -215,11 +215,11 @@ def test_the_printed_inequality_is_the_written_one(run: Run) -> None:
         assert shown >= found.written_radius - 1.1e-9
         assert ("not above 0, so nothing is certified" in value) == (found.row["radius"] == 0)
         if found.row["radius"] > 0:
-            printed = float(facts["certified radius"].split(" ")[0])
+            printed = float(values["certified radius"].split(" ")[0])
             assert found.row["radius"] - 1.1e-9 <= printed <= found.row["radius"]
-            assert facts["answer"].startswith("class 0 (right" if found.row["label"] == 0 else "class 0 (wrong")
+            assert values["answer"].startswith("class 0 (right" if found.row["label"] == 0 else "class 0 (wrong")
         else:
-            assert (facts["answer"], facts["certified radius"]) == ("abstains", "none")
+            assert (values["answer"], values["certified radius"]) == ("abstains", "none")
 
 
 def test_boxes_and_stages_are_those_that_decide(run: Run) -> None:
@@ -241,9 +241,9 @@ def test_boxes_and_stages_are_those_that_decide(run: Run) -> None:
             assert found.class_levels == found.rival_levels == pytest.approx([level / 2 for level in found.levels])
         else:
             assert found.class_levels == found.levels
-        facts = certificate_values(found)
-        assert ("stages" in facts) == (len(found.stages) > 1)
-        assert facts["recompute"] == f"drs-ray verify runs/demo --image {found.image_id}"
+        values = certificate_values(found)
+        assert ("stages" in values) == (len(found.stages) > 1)
+        assert values["recompute"] == f"drs-ray verify runs/demo --image {found.image_id}"
 
 
 def test_the_row_is_the_stored_one_and_the_units_hold_the_image(run: Run) -> None:

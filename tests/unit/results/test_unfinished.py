@@ -14,8 +14,8 @@ from drs_ray.certificates.curve import failed_certificates
 from drs_ray.cli import app
 from drs_ray.counts.history import read_counts, read_reached_counts
 from drs_ray.counts.run_record import RunRecord, create_or_join
-from drs_ray.engine.frontier import Frontier
 from drs_ray.engine.outcome import Outcome
+from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.report.columns import read_columns, read_partial_columns
 from drs_ray.report.distributions import saving
@@ -34,15 +34,15 @@ def steps(record: RunRecord, share: Callable[[int], float] = own) -> Iterator[Me
     """The store as a driver fills it, after each unit."""
     store = MemoryStore()
     create_or_join(store, record)
-    frontier = Frontier(record, store)
-    todo = frontier.missing()
+    remaining = RemainingUnits(record, store)
+    todo = remaining.missing()
     yield store
     while todo:
         unit = todo.pop(0)
         part = part_of(record, unit, share)
         store.put(unit.key, part)
-        if frontier.adaptive:
-            todo += frontier.done(unit, Outcome(1.0, 0.1, part))
+        if remaining.adaptive:
+            todo += remaining.done(unit, Outcome(1.0, 0.1, part))
         yield store
 
 
@@ -94,7 +94,7 @@ def test_what_stands_never_claims_more_than_the_finished_run(record: RunRecord) 
 @pytest.mark.parametrize("record", [FIXED, ADAPTIVE], ids=["fixed", "adaptive"])
 def test_who_is_in_it_does_not_depend_on_votes(record: RunRecord) -> None:
     """The same units of the first stage give the same images, whatever the classifiers said about them."""
-    keys = [unit.key for unit in Frontier(record, MemoryStore()).missing()]
+    keys = [unit.key for unit in RemainingUnits(record, MemoryStore()).missing()]
     rng = np.random.default_rng(0)
     stores = [list(steps(record, lambda _, share=share: share))[-1] for share in (0.0, 0.3, 0.7, 1.0)]
     for _ in range(10):

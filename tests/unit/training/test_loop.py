@@ -76,7 +76,7 @@ def _train(
         TrainingConfig(**settings),
         seed=seed,
         start=start,
-        tell=hear,
+        on_report=hear,
     )
     return module, epochs
 
@@ -227,7 +227,7 @@ def test_an_epoch_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     partition = make_partition("none", 8, 8, "packed")
     heard: list[Report] = []
     training = TrainingConfig(epochs=2, batch=50)
-    train_classifier(_module(partition, 0), _dataset(), partition, 0, 0.5, training, tell=heard.append)
+    train_classifier(_module(partition, 0), _dataset(), partition, 0, 0.5, training, on_report=heard.append)
     told = [(report.epoch, report.images) if isinstance(report, ImagesDone) else "done" for report in heard]
     assert told == [(1, 0), (1, 50), (1, 100), (1, 120), "done", (2, 0), (2, 50), (2, 100), (2, 120), "done"]
 
@@ -294,5 +294,5 @@ def test_divergence_is_reported_at_once() -> None:
     with pytest.raises(
         ClassifierError, match=r"sub-image 0: training diverged in epoch 1 .*lower training.learning_rate"
     ):
-        train_classifier(Explode(), _dataset(), partition, 0, 1.0, TrainingConfig(epochs=3), tell=calls.append)
+        train_classifier(Explode(), _dataset(), partition, 0, 1.0, TrainingConfig(epochs=3), on_report=calls.append)
     assert calls == [ImagesDone(1, 0, 120)]

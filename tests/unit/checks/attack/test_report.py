@@ -47,9 +47,9 @@ def test_figures_are_those_of_the_broken_images() -> None:
     assert report.smallest_slack == 0.5
     assert report.chance == pytest.approx(4 * 0.01 + 0.001)  # the one that abstains was drawn too
     report.check()
-    facts = attack_values(report)
-    assert facts["attacked"] == "3 images, 1 more abstains (--seed 7, cpu)"
-    assert facts["median norm / radius"] == "1.750"
+    values = attack_values(report)
+    assert values["attacked"] == "3 images, 1 more abstains (--seed 7, cpu)"
+    assert values["median norm / radius"] == "1.750"
 
 
 def test_nothing_found_contradicts_nothing() -> None:

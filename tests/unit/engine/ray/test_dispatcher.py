@@ -11,7 +11,7 @@ import pytest
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, RaySystemError
 
 from drs_ray.counts.plan import Draw, Unit
-from drs_ray.engine import ledger
+from drs_ray.engine import unit_failures
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.ray import dispatcher
 from drs_ray.engine.ray.dispatcher import Dispatcher
@@ -132,7 +132,7 @@ def test_lost_nodes_are_not_blamed_on_the_unit(monkeypatch: pytest.MonkeyPatch, 
 def test_a_unit_whose_nodes_are_lost_for_ever_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(on_unit=always(UNITS[0], node_died()))
     set_aside, recorder = dispatched(monkeypatch, fake)
-    assert [unit for _, unit in fake.units].count(UNITS[0]) == ledger.NODES_BEFORE_SET_ASIDE
+    assert [unit for _, unit in fake.units].count(UNITS[0]) == unit_failures.NODES_BEFORE_SET_ASIDE
     assert set_aside[UNITS[0]].startswith("lost 50 nodes, last: ActorDiedError: ")
     assert len(recorder.done) == len(UNITS) - 1
 
@@ -361,7 +361,7 @@ def test_a_long_unit_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_units_that_pause_are_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(on_unit=first_time(raised(StoreError("503"))))
     assert dispatched(monkeypatch, fake, [unit(0)], stall_seconds=0.5)[0] == {}
-    assert fake.now > ledger.RETRY_SECONDS
+    assert fake.now > unit_failures.RETRY_SECONDS
 
 
 # what is told of workers

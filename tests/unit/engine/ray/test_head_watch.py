@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from drs_ray.engine.ray import head_watch as head
+from drs_ray.engine.ray import head_watch
 from drs_ray.engine.ray.head_watch import LOST_AFTER_SECONDS, Head
 from drs_ray.errors import EngineError
 
@@ -25,14 +25,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(head, "time", clock)
+    monkeypatch.setattr(head_watch, "time", clock)
     return clock
 
 
 def connected(monkeypatch: pytest.MonkeyPatch, address: str, client: bool = False) -> None:
     """This process is connected to a cluster whose head has this address."""
     monkeypatch.setattr(
-        head,
+        head_watch,
         "ray",
         SimpleNamespace(
             util=SimpleNamespace(client=SimpleNamespace(ray=SimpleNamespace(is_connected=lambda: client))),

@@ -10,7 +10,7 @@ import pytest
 
 from drs_ray.config import EngineConfig
 from drs_ray.engine.placement import Placement
-from drs_ray.engine.ray import training_group as group
+from drs_ray.engine.ray import training_group
 from drs_ray.engine.ray.training_group import Mailbox
 from drs_ray.errors import ConfigError, DataError
 
@@ -18,11 +18,11 @@ from drs_ray.errors import ConfigError, DataError
 def test_the_board_gives_each_message_once_and_keeps_the_last_state() -> None:
     mailbox = Mailbox("start")
     assert mailbox.begin() == "start"
-    mailbox.tell("first", None)
+    mailbox.send("first", None)
     assert mailbox.begin() == "start"
-    mailbox.tell("second", "state 2")
+    mailbox.send("second", "state 2")
     assert mailbox.take() == (["first", "second"], None)
-    mailbox.tell("third", None)
+    mailbox.send("third", None)
     assert mailbox.begin() == "state 2"
     assert mailbox.take() == (["third"], None)
     assert mailbox.take() == ([], None)
@@ -47,8 +47,8 @@ class _Failed(Exception):
 
 def test_the_reason_is_the_first_workers_own_last_line() -> None:
     by_rank: dict[int, Exception] = {2: ValueError("later"), 1: RuntimeError("a traceback\nRuntimeError: on purpose")}
-    assert group._reason(_Failed(by_rank)) == "worker 1: RuntimeError: on purpose"
-    assert group._reason(_Failed({})) == "with a last line"
+    assert training_group._reason(_Failed(by_rank)) == "worker 1: RuntimeError: on purpose"
+    assert training_group._reason(_Failed({})) == "with a last line"
 
 
 class _Cluster:
@@ -57,15 +57,15 @@ class _Cluster:
 
 
 def test_room_is_needed_for_all_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group, "ray", _Cluster())
+    monkeypatch.setattr(training_group, "ray", _Cluster())
     notes: list[str] = []
     local, cluster = EngineConfig(cpus_per_worker=2), EngineConfig(cpus_per_worker=2, address="auto")
     for engine in (local, cluster):
-        group._check_room(engine, Placement.of(engine), 2, notes.append)
+        training_group._check_room(engine, Placement.of(engine), 2, notes.append)
     assert notes == []
     with pytest.raises(ConfigError, match=r"training.workers: this machine's Ray has room for 2: asked for 3 workers"):
-        group._check_room(local, Placement.of(local), 3, notes.append)
-    group._check_room(cluster, Placement.of(cluster), 3, notes.append)
+        training_group._check_room(local, Placement.of(local), 3, notes.append)
+    training_group._check_room(cluster, Placement.of(cluster), 3, notes.append)
     assert len(notes) == 1
     assert notes[0].startswith(
         "the cluster has no room for 3 workers with 2 CPUs and 0 GPUs per worker at once; there: 2"
@@ -92,14 +92,14 @@ def test_a_group_whose_work_cannot_succeed_is_ended_before_ray_train_begins_anot
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ray = _Unended()
-    monkeypatch.setattr(group, "ray", ray)
+    monkeypatch.setattr(training_group, "ray", ray)
     failure = DataError("image 3 is gone")
     mailbox = SimpleNamespace(
         take=SimpleNamespace(remote=lambda: (["last"], failure)), stop=SimpleNamespace(remote=lambda: None)
     )
     heard: list[str] = []
     with pytest.raises(DataError, match="image 3 is gone"):
-        group._follow("fitting", mailbox, heard.append)
+        training_group._follow("fitting", mailbox, heard.append)
     assert heard == ["last"]
     assert ray.cancelled
 
@@ -110,10 +110,10 @@ def test_a_worker_that_fails_tells_and_waits_to_be_ended(workers: int, monkeypat
     told: list[object] = []
     waited: list[float] = []
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: workers)
-    monkeypatch.setattr(group, "ray", _Unended())
-    monkeypatch.setattr(group, "get_context", lambda: context)
-    monkeypatch.setattr(group, "get_device", lambda: "cpu")
-    monkeypatch.setattr(group.time, "sleep", lambda seconds: waited.append(seconds))
+    monkeypatch.setattr(training_group, "ray", _Unended())
+    monkeypatch.setattr(training_group, "get_context", lambda: context)
+    monkeypatch.setattr(training_group, "get_device", lambda: "cpu")
+    monkeypatch.setattr(training_group.time, "sleep", lambda seconds: waited.append(seconds))
     failure = DataError("image 3 is gone")
 
     def work(*arguments: object) -> None:
@@ -124,6 +124,6 @@ def test_a_worker_that_fails_tells_and_waits_to_be_ended(workers: int, monkeypat
     )
     config = {"job": SimpleNamespace(work=work), "mailbox": mailbox, "directory": "/nowhere", "threads": 1}
     with nullcontext() if workers == 1 else pytest.raises(DataError):
-        group._work(config)
+        training_group._work(config)
     assert told == [failure]
-    assert waited == ([] if workers == 1 else [group._END_SECONDS])
+    assert waited == ([] if workers == 1 else [training_group._END_SECONDS])

@@ -11,7 +11,7 @@ import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from drs_ray.engine.ray import working_directory as package
+from drs_ray.engine.ray import working_directory
 from drs_ray.engine.ray.working_directory import check_size, checked_config, packed_files, path_within
 from drs_ray.errors import ConfigError
 from tests.support.runs import run_data, write_config
@@ -68,7 +68,7 @@ def test_too_much_is_refused_naming_what_is_large(monkeypatch: pytest.MonkeyPatc
         "--working-dir work: must pack to less than 100 MiB, is 117 MiB; largest: data/ 110 MiB, big.bin 7 MiB; "
         "name them in .rayignore"
     )
-    monkeypatch.setattr(package, "LIMIT_BYTES", 6)
+    monkeypatch.setattr(working_directory, "LIMIT_BYTES", 6)
     check_size({"x": 5}, Path("work"))
     with pytest.raises(ConfigError):
         check_size({"x": 6}, Path("work"))
@@ -77,7 +77,7 @@ def test_too_much_is_refused_naming_what_is_large(monkeypatch: pytest.MonkeyPatc
 def test_ray_has_this_limit() -> None:
     from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 
-    assert package.LIMIT_BYTES <= GCS_STORAGE_MAX_SIZE
+    assert working_directory.LIMIT_BYTES <= GCS_STORAGE_MAX_SIZE
 
 
 def test_the_config_must_be_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

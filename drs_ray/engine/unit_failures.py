@@ -19,7 +19,7 @@ RAISES_BEFORE_GIVING_UP = 20
 """So many units in a row raising an error: the fault is not the units'."""
 
 
-class Ledger:
+class UnitFailures:
     """Counts what became of the units. `set_aside` maps each unit that cannot be done to the reason."""
 
     def __init__(self, observer: Observer) -> None:

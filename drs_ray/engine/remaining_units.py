@@ -24,7 +24,7 @@ from drs_ray.counts.plan import Unit, blocks, missing_units, plan_units, stage_u
 from drs_ray.counts.rows import Rows, joined
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.outcome import Outcome
-from drs_ray.results.evidence import open_images
+from drs_ray.results.selected_votes import open_images
 from drs_ray.storage import Store
 
 Block = tuple[int, int]
@@ -44,7 +44,7 @@ class _Unfinished:
         return [rows for rows in self.rows if rows.stage.max() < stage]
 
 
-class Frontier:
+class RemainingUnits:
     """The units of a run as they become known.
 
     `stored` are those that were there when `missing` was called, and `parts` says where.

@@ -19,7 +19,7 @@ from drs_ray.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class SelectedVotes:
     """What N images' certificates rest on, at one number of samples.
 
     selected: int64 [N], class with the most selection votes of all sub-images together. unanimous: bool [N], it got all
@@ -46,12 +46,12 @@ class Evidence:
         )
 
 
-def evidence_of(counts: Counts, rule: Rule) -> Evidence:
+def selected_votes(counts: Counts, rule: Rule) -> SelectedVotes:
     """Class from the selection votes alone, everything else from the estimation votes."""
     selected = most_voted(total(counts.selection))
     everyone = np.arange(len(selected))
     drawn = sum(votes.sum(axis=1) for votes in counts.selection)
-    return Evidence(
+    return SelectedVotes(
         selected=selected,
         unanimous=votes_of(counts.selection, everyone, selected).sum(axis=1) == drawn,
         class_votes=votes_of(counts.estimation, everyone, selected),
@@ -89,17 +89,17 @@ def open_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
         here = np.flatnonzero(history.drawn >= end)
         if not len(here):
             break
-        evidence = evidence_of(history.at(end).images(here), rule)
-        best[here] = np.maximum(best[here], evidence.radii(record.config.sigmas, rule, stopping.alpha, share).radius)
+        votes = selected_votes(history.at(end).images(here), rule)
+        best[here] = np.maximum(best[here], votes.radii(record.config.sigmas, rule, stopping.alpha, share).radius)
         answer[here] = is_open(
             best[here],
-            evidence.class_votes,
-            evidence.samples,
+            votes.class_votes,
+            votes.samples,
             record.config.sigmas,
             rule,
             stopping.alpha,
-            rivals=evidence.rivals,
-            unanimous=evidence.unanimous,
+            rivals=votes.rivals,
+            unanimous=votes.unanimous,
             schedule=schedule,
             radii=stopping.grid,
         ) & (history.drawn[here] == end)
