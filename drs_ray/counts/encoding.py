@@ -89,17 +89,8 @@ def encode_table(table: pa.Table, run_id: str, key: str) -> bytes:
     return sink.getvalue()
 
 
-def decode_part(data: bytes, key: str, run_id: str, num_classes: int) -> pa.Table:
-    """The bytes of one part -> its table, checked on its own.
-
-    Raises:
-        UnsoundError: truncated, foreign, of another run or version, under another key, or votes that do not add up.
-    """
-    return decode_parts([(key, data)], run_id, num_classes).table
-
-
 def decode_parts(parts: Sequence[tuple[str, bytes]], run_id: str, num_classes: int) -> UnitRows:
-    """`decode_part` of (key, bytes) of many at once: the checks cost as much for a hundred as for one.
+    """(key, bytes) of parts -> their rows, checked on their own. The checks cost as much for a hundred as for one.
 
     Raises:
         UnsoundError: naming the first part that cannot be trusted.

@@ -81,7 +81,7 @@ def decode_compacted(data: bytes, key: str, record: RunRecord, wanted: Sequence[
     """Some units of a compacted object, in its order, after all its rows were checked. None: all.
 
     Raises:
-        UnsoundError: all that `decode_part` checks, and rows that do not belong to the unit they are listed under.
+        UnsoundError: all that `decode_parts` checks, and rows that do not belong to the unit they are listed under.
     """
     if _key(data) != key:
         raise UnsoundError(key, "its bytes are not those that it is named after")

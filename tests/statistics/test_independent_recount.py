@@ -15,12 +15,12 @@ from scipy.stats import beta, norm
 
 from drs_ray import certify
 from drs_ray.config import parse_config
-from drs_ray.counts.encoding import decode_part
 from drs_ray.counts.schema import COUNTS_PREFIX
 from drs_ray.data.datasets import load_dataset
 from drs_ray.storage import open_store
 from tests.support.classifiers import Prototypes
 from tests.support.runs import run_data
+from tests.unit.counts.factories import decode_part
 
 SIGMAS = (0.5, 0.25)
 SEED, BLOCK, SELECTION, ESTIMATION, ALPHA = 11, 100, 50, 400, 0.001

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from drs_ray.checks import recount, verify
 from drs_ray.checks.verify import choose_units, verify_run
 from drs_ray.counts.compaction import compact_run
-from drs_ray.counts.encoding import CountsRow, decode_part, encode_part
+from drs_ray.counts.encoding import CountsRow, encode_part
 from drs_ray.counts.plan import Draw, Unit, plan_units, stage_units
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import RUN_KEY
 from drs_ray.engine.description import hardware_of
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.storage import Store
-from tests.unit.counts.factories import CLASSES, MemoryStore
+from tests.unit.counts.factories import CLASSES, MemoryStore, decode_part
 from tests.unit.engine.factories import Recorder, record_of
 
 OTHER_KIND = {"hardware": "another CPU, 8 cores"}

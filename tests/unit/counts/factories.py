@@ -11,13 +11,14 @@ import pyarrow as pa
 from scipy.sparse import csr_array
 
 from drs_ray.certificates.rule import Rule
-from drs_ray.config import parse_config
-from drs_ray.counts.encoding import CountsRow, decode_part, encode_part
+from drs_ray.config import CertificateConfig, parse_config
+from drs_ray.counts.encoding import CountsRow, decode_parts, encode_part
 from drs_ray.counts.history import Counts, CountsHistory, assemble
 from drs_ray.counts.rows import rows_of
 from drs_ray.counts.run_record import DatasetRecord, RunRecord, identity, run_id
 from drs_ray.errors import MissingObjectError
-from drs_ray.results.reduce import RunResult, certify_counts
+from drs_ray.results.reduce import RunResult, certify_counts, reduce_history
+from drs_ray.results.selected_votes import open_images
 from drs_ray.results.tables import curve_table
 from drs_ray.storage import StoredObject
 
@@ -181,3 +182,26 @@ def with_radii(result: RunResult, radius: Sequence[float]) -> RunResult:
         at = table.schema.get_field_index(name)
         table = table.set_column(at, table.schema.field(at), pa.array(column, table.schema.field(at).type))
     return result_of(result.record, table, result.alpha)
+
+
+def reduced(record: RunRecord, history: CountsHistory, **certificate: object) -> RunResult:
+    """A run reduced from its counts, under some other keys of the certificate section."""
+    config = CertificateConfig.model_validate(record.config.certificate.model_dump() | certificate)
+    return reduce_history(MemoryStore(record.config.output.uri), history, record, config)
+
+
+def adaptive(images: int = 60, samples: int = 800, stages: int = 4) -> tuple[RunRecord, CountsHistory]:
+    """A run whose images stopped where its own rule says that they may."""
+    record = make_record(images, 2, estimation=samples, radii=(0.0, 0.25, 0.5))
+    record = record.model_copy(update={"config": record.config.updated("budget", stages=stages)})
+    ends = record.schedule.samples
+    drawn = np.full(images, ends[0])
+    for end in ends[1:]:
+        history = make_history(record, ends, drawn.tolist())
+        drawn[open_images(history, record)] = end
+    return record, make_history(record, ends, drawn.tolist())
+
+
+def decode_part(data: bytes, key: str, run_id: str, num_classes: int) -> pa.Table:
+    """The bytes of one part -> its table, checked on its own."""
+    return decode_parts([(key, data)], run_id, num_classes).table

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drs_ray.counts.encoding import decode_part, decode_parts, encode_part, encode_table
+from drs_ray.counts.encoding import decode_parts, encode_part, encode_table
 from drs_ray.counts.plan import plan_units
 from drs_ray.counts.rows import UnsoundError
 from drs_ray.counts.schema import COUNTS
-from tests.unit.counts.factories import CLASSES
+from tests.unit.counts.factories import CLASSES, decode_part
 from tests.unit.counts.scale import FIXED, own
 from tests.unit.engine.factories import part_of
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from drs_ray.counts.encoding import CountsRow, decode_part, encode_part
+from drs_ray.counts.encoding import CountsRow, encode_part
 from drs_ray.counts.history import Counts, read_counts
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import COUNTS, with_metadata
 from drs_ray.errors import CountsError
-from tests.unit.counts.factories import CLASSES, MemoryStore, make_record
+from tests.unit.counts.factories import CLASSES, MemoryStore, decode_part, make_record
 
 SELECTION, ESTIMATION = 100, 1000
 KEY = "counts/k0/part.parquet"

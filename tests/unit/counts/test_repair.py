@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from drs_ray.counts import compaction, parts
 from drs_ray.counts.compaction import compact_run
-from drs_ray.counts.encoding import CountsRow, decode_part, encode_part
+from drs_ray.counts.encoding import CountsRow, encode_part
 from drs_ray.counts.moving_aside import Finding
 from drs_ray.counts.parts import list_parts
 from drs_ray.counts.plan import Unit, stage_units
@@ -25,7 +25,7 @@ from drs_ray.counts.run_record import RunRecord
 from drs_ray.counts.schema import CERTIFICATES_KEY, CURVE_KEY
 from drs_ray.errors import ConfigError, CountsError
 from drs_ray.storage import Store
-from tests.unit.counts.factories import CLASSES, MemoryStore
+from tests.unit.counts.factories import CLASSES, MemoryStore, decode_part
 from tests.unit.counts.scale import (
     ADAPTIVE,
     FIXED,
