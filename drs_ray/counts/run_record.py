@@ -92,11 +92,14 @@ class RunRecord(Section):
         return f"{precision}, compiled" if engine.compile is True else precision
 
     @property
+    def batch(self) -> int:
+        """Samples of one forward pass."""
+        return _resolved(self.config.engine.batch)
+
+    @property
     def images_per_unit(self) -> int:
-        """Images of one unit of work; a run that is described, but not started, may not know yet."""
-        size = self.config.engine.images_per_unit
-        assert size is not None, "engine.sizing chooses it before the run starts"
-        return size
+        """Images of one unit of work."""
+        return _resolved(self.config.engine.images_per_unit)
 
     def failure_probability(self, alpha: float) -> float:
         """What one certificate fails with at most: alpha, and with lattice noise what its drawing adds (theory 7)."""
@@ -114,6 +117,11 @@ class RunRecord(Section):
         budget, looks = self.config.budget, 1 if self.stopping.radius is None else LOOKS
         block = self.config.noise.block if self.config.engine.device == "cuda" else 1
         return _schedule(budget.planned or budget.estimation, budget.stages, looks, block, budget.estimation)
+
+
+def _resolved(size: int | None) -> int:
+    assert size is not None, "engine/description.py and engine/sizing.py choose sizes before a run starts"
+    return size
 
 
 @lru_cache(maxsize=16)

@@ -92,7 +92,6 @@ class RemainingUnits:
         """
         if not self.adaptive:
             return []
-        assert outcome.part is not None
         classes = self._record.dataset.num_classes
         rows = decode_parts([(unit.key, outcome.part)], self._record.run_id, classes).rows
         state = self._unfinished[unit.block]

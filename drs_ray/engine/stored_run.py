@@ -54,8 +54,6 @@ def on_device(record: RunRecord, device: str) -> RunRecord:
 
     The forward batch is at most that device's default, and nothing is compiled.
     """
-    engine = record.config.engine
-    assert engine.batch is not None  # resolved before the record was made
-    batch = min(engine.batch, DEFAULT_BATCH[device])
+    batch = min(record.batch, DEFAULT_BATCH[device])
     config = record.config.updated("engine", device=device, batch=batch, compile=False)
     return record.model_copy(update={"config": config})

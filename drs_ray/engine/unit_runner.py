@@ -62,13 +62,12 @@ class UnitRunner:
             )
         self._device = torch.device(config.engine.device)
         self._has_voted = False
-        assert config.engine.batch is not None  # resolved before the record was made
         self._classifier = voting_classifier(
             classifier.module,
             precision=record.precision,
             compile=config.engine.compile is True,
             device=self._device,
-            batch=config.engine.batch,
+            batch=record.batch,
             image_shape=partition.layout_shape(sub_image, record.dataset.image_shape[0]),
             num_classes=self._classes,
             sub_image=sub_image,
@@ -77,7 +76,7 @@ class UnitRunner:
             partition,
             config.sigmas[sub_image],
             config.noise.block,
-            config.engine.batch,
+            record.batch,
             self._device,
             config.noise.law,
         )

@@ -36,7 +36,7 @@ class RemoteWorker:
     def run(self, unit: Unit, returns_part: bool) -> Outcome:
         """Do one unit and store its part; the outcome has it only where the next stage depends on it."""
         outcome = self._runner.run(unit, self._store)
-        return outcome if returns_part else replace(outcome, part=None)
+        return outcome if returns_part else replace(outcome, part=b"")
 
 
 def _settle(record_json: bytes, directory: str) -> RunRecord:
