@@ -103,10 +103,13 @@ class RunRecord(Section):
 
     def failure_probability(self, alpha: float) -> float:
         """What one certificate fails with at most: alpha, and with lattice noise what its drawing adds (theory 7)."""
+        return alpha + self.drawing_error(self.config.budget.planned or self.config.budget.estimation)
+
+    def drawing_error(self, samples: int) -> float:
+        """What drawing so many samples of an image adds to a failure probability (theory 7); 0 for Gaussian noise."""
         if self.config.noise.law != "lattice":
-            return alpha
-        budget, values = self.config.budget, math.prod(self.dataset.image_shape)
-        return alpha + drawing_error(self.config.sigmas, values, budget.planned or budget.estimation)
+            return 0.0
+        return drawing_error(self.config.sigmas, math.prod(self.dataset.image_shape), samples)
 
     @property
     def schedule(self) -> Schedule:

@@ -10,7 +10,7 @@ class Outcome:
     """A stored unit.
 
     count_seconds, put_seconds: wall time of drawing the votes, and of storing them with all retries. part: the stored
-    bytes where the next stage depends on them, else empty. put_retries: how often storing was begun again, after pauses.
+    bytes where the next stage depends on them, else empty. put_retries: how often storing began again, after pauses.
     """
 
     count_seconds: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import drs_ray
 from drs_ray.checks.attack.report import AttackReport
 from drs_ray.checks.attack.run import attack_run
 from drs_ray.config import DatasetConfig, parse_config
+from drs_ray.counts.run_record import read_record
 from drs_ray.counts.schema import ATTACKS, CERTIFICATES_KEY, metadata
 from drs_ray.data.datasets import open_dataset
 from drs_ray.engine import unit_runner
 from drs_ray.errors import ClassifierError, ConfigError, CountsError, SoundnessError, StoreError
 from drs_ray.results.reduce import read_result
-from drs_ray.storage import open_store
+from drs_ray.storage import LocalStore, open_store
 from drs_ray.training.run import train_run
 from tests.support.runs import drs_ray as command
 from tests.support.runs import drs_ray_here, run_config, run_data
@@ -125,7 +127,12 @@ def test_a_radius_that_is_too_large_fails_loudly(finished: Path, honest: AttackR
     assert line.startswith(f"error: {uri}: NOT SOUND: 1 of {honest.attacked} attacked images has a confirmed")
     assert f"worst image {image_id}: class {honest.table['prediction'][chosen].as_py()} is certified up to" in line
     assert f"repeat with `drs-ray attack {uri} --images 6 --steps 6 --samples 8 --confirmation 300" in line
-    assert f"with probability at most {6 * 0.001 + 0.001:.3g}." in line
+    record, chance = read_record(LocalStore(finished)), 6 * 0.001 + 0.001
+    drawing = 6 * (record.failure_probability(0.001) - 0.001 + record.drawing_error(300))
+    assert 0 < drawing < 1e-4  # lattice noise
+    assert honest.chance == pytest.approx(chance + drawing, rel=1e-12)
+    (stated,) = re.findall(r"with probability at most ([0-9.]+)\. Do", line)
+    assert chance + drawing <= float(stated) <= 1.01 * honest.chance
 
 
 def test_a_class_that_does_not_win_contradicts_its_certificate(finished: Path, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ class AttackReport:
 
     uri, run_id: of the run. table: see `schema.ATTACKS`. skipped: images drawn on which the run abstains: they have no
     certificate to attack. level: chance that any confirmation of the whole attack is wrong. alpha: failure
-    probability of one certificate. seed, device: of the attack. command: repeats it.
+    probability of one certificate, and with lattice noise of drawing the image's confirming samples. seed, device: of
+    the attack. command: repeats it.
     """
 
     uri: str

@@ -141,7 +141,7 @@ def attack_run(
         table=pa.Table.from_pylist(found, schema=schema),
         skipped=skipped,
         level=level,
-        alpha=result.alpha,
+        alpha=record.failure_probability(result.alpha) + record.drawing_error(confirmation),
         seed=seed,
         device=used,
         command=shlex.join(["drs-ray", "attack", store.uri, *words, *places]),
