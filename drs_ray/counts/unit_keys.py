@@ -1,6 +1,6 @@
-"""The names of units: what a key says, which keys a run can have, and which rows belong under one.
+"""The keys of units: their meaning, the keys that a run can have, and the rows that belong to a key.
 
-Two units of a run never share a sample, so a part that holds exactly the samples its key names can overlap no other.
+Two units of a run never share a sample, so parts with exactly the samples of their keys do not overlap.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class UnitName:
 
     @property
     def key(self) -> str:
-        """Where the unit's part is stored, below the run's place."""
+        """Key of the unit's part in the run's store."""
         first, last = self.block
         return (
             f"{COUNTS_PREFIX}k{self.sub_image}/s{self.stage}/i{first:08d}-{last:08d}-n{self.first_sample:010d}.parquet"
@@ -41,14 +41,14 @@ class RunUnits:
     """The units that a run can have: a function of run.json."""
 
     def __init__(self, record: RunRecord) -> None:
-        """Keeps what is needed to look an image up."""
+        """record: the run's record."""
         self._record = record
         self._ids = np.asarray(record.image_ids, np.int64)
         self._order = np.argsort(self._ids)
         self._ranges = record.schedule.ranges()
 
     def parse(self, key: str) -> UnitName | None:
-        """What a key says; None where no unit of the run has it."""
+        """The unit name of a key; None if no unit of the run has this key."""
         found = _KEY.fullmatch(key)
         if found is None:
             return None
@@ -69,12 +69,12 @@ class RunUnits:
         return min(name.first_sample + self._per_unit(name.stage), start + samples)
 
     def misplaced(self, rows: Rows, names: Sequence[UnitName], lengths: NDArray[np.int64]) -> tuple[int, str] | None:
-        """The first unit whose rows are not exactly the samples that its name says, and why; None where all are.
+        """The first unit whose rows are not exactly the samples of its name, and the reason; None if there is none.
 
         Args:
-            rows: of all units, one after another.
+            rows: the rows of all units, one unit after another.
             names: the units.
-            lengths: int64 [units], rows of each.
+            lengths: int64 [units], number of rows of each unit.
         """
         of = np.repeat(np.arange(len(names)), lengths)
         at = self._order[np.minimum(np.searchsorted(self._ids, rows.image_id, sorter=self._order), len(self._ids) - 1)]
@@ -91,7 +91,7 @@ class RunUnits:
         if elsewhere.any():
             row = int(np.flatnonzero(elsewhere)[0])
             return int(of[row]), f"{_describe(rows, row)} does not belong to this unit"
-        # Each (unit, image, phase) is a cell whose rows must follow one another from low to high.
+        # The rows of each cell (unit, image, phase) must be contiguous from low to high.
         order = np.lexsort((rows.first_sample, rows.phase, at, of))
         cell = np.stack([of, at, rows.phase])[:, order]
         begins = np.append(True, (cell[:, 1:] != cell[:, :-1]).any(axis=0)) if len(order) else np.zeros(0, np.bool_)
@@ -115,7 +115,7 @@ class RunUnits:
         start: NDArray[np.int64],
         images: NDArray[np.int64],
     ) -> tuple[int, str] | None:
-        """A unit without images, or with only some in the first stage, or with a phase lacking for an image."""
+        """The first unit that lacks images or a phase of an image; later stages need not have all images."""
         of, _, phase = cells
         drawn, selected = (np.bincount(of[phase == which], minlength=len(names)) for which in (1, 0))
         lacking = (drawn == 0) | (selected != np.where(start == 0, drawn, 0))

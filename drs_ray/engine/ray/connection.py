@@ -84,7 +84,7 @@ def _check_answers(address: str) -> None:
     if found is None:
         return
     host, port = found[1], int(found[2])
-    own = [ray.util.get_node_ip_address()] if host in ("localhost", "127.0.0.1") else []  # Ray does the same
+    own = [ray.util.get_node_ip_address()] if host in ("localhost", "127.0.0.1") else []  # as Ray resolves it
     reasons = []
     for candidate in (host, *own):
         try:

@@ -156,9 +156,7 @@ def _connect(address: str, host: str, port: int) -> JobSubmissionClient:
         if name.startswith("ray."):
             logging.getLogger(name).setLevel(logging.ERROR)  # each has its own level, and reports the packing
     try:
-        with _environment_without(
-            "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"
-        ):  # these variables would override the address
+        with _environment_without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would override the address
             client = JobSubmissionClient(address)
     except AuthenticationError as error:
         raise EngineError(
