@@ -65,12 +65,12 @@ def compact_run(store: Store, record: RunRecord) -> Compaction:
     """
     checker, done = PartChecker(record), Compaction()
     parts, done.unsound = survey(store, record)
-    again: dict[str, list[str]] = {}  # small parts left by an earlier compaction or written again
+    already_merged: dict[str, list[str]] = {}  # small parts left by an earlier compaction or written again
     for key in sorted(parts.small.keys() & parts.holder.keys()):
-        again.setdefault(parts.holder[key], []).append(key)
-    for name, data in fetch(store, sorted(again), COMPACTED_AHEAD):
+        already_merged.setdefault(parts.holder[key], []).append(key)
+    for name, data in fetch(store, sorted(already_merged), COMPACTED_AHEAD):
         if data is not None:
-            _delete_merged(store, checker, name, data, again[name], done)
+            _delete_merged(store, checker, name, data, already_merged[name], done)
     for group in _groups(item for key, item in sorted(parts.small.items()) if key not in parts.holder):
         _merge(store, checker, record, group, done)
     return done

@@ -154,14 +154,14 @@ def read_units(
 
 def fetch(store: Store, keys: Sequence[str], ahead: int) -> Iterator[tuple[str, bytes | None]]:
     """The objects under the keys, in order, with `ahead` of them read in advance; None for a missing object."""
-    yield from _ahead(lambda key: (key, _get(store, key)), keys, ahead)
+    yield from _prefetched(lambda key: (key, _get(store, key)), keys, ahead)
 
 
 def fetch_batches(store: Store, keys: Sequence[str]) -> Iterator[list[tuple[str, bytes | None]]]:
     """`fetch` of many small objects in batches."""
     size = max(1, min(_BATCH, len(keys) // _READERS))
     batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-    yield from _ahead(lambda batch: [(key, _get(store, key)) for key in batch], batches, 2 * _READERS)
+    yield from _prefetched(lambda batch: [(key, _get(store, key)) for key in batch], batches, 2 * _READERS)
 
 
 def _get(store: Store, key: str) -> bytes | None:
@@ -171,16 +171,16 @@ def _get(store: Store, key: str) -> bytes | None:
         return None
 
 
-def _ahead(get: Callable[[_S], _T], what: Iterable[_S], ahead: int) -> Iterator[_T]:
+def _prefetched(get: Callable[[_S], _T], items: Iterable[_S], ahead: int) -> Iterator[_T]:
     """The results of `get` in order, computed up to `ahead` items in advance, in bounded memory."""
     waiting: deque[Future[_T]] = deque()
-    left = iter(what)
+    remaining = iter(items)
     pool = ThreadPoolExecutor(min(_READERS, ahead))
     try:
-        waiting.extend(pool.submit(get, item) for item in islice(left, ahead))
+        waiting.extend(pool.submit(get, item) for item in islice(remaining, ahead))
         while waiting:
             result = waiting.popleft().result()
-            waiting.extend(pool.submit(get, item) for item in islice(left, 1))
+            waiting.extend(pool.submit(get, item) for item in islice(remaining, 1))
             yield result
     finally:
         pool.shutdown(cancel_futures=True)

@@ -81,9 +81,9 @@ def plan_units(record: RunRecord) -> list[Unit]:
     ]
 
 
-def missing_units(units: Iterable[Unit], there: Container[str]) -> list[Unit]:
-    """The units whose keys are not in `there`, usually the result of `counts.parts.list_parts`."""
-    return [unit for unit in units if unit.key not in there]
+def missing_units(units: Iterable[Unit], stored: Container[str]) -> list[Unit]:
+    """The units whose keys are not in `stored`, usually the result of `counts.parts.list_parts`."""
+    return [unit for unit in units if unit.key not in stored]
 
 
 def _cuts(record: RunRecord, first: int, end: int) -> list[tuple[int, int]]:

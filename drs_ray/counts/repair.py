@@ -182,29 +182,29 @@ class _Blocks:
     """Images and labels of parts by block and stage: equal for parts of one stage, and a subset of the stage before."""
 
     def __init__(self) -> None:
-        self._said: dict[tuple[int, int], dict[int, dict[bytes, list[str]]]] = {}  # by block, stage, images and labels
+        self._images: dict[tuple[int, int], dict[int, dict[bytes, list[str]]]] = {}  # keys by block, stage, content
 
-    def add(self, units: UnitRows, checker: PartChecker, but: Container[str]) -> None:
-        """Record the images and labels of sound units, except for the keys in `but`."""
+    def add(self, units: UnitRows, checker: PartChecker, excluded: Container[str]) -> None:
+        """Record the images and labels of sound units, except for the keys in `excluded`."""
         for key, mine in units.slices().items():
-            if key not in but:
+            if key not in excluded:
                 name = checker.name(key)
                 ids, first = np.unique(units.rows.image_id[mine], return_index=True)
-                said = np.stack([ids, units.rows.label[mine][first]], axis=1).tobytes()
-                self._said.setdefault(name.block, {}).setdefault(name.stage, {}).setdefault(said, []).append(key)
+                images = np.stack([ids, units.rows.label[mine][first]], axis=1).tobytes()
+                self._images.setdefault(name.block, {}).setdefault(name.stage, {}).setdefault(images, []).append(key)
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """Units that contradict each other, with the reasons; it is unknown which of them are wrong."""
-        for stages in self._said.values():
-            for stage, said in sorted(stages.items()):
+        for stages in self._images.values():
+            for stage, images in sorted(stages.items()):
                 before = stages.get(stage - 1, {})
-                if len(said) > 1:
+                if len(images) > 1:
                     reason = "other images or labels than another part of the same block and stage"
-                    yield from ((key, reason) for keys in said.values() for key in keys)
-                elif len(before) == 1 and not _pairs(*said) <= _pairs(*before):
+                    yield from ((key, reason) for keys in images.values() for key in keys)
+                elif len(before) == 1 and not _pairs(*images) <= _pairs(*before):
                     reason = "images or labels of this block's stages do not fit together"
-                    yield from ((key, reason) for keys in (*said.values(), *before.values()) for key in keys)
+                    yield from ((key, reason) for keys in (*images.values(), *before.values()) for key in keys)
 
 
-def _pairs(said: bytes) -> set[tuple[int, int]]:
-    return {(int(image), int(label)) for image, label in np.frombuffer(said, np.int64).reshape(-1, 2)}
+def _pairs(images: bytes) -> set[tuple[int, int]]:
+    return {(int(image), int(label)) for image, label in np.frombuffer(images, np.int64).reshape(-1, 2)}

@@ -192,29 +192,29 @@ def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
             rules decided the stages of an adaptive run.
     """
     data = record.model_dump_json(indent=1).encode()
-    stored = store.create(RUN_KEY, data)
-    there = _extended(parse_record(stored, store.uri), store)
-    if there == record:
+    found = store.create(RUN_KEY, data)
+    stored = _extended(parse_record(found, store.uri), store)
+    if stored == record:
         return record, False
-    if there.rules != record.rules and len(there.schedule.samples) > 1:
+    if stored.rules != record.rules and len(stored.schedule.samples) > 1:
         raise ConfigError(
-            f"output.uri: the stages of run {there.run_id} in {store.uri} were decided by the certificate rules of "
+            f"output.uri: the stages of run {stored.run_id} in {store.uri} were decided by the certificate rules of "
             "another version of drs-ray: it can be reduced as it is, not continued; choose another output"
         )
-    differences = list(_differences(_comparable(there), _comparable(record)))
-    classes = first_difference(there.dataset.classes, record.dataset.classes)
+    differences = list(_differences(_comparable(stored), _comparable(record)))
+    classes = first_difference(stored.dataset.classes, record.dataset.classes)
     if classes is not None:
         differences.insert(0, f"dataset.classes: {classes}")
     if [difference.split(":")[0] for difference in differences] == ["budget.estimation"]:
-        _extend(store, there, record.config.budget.estimation)
+        _extend(store, stored, record.config.budget.estimation)
     elif differences:
         raise ConfigError(
-            f"output.uri: {store.uri} holds run {there.run_id}, which is not this one ({_first_few(differences)}); "
+            f"output.uri: {store.uri} holds run {stored.run_id}, which is not this one ({_first_few(differences)}); "
             "choose another output, restore the config, or delete what is there"
         )
-    sizes = there.config.engine.model_dump(include={"images_per_unit", "samples_per_unit"})
+    sizes = stored.config.engine.model_dump(include={"images_per_unit", "samples_per_unit"})
     config = record.config.updated("engine", **sizes)
-    return there.model_copy(update={"config": config}), True
+    return stored.model_copy(update={"config": config}), True
 
 
 def stored_record(store: Store) -> RunRecord | None:
@@ -278,9 +278,9 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
     return record
 
 
-def _extend(store: Store, there: RunRecord, estimation: int) -> None:
+def _extend(store: Store, stored: RunRecord, estimation: int) -> None:
     """Store the extension of the run to a later planned stage."""
-    budget = there.config.budget
+    budget = stored.config.budget
     if budget.planned is None or not budget.estimation < estimation <= budget.planned:
         raise ConfigError(
             f"budget.estimation: the run in {store.uri} has {budget.estimation} samples, got {estimation}; "
@@ -288,7 +288,7 @@ def _extend(store: Store, there: RunRecord, estimation: int) -> None:
             f"were seen have spent their alpha (planned: {budget.planned}); restore the budget or choose another "
             "output"
         )
-    store.put(EXTENSION_KEY, json.dumps({"run_id": there.run_id, "estimation": estimation}).encode())
+    store.put(EXTENSION_KEY, json.dumps({"run_id": stored.run_id, "estimation": estimation}).encode())
 
 
 def _extended(record: RunRecord, store: Store) -> RunRecord:
@@ -320,15 +320,15 @@ def _comparable(record: RunRecord) -> dict[str, Any]:
     return same | {"budget": record.config.budget.model_dump(mode="json")}
 
 
-def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            yield from _differences(there.get(key), here.get(key), f"{path}.{key}" if path else str(key))
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here) and len(there) <= 16:
-        for index, (old, new) in enumerate(zip(there, here, strict=True)):
+def _differences(stored: Any, given: Any, path: str = "") -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(given, dict):
+        for key in sorted(stored.keys() | given.keys()):
+            yield from _differences(stored.get(key), given.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(stored, list) and isinstance(given, list) and len(stored) == len(given) and len(stored) <= 16:
+        for index, (old, new) in enumerate(zip(stored, given, strict=True)):
             yield from _differences(old, new, f"{path}.{index}")
-    elif there != here:
-        yield f"{path}: {_brief(there)} there, {_brief(here)} here"
+    elif stored != given:
+        yield f"{path}: {_brief(stored)} there, {_brief(given)} here"
 
 
 def _first_few(differences: list[str]) -> str:

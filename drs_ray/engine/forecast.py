@@ -93,7 +93,7 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
     return RunPlan(
         record,
         stages[0],
-        _together(stages),
+        _sum(stages),
         speeds,
         float32_speeds,
         max(1, workers),
@@ -110,11 +110,11 @@ def _stage_size(record: RunRecord, stage: int, speeds: Mapping[int, Speed]) -> S
     units = samples = size = 0
     seconds = 0.0
     for (first, end), count in kinds:
-        mine = stage_units(record, (first, end), stage, range(first, end + 1))
-        units += count * len(mine)
-        samples += count * sum(unit.samples for unit in mine)
-        size += count * sum(_part_bytes(record, unit, speeds[unit.sub_image].classes) for unit in mine)
-        seconds += count * sum(unit.samples / speeds[unit.sub_image].mean for unit in mine)
+        block_units = stage_units(record, (first, end), stage, range(first, end + 1))
+        units += count * len(block_units)
+        samples += count * sum(unit.samples for unit in block_units)
+        size += count * sum(_part_bytes(record, unit, speeds[unit.sub_image].classes) for unit in block_units)
+        seconds += count * sum(unit.samples / speeds[unit.sub_image].mean for unit in block_units)
     return Size(units, samples, size, seconds / 3600)
 
 
@@ -135,7 +135,7 @@ def _part_bytes(record: RunRecord, unit: Unit, classes: float) -> int:
     return len(encode_part(rows, record.run_id, unit.key))
 
 
-def _together(sizes: list[Size]) -> Size:
+def _sum(sizes: list[Size]) -> Size:
     return Size(
         sum(size.units for size in sizes),
         sum(size.samples for size in sizes),

@@ -52,33 +52,33 @@ class Observers(Observer):
 
     def step(self, message: str) -> None:
         """See `Observer.step`."""
-        self._tell(lambda observer: observer.step(message))
+        self._pass_on(lambda observer: observer.step(message))
 
     def began(self, record: RunRecord) -> None:
         """See `Observer.began`."""
-        self._tell(lambda observer: observer.began(record))
+        self._pass_on(lambda observer: observer.began(record))
 
     def planned(self, todo: Sequence[Unit], stored: int) -> None:
         """See `Observer.planned`."""
-        self._tell(lambda observer: observer.planned(todo, stored))
+        self._pass_on(lambda observer: observer.planned(todo, stored))
 
     def added(self, units: Sequence[Unit]) -> None:
         """See `Observer.added`."""
-        self._tell(lambda observer: observer.added(units))
+        self._pass_on(lambda observer: observer.added(units))
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """See `Observer.unit_done`."""
-        self._tell(lambda observer: observer.unit_done(unit, outcome))
+        self._pass_on(lambda observer: observer.unit_done(unit, outcome))
 
     def workers(self, sub_image: int, working: int, starting: int) -> None:
         """See `Observer.workers`."""
-        self._tell(lambda observer: observer.workers(sub_image, working, starting))
+        self._pass_on(lambda observer: observer.workers(sub_image, working, starting))
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         """See `Observer.event`."""
-        self._tell(lambda observer: observer.event(message, kind, **fields))
+        self._pass_on(lambda observer: observer.event(message, kind, **fields))
 
-    def _tell(self, call: Callable[[Observer], None]) -> None:
+    def _pass_on(self, call: Callable[[Observer], None]) -> None:
         """The other observers come first, so that they also receive an event on which the first one raises."""
         for observer in list(self._others):
             try:

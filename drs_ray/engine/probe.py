@@ -73,7 +73,7 @@ def measure(record: RunRecord, executor: Executor, observer: Observer) -> dict[i
                 "warning",
                 sub_image=leader,
             )
-    found = {leader: Speed.of(mine) for leader, mine in measured.items()}
+    found = {leader: Speed.of(results) for leader, results in measured.items()}
     return {sub_image: found[leader] for sub_image, leader in kinds.items() if leader in found}
 
 

@@ -35,7 +35,7 @@ _BLOCKS = 4096  # blocks resumed together: a decision on many images costs littl
 class _Unfinished:
     """A block: stored keys, positions of the images of each stage, and the votes that a decision may need."""
 
-    there: set[str]
+    stored: set[str]
     positions: dict[int, list[int]]
     rows: list[Rows] = field(default_factory=list)
 
@@ -93,28 +93,28 @@ class RemainingUnits:
         classes = self._record.dataset.num_classes
         rows = decode_parts([(unit.key, outcome.part)], self._record.run_id, classes).rows
         state = self._unfinished[unit.block]
-        state.there.add(unit.key)
+        state.stored.add(unit.key)
         stage = unit.draws[-1].stage
         if stage < self._stages - 1:
             state.rows.append(rows)
-        return self._advance([unit.block]) if state.there.issuperset(self._keys(unit.block, stage)) else []
+        return self._advance([unit.block]) if state.stored.issuperset(self._keys(unit.block, stage)) else []
 
     def _resume(self, some: Sequence[Block]) -> list[Unit]:
         """The units of some blocks that can be computed now; records what is stored of these blocks."""
-        there: dict[Block, list[list[str]]] = {}  # keys by stage
+        stored_by_stage: dict[Block, list[list[str]]] = {}  # keys by stage
         owner: dict[str, tuple[Block, int]] = {}  # block and stage of the parts to be read
         positions: dict[Block, dict[int, list[int]]] = {}
         voting = set()  # blocks whose votes a decision may need
         for block in some:
             keys = [self._keys(block, stage) for stage in range(self._stages)]
-            stored = there[block] = [[key for key in stage if key in self.parts] for stage in keys]
+            stored = stored_by_stage[block] = [[key for key in stage if key in self.parts] for stage in keys]
             positions[block] = {0: list(range(block[0], block[1] + 1))}
             if stored[:-1] != keys[:-1] or not stored[-1]:
                 voting.add(block)
             if stored != keys:
-                self._unfinished[block] = _Unfinished({key for mine in stored for key in mine}, positions[block])
-            for stage, mine in enumerate(stored):
-                owner |= dict.fromkeys(mine if block in voting else mine[: min(stage, 1)], (block, stage))
+                self._unfinished[block] = _Unfinished({key for group in stored for key in group}, positions[block])
+            for stage, group in enumerate(stored):
+                owner |= dict.fromkeys(group if block in voting else group[: min(stage, 1)], (block, stage))
         for read in read_units(self._store, self._record, self.parts, owner):
             for key, where in read.slices().items():
                 block, stage = owner[key]
@@ -123,9 +123,9 @@ class RemainingUnits:
                 if block in voting:
                     self._unfinished[block].rows.append(read.rows.between(where.start, where.stop))
         for block in some:
-            for stage, mine in enumerate(there[block]):
-                if mine:
-                    stored_keys = set(mine)
+            for stage, group in enumerate(stored_by_stage[block]):
+                if group:
+                    stored_keys = set(group)
                     units = stage_units(self._record, block, stage, positions[block][stage])
                     self.stored += [unit for unit in units if unit.key in stored_keys]
         return self._advance([block for block in some if block in self._unfinished])
@@ -137,12 +137,12 @@ class RemainingUnits:
         for block in some:
             state = self._unfinished[block]
             stages = range(self._stages)
-            stage = next((s for s in stages if not state.there.issuperset(self._keys(block, s))), self._stages)
+            stage = next((s for s in stages if not state.stored.issuperset(self._keys(block, s))), self._stages)
             if stage == self._stages:
                 del self._unfinished[block]
             elif stage in state.positions:
                 units = stage_units(self._record, block, stage, state.positions[stage])
-                todo[block] = [unit for unit in units if unit.key not in state.there]
+                todo[block] = [unit for unit in units if unit.key not in state.stored]
             else:
                 deciding.append((block, stage))
         for (block, stage), positions in zip(deciding, self._open(deciding), strict=True):

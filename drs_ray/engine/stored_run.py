@@ -43,10 +43,10 @@ def device_here(asked: str | None, record: RunRecord) -> str:
     """
     if asked not in (None, "cpu", "cuda"):
         raise ConfigError(f"device must be cpu or cuda, got {asked}")
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
+    has_gpu = torch.cuda.is_available()
+    if asked == "cuda" and not has_gpu:
         raise ConfigError("device: cuda needs a GPU and this machine has none; use cpu")
-    return asked or ("cuda" if there and record.config.engine.device == "cuda" else "cpu")
+    return asked or ("cuda" if has_gpu and record.config.engine.device == "cuda" else "cpu")
 
 
 def on_device(record: RunRecord, device: str) -> RunRecord:

@@ -102,19 +102,19 @@ def _train_one(
     on_note: Callable[[str], None],
 ) -> None:
     """Train one classifier, in this process (at `place`) or on Ray, unless its checkpoint exists."""
-    who, training = f"sub-image {job.sub_image}", job.config.training
+    label, training = f"sub-image {job.sub_image}", job.config.training
     module = job.build(dataset)
     precisions = (True, False) if training.mixed_precision == "auto" else (training.mixed_precision,)
     outcomes = {bfloat16: _metadata(job, dataset, bfloat16) for bfloat16 in precisions}
     settings = {bfloat16: _settings(metadata) for bfloat16, metadata in outcomes.items()}
     unnamed = [replace(metadata, classes=()) for metadata in outcomes.values()]  # earlier files do not name classes
     if _metadata_of(file) in [*outcomes.values(), *unnamed]:
-        on_note(f"{who}: {file} was trained with these settings, and is kept; delete it to train again")
+        on_note(f"{label}: {file} was trained with these settings, and is kept; delete it to train again")
         return
-    kept = state_file(file)
-    state = load_state(kept, settings)
+    state_path = state_file(file)
+    state = load_state(state_path, settings)
     if state is not None:
-        on_note(f"{who}: going on after epoch {state.epoch} of {training.epochs} ({kept})")
+        on_note(f"{label}: going on after epoch {state.epoch} of {training.epochs} ({state_path})")
     else:
         if training.start_from is not None:
             _start_from(training.start_from, module, outcomes[precisions[0]])
@@ -135,7 +135,7 @@ def _train_one(
         epoch = report.epoch
         if report.state is not None:
             last = report.state
-            save_state(kept, last, settings[bool(last.bfloat16)])
+            save_state(state_path, last, settings[bool(last.bfloat16)])
         if on_progress is not None:
             on_progress(job.sub_image, epoch, training.epochs, report.loss, report.accuracy)
 
@@ -150,7 +150,7 @@ def _train_one(
     metadata = outcomes[bool(last.bfloat16)]
     check_classifier(module, metadata.image_shape, dataset.num_classes, job.sub_image)
     save_checkpoint(file, module, metadata)
-    delete_file(kept)
+    delete_file(state_path)
 
 
 def _learned(job: TrainingJob, bfloat16: bool) -> dict[str, JsonValue]:
@@ -201,10 +201,10 @@ def _metadata_of(file: str) -> CheckpointMetadata | None:
 
 def _start_from(source: str, module: nn.Module, metadata: CheckpointMetadata) -> None:
     """Load the weights of another training, such as that of a full-image classifier, as initial weights."""
-    tensors, theirs = load_checkpoint(source, remedy="correct training.start_from")
-    if theirs is not None and theirs.architecture != metadata.architecture:
+    tensors, found = load_checkpoint(source, remedy="correct training.start_from")
+    if found is not None and found.architecture != metadata.architecture:
         raise ClassifierError(
-            f"training.start_from: {source} holds {theirs.architecture}, sub-image {metadata.sub_image} is "
+            f"training.start_from: {source} holds {found.architecture}, sub-image {metadata.sub_image} is "
             f"{metadata.architecture}; name a checkpoint of this architecture"
         )
     try:

@@ -44,7 +44,7 @@ def connect(engine: EngineConfig, on_note: Callable[[str], None] = lambda note: 
         _check_answers(get_ray_address_from_environment("auto", None) if engine.address == "auto" else engine.address)
         ray.init(address=engine.address, log_to_driver=False, logging_level="ERROR", **options)
         if engine.address == "auto" and not os.environ.get("RAY_ADDRESS"):
-            on_note(_joined())
+            on_note(_joined_text())
     except (DrsError, SystemError):  # a signal handler may cause a SystemError (`ray_or_resume`)
         raise
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError, OSError and Exception
@@ -64,13 +64,13 @@ def connect(engine: EngineConfig, on_note: Callable[[str], None] = lambda note: 
     return True
 
 
-def _joined() -> str:
+def _joined_text() -> str:
     """Description of the Ray that `auto` found."""
-    there = ray.cluster_resources()
+    resources = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     return (
         f"engine.address: auto: joined the Ray at {ray.get_runtime_context().gcs_address} ({counted(nodes, 'node')}, "
-        f"{there.get('CPU', 0.0):g} CPUs, {there.get('GPU', 0.0):g} GPUs); RAY_ADDRESS would name another"
+        f"{resources.get('CPU', 0.0):g} CPUs, {resources.get('GPU', 0.0):g} GPUs); RAY_ADDRESS would name another"
     )
 
 

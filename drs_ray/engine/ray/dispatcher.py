@@ -102,7 +102,7 @@ class Dispatcher:
         self._failures = UnitFailures(observer)
         self._workers: set[_Worker] = set()
         self._calls: dict[Any, _Worker] = {}
-        self._later: deque[tuple[float, Unit]] = deque()
+        self._paused: deque[tuple[float, Unit]] = deque()
 
     @ray_or_resume()
     def run(self, stall_seconds: float) -> dict[Unit, str]:
@@ -118,13 +118,13 @@ class Dispatcher:
                 if tick:  # the cluster may have grown or shrunk
                     places, last_look = max(1, self._limit()), time.monotonic()
                     self._end_silent_workers()
-                self._queue_again()
-                self._drop_needless_starts()
-                self._hire(places)
+                self._requeue_paused()
+                self._cancel_needless_starts()
+                self._start_workers(places)
                 if tick:
-                    self._tell_workers()
-                for call in self._answered():
-                    self._answer(self._calls.pop(call), call)
+                    self._report_workers()
+                for call in self._ended_calls():
+                    self._handle_result(self._calls.pop(call), call)
                 if self._working() or not self._calls:
                     waiting_since = time.monotonic()
                 elif time.monotonic() - waiting_since > stall_seconds:
@@ -140,35 +140,35 @@ class Dispatcher:
     def _pool(self, unit: Unit) -> _Pool:
         return self._pools.setdefault(unit.sub_image, _Pool(unit.sub_image))
 
-    def _tell_workers(self) -> None:
+    def _report_workers(self) -> None:
         for pool in self._pools.values():
             self._observer.workers(pool.sub_image, pool.working, pool.starting)
 
     def _unfinished(self) -> bool:
-        return self._working() or bool(self._later) or any(pool.queue for pool in self._pools.values())
+        return self._working() or bool(self._paused) or any(pool.queue for pool in self._pools.values())
 
     def _working(self) -> bool:
         return any(pool.working for pool in self._pools.values())
 
-    def _queue_again(self) -> None:
+    def _requeue_paused(self) -> None:
         """Append units whose pause is over to their queue."""
-        while self._later and self._later[0][0] <= time.monotonic():
-            _, unit = self._later.popleft()
+        while self._paused and self._paused[0][0] <= time.monotonic():
+            _, unit = self._paused.popleft()
             self._pool(unit).queue.append(unit)
 
-    def _drop_needless_starts(self) -> None:
+    def _cancel_needless_starts(self) -> None:
         if not any(pool.starting and not pool.queue for pool in self._pools.values()):
             return
         for call, worker in list(self._calls.items()):
             if worker.unit is None and not worker.pool.queue:
                 del self._calls[call]
                 worker.pool.starting -= 1
-                self._dismiss(worker)
+                self._end_worker(worker)
 
-    def _hire(self, places: int) -> None:
+    def _start_workers(self, places: int) -> None:
         """Start workers up to the limit, for the sub-images with the most units per worker."""
         while len(self._calls) < places:
-            pool = self._neediest()
+            pool = self._pool_to_start()
             if pool is None:
                 return
             actor, call = self._start(pool.sub_image)
@@ -177,13 +177,13 @@ class Dispatcher:
             self._calls[call] = worker
             pool.starting += 1
 
-    def _neediest(self) -> _Pool | None:
+    def _pool_to_start(self) -> _Pool | None:
         """The sub-image with the most queued units per worker, of those that can use one more worker now."""
         now = time.monotonic()
         wanting = [p for p in self._pools.values() if len(p.queue) > p.starting and now >= p.no_start_before]
         return max(wanting, key=lambda p: len(p.queue) / (1 + p.starting + p.working), default=None)
 
-    def _answered(self) -> Sequence[Any]:
+    def _ended_calls(self) -> Sequence[Any]:
         """All calls that have ended; if none has, wait a tick for one. One wait for all calls is cheap per call."""
         calls = list(self._calls)
         if not calls:  # the remaining units are pausing
@@ -195,7 +195,7 @@ class Dispatcher:
             ended, _ = ray.wait(calls, num_returns=1, timeout=_TICK_SECONDS)
         return ended
 
-    def _answer(self, worker: _Worker, call: Any) -> None:
+    def _handle_result(self, worker: _Worker, call: Any) -> None:
         pool, unit = worker.pool, worker.unit
         if unit is None:
             pool.starting -= 1
@@ -220,10 +220,10 @@ class Dispatcher:
                 pool.samples_done += unit.samples
                 pool.seconds_done += time.monotonic() - worker.since
                 self._failures.done()
-                self._enqueue(self._done(unit, result))
+                self._enqueue_first(self._done(unit, result))
         self._next_unit(worker)
 
-    def _enqueue(self, units: Sequence[Unit]) -> None:
+    def _enqueue_first(self, units: Sequence[Unit]) -> None:
         for unit in reversed(units):
             self._pool(unit).queue.appendleft(unit)
         self._observer.added(units)
@@ -235,22 +235,22 @@ class Dispatcher:
             pool.working += 1
             self._calls[self._call(worker.actor, worker.unit)] = worker
         else:  # no more units: workers of other sub-images can take its place
-            self._dismiss(worker)
+            self._end_worker(worker)
 
     def _raised(self, unit: Unit, error: RayTaskError) -> None:
         if not isinstance(error.cause, StoreError):
             self._failures.raised(unit, reason_of(error))
         elif self._failures.not_stored(unit, reason_of(error)):
-            self._later.append((time.monotonic() + RETRY_SECONDS, unit))
+            self._paused.append((time.monotonic() + RETRY_SECONDS, unit))
 
     def _lost(self, worker: _Worker, error: RayError) -> None:
         """The actor is dead or unreachable. It is ended in any case, because it may still hold a GPU."""
-        self._dismiss(worker)
+        self._end_worker(worker)
         pool, unit = worker.pool, worker.unit
         reason = f"{type(error).__name__}: {last_line(error)}"
-        blameless = node_was_lost(error)
+        node_lost = node_was_lost(error)
         if unit is not None:
-            self._give_back(unit, reason, blameless)
+            self._requeue(unit, reason, node_lost)
             return
         self._observer.event(
             f"a worker of sub-image {pool.sub_image} was lost while starting: {reason}",
@@ -258,11 +258,11 @@ class Dispatcher:
             sub_image=pool.sub_image,
             reason=reason,
         )
-        if not blameless:
+        if not node_lost:
             self._start_failed(pool, reason)
 
-    def _give_back(self, unit: Unit, reason: str, blameless: bool) -> None:
-        if self._failures.lost_its_node(unit, reason) if blameless else self._failures.killed_its_worker(unit, reason):
+    def _requeue(self, unit: Unit, reason: str, node_lost: bool) -> None:
+        if self._failures.lost_its_node(unit, reason) if node_lost else self._failures.killed_its_worker(unit, reason):
             self._pool(unit).queue.appendleft(unit)
 
     def _end_silent_workers(self) -> None:
@@ -275,8 +275,8 @@ class Dispatcher:
             if silent > pool.patience(unit, self._hang_seconds):
                 del self._calls[call]
                 pool.working -= 1
-                self._dismiss(worker)
-                self._give_back(unit, f"gave no answer for {silent:.0f} s", blameless=False)
+                self._end_worker(worker)
+                self._requeue(unit, f"gave no answer for {silent:.0f} s", node_lost=False)
             elif not pool.samples_done and not pool.has_warned:
                 pool.has_warned = True
                 self._observer.event(
@@ -291,7 +291,7 @@ class Dispatcher:
         pool = worker.pool
         if not pool.has_started:
             raise start_error(pool.sub_image, error) from error
-        self._dismiss(worker)
+        self._end_worker(worker)
         self._observer.event(
             f"a worker of sub-image {pool.sub_image} could not start: {reason_of(error)}",
             "worker_start_failed",
@@ -312,7 +312,7 @@ class Dispatcher:
         pause = min(pool.failed_starts * _TICK_SECONDS, _LONGEST_PAUSE_SECONDS)
         pool.no_start_before = time.monotonic() + pause
 
-    def _dismiss(self, worker: _Worker) -> None:
+    def _end_worker(self, worker: _Worker) -> None:
         self._workers.discard(worker)
         _kill(worker.actor)
 

@@ -33,7 +33,7 @@ class MetricsObserver(Observer):
             run_id: the run.
             todo: number of units to compute.
         """
-        self._run = {"run_id": run_id}
+        self._run_tag = {"run_id": run_id}
         self._todo = todo
         self._samples = Counter("drs_ray_samples_total", "Noise samples in stored units.", _SUB_IMAGE)
         self._units = Counter("drs_ray_units_total", "Units stored.", _SUB_IMAGE)
@@ -59,36 +59,36 @@ class MetricsObserver(Observer):
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """Count the unit and record its times."""
-        tags = self._run | {"sub_image": str(unit.sub_image)}
+        tags = self._run_tag | {"sub_image": str(unit.sub_image)}
         self._samples.inc(unit.samples, tags)
         self._units.inc(1, tags)
-        self._unit_seconds.observe(outcome.count_seconds, self._run)
-        self._put_seconds.observe(outcome.put_seconds, self._run)
+        self._unit_seconds.observe(outcome.count_seconds, self._run_tag)
+        self._put_seconds.observe(outcome.put_seconds, self._run_tag)
         if outcome.put_retries:
-            self._put_retries.inc(outcome.put_retries, self._run)
-        self._one_less()
+            self._put_retries.inc(outcome.put_retries, self._run_tag)
+        self._decrease_todo()
 
     def workers(self, sub_image: int, working: int, starting: int) -> None:
         """Record the numbers of workers and of units to compute."""
-        tags = self._run | {"sub_image": str(sub_image)}
+        tags = self._run_tag | {"sub_image": str(sub_image)}
         self._workers.set(working, tags | {"state": "working"})
         self._workers.set(starting, tags | {"state": "starting"})
-        self._units_todo.set(self._todo, self._run)
+        self._units_todo.set(self._todo, self._run_tag)
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         """Count lost workers, failed starts, and units tried again or set aside."""
         if tells_of_lost_worker(kind, fields):
-            self._workers_lost.inc(1, self._run)
+            self._workers_lost.inc(1, self._run_tag)
         if kind == "worker_start_failed":
-            self._starts_failed.inc(1, self._run)
+            self._starts_failed.inc(1, self._run_tag)
         elif kind == "unit_retried":
-            self._retried.inc(1, self._run | {"reason": "worker"})
+            self._retried.inc(1, self._run_tag | {"reason": "worker"})
         elif kind == "unit_not_stored":
-            self._retried.inc(1, self._run | {"reason": "store"})
+            self._retried.inc(1, self._run_tag | {"reason": "store"})
         elif kind == "unit_set_aside":
-            self._set_aside.inc(1, self._run)
-            self._one_less()
+            self._set_aside.inc(1, self._run_tag)
+            self._decrease_todo()
 
-    def _one_less(self) -> None:
+    def _decrease_todo(self) -> None:
         self._todo -= 1
-        self._units_todo.set(self._todo, self._run)
+        self._units_todo.set(self._todo, self._run_tag)

@@ -120,14 +120,14 @@ def submit_run(config_file: Path, overrides: Sequence[str], working_dir: Path, a
                 "working_dir": str(working_dir),
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
             },
-            metadata=_notes(config),
+            metadata=_metadata(config),
         )
     except (RuntimeError, OSError) as error:
         raise EngineError(f"{address}: the cluster did not take the job: {last_line(error)}") from error
     return Submission(client, job, address, config.output.uri)
 
 
-def _notes(config: RunConfig) -> dict[str, str]:
+def _metadata(config: RunConfig) -> dict[str, str]:
     """The job's metadata in the dashboard."""
     return {"output": config.output.uri, "drs-ray": metadata.version("drs-ray")}
 
@@ -168,11 +168,11 @@ def _connect(address: str, host: str, port: int) -> JobSubmissionClient:
         raise _nobody_at(address, error) from error
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise EngineError(f"--address: what answers at {address} is no Ray dashboard ({last_line(error)})") from error
-    theirs = client._server_ray_version
-    if theirs != ray.__version__:
+    version = client._server_ray_version
+    if version != ray.__version__:
         raise EngineError(
-            f"--address: the cluster at {address} has Ray {theirs}, this machine Ray {ray.__version__}; install the "
-            f"cluster's version here (`pip install ray=={theirs}`), or submit from its head"
+            f"--address: the cluster at {address} has Ray {version}, this machine Ray {ray.__version__}; install the "
+            f"cluster's version here (`pip install ray=={version}`), or submit from its head"
         )
     return client
 

@@ -20,14 +20,14 @@ class RemoteWorker:
 
     def start(self, record_json: bytes, sub_image: int, uri: str, directory: str) -> None:
         """Load data and classifier, and check that the worker's store holds the run."""
-        record = _settle(record_json, directory)
+        record = _prepare_process(record_json, directory)
         self._store = open_store(uri, record.config.output.endpoint_url)
         _check_sees_run(self._store, record)
         self._runner = UnitRunner(record, sub_image)
 
     def load(self, record_json: bytes, sub_image: int, directory: str) -> None:
         """`start` for a worker that only measures; the run need not be stored."""
-        self._runner = UnitRunner(_settle(record_json, directory), sub_image)
+        self._runner = UnitRunner(_prepare_process(record_json, directory), sub_image)
 
     def measure(self, unit: Unit, seconds: float) -> Measured:
         """See `UnitRunner.measure`."""
@@ -39,7 +39,7 @@ class RemoteWorker:
         return outcome if returns_part else replace(outcome, part=None)
 
 
-def _settle(record_json: bytes, directory: str) -> RunRecord:
+def _prepare_process(record_json: bytes, directory: str) -> RunRecord:
     """Parse the record and apply the run's torch settings.
 
     If the driver's directory exists on this node, it becomes the working directory, for relative paths.
