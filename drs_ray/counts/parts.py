@@ -17,12 +17,13 @@ A reader lists the small parts first and the compacted objects afterwards, with 
   found in a compacted object by the same argument. Units that were already read are not read again.
 
 A listing is not a snapshot. A listing during the rewriting of a compacted object could miss both objects: the new one
-because it was stored after the listing had passed its place, and the old one because it was deleted before. So each
-rewriting stores its own note between writing the new object and deleting the old one. A reader lists the notes before
-and after the compacted objects, and starts again if they differ. If they are equal, follow a unit's object from
-rewriting to rewriting, to the first object whose rewriting is not noted in the lists. This object was stored before the
-first list ended (otherwise the note of the rewriting that made it would not be listed), and deleted after the second
-list began (otherwise its own note would be listed). So it existed while the compacted objects were listed.
+because it was stored after the listing had passed its key, and the old one because it was deleted before the listing
+reached it. So each rewriting stores its own note between writing the new object and deleting the old one. A reader
+lists the notes before and after the compacted objects, and starts again if they differ. If they are equal, follow a
+unit's object from rewriting to rewriting, to the first object whose rewriting is not noted in the lists. This object
+was stored before the first list ended (otherwise the note of the rewriting that made it would not be listed), and
+deleted after the second list began (otherwise its own note would be listed). So it existed while the compacted objects
+were listed.
 
 Two compactors at the same time may put a unit into two compacted objects. Its digests in both objects must be equal.
 """
