@@ -1,4 +1,4 @@
-"""What `certificate` shows: one certificate as names and values for a terminal."""
+"""The output of `drs-ray certificate`: one certificate as names and values for a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOG_DIGITS = 4
 
 
 def certificate_values(found: ImageCertificate) -> dict[str, str]:
-    """A certificate as names and values: what was counted, what follows from it, and the inequality in numbers."""
+    """A certificate as names and values: votes, levels, bounds, and the inequality in numbers."""
     row, k = found.row, len(found.sigmas)
     abstains = row["prediction"] == ABSTAIN
     each = [""] if k == 1 else [f", sub-image {index}" for index in range(k)]
@@ -124,7 +124,7 @@ def _inequality(found: ImageCertificate) -> str:
 
 
 def _level(level: float) -> str:
-    return f"{level:.12g}"  # a bound computed at it again has the digits that are shown
+    return f"{level:.12g}"  # enough digits to compute the shown digits of a bound again
 
 
 def _radius(radius: float) -> str:

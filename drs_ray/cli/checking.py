@@ -91,7 +91,7 @@ def attack(
     endpoint_url: EndpointOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Search perturbations that change a run's certified predictions: none may be shorter than the certified radius."""
+    """Search for perturbations that change a certified prediction: none may be shorter than the certified radius."""
     from drs_ray.checks.attack.report import check_output
     from drs_ray.checks.attack.run import attack_run
     from drs_ray.cli.interrupts import interruptible
@@ -120,6 +120,6 @@ def attack(
             found.write(output, endpoint_url)
             print(f"attack: {output}")
     finally:
-        found.check()  # what it finds matters more than a file that cannot be written
+        found.check()  # an unsound certificate is reported even if the file cannot be written
     untested = "" if found.broken.any() else ", nor tested: no perturbation was found and confirmed"
     print(f"no certificate is contradicted{untested}")

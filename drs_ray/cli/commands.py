@@ -1,4 +1,4 @@
-"""The `drs-ray` command: its subcommands, in the order of `--help`. They import torch and Ray where they need them."""
+"""The `drs-ray` command and its subcommands, in the order of `--help`. They import torch and Ray only if needed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ app = typer.Typer(
 
 
 def main(*before: str) -> None:
-    """Run the command line; errors that drs-ray raises on purpose become one line and an exit code.
+    """Run the command line. Errors that drs-ray raises on purpose become one line and an exit code.
 
     Args:
-        before: arguments to put before those of the process: jobs/ has a file for each command.
+        before: arguments before those of the process; each file of jobs/ gives the name of its command.
     """
     try:
         app([*before, *sys.argv[1:]])
@@ -69,7 +69,7 @@ _COMMANDS = (
     (preparing.train, "drs-ray train config.yaml --set training.epochs=30"),
     (preparing.schema, "drs-ray schema > drs-ray.schema.json"),
 )
-"""Each with an example, for its help."""
+"""The commands, each with an example for its help."""
 
 for _command, _example in _COMMANDS:
     app.command(_command.__name__.rstrip("_"), epilog=f"Example: `{_example}`")(_command)

@@ -1,8 +1,7 @@
-"""`drs-ray demo`: RS and DRS side by side on real digits, with nothing but what ships with the `demo` extra.
+"""`drs-ray demo`: compares RS and DRS on real digits, with only the packages of the `demo` extra.
 
-DRS is there twice: by the best rule, and by the plain one from the same counts, to show what the rule gains.
-
-The configs are written next to the results, so that the demo's runs can be continued, changed and run by hand.
+DRS has two columns from the same counts, by the best rule and by the plain rule, to show what the rule gains. The
+configs are written next to the results, so that the demo's runs can be continued, changed and run by hand.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from drs_ray.results.reduce import reduce_history
 from drs_ray.storage import open_store
 
 TOTAL_SIGMA = 1.0
-"""Noise of RS, pixel units. DRS gets sigma / sqrt(2) on each half: the same radius from the same vote probabilities."""
+"""Sigma of RS in pixel units. DRS has sigma / sqrt(2) on each half: equal vote probabilities give equal radii."""
 
 
 @dataclass(frozen=True)
 class _Method:
-    """One run of the demo, with or without the plain rule's column beside it."""
+    """One run of the demo. compare_rules: whether it has a column of the plain rule too."""
 
     name: str
     partition: str
@@ -49,10 +48,10 @@ _METHODS = (
 def run_demo(
     directory: Path, images: int, samples: int, address: str, console: Console, quiet: bool
 ) -> tuple[Columns, str]:
-    """Train what is not there yet, certify both methods, write the report.
+    """Train classifiers without checkpoints, certify both methods, write the report.
 
     Returns:
-        The columns (RS, DRS by the plain rule, DRS) and where the report is.
+        The columns (RS, DRS by the plain rule, DRS) and the path of the report.
     """
     contents = [_content(method, directory, images, samples, address) for method in _METHODS]
     configs = [parse_config(content, source="drs-ray demo") for content in contents]
@@ -78,7 +77,7 @@ def run_demo(
 
 
 def _content(method: _Method, directory: Path, images: int, samples: int, address: str) -> dict[str, object]:
-    """The config of one method, as it is written next to its results."""
+    """The config of one method."""
     return {
         "dataset": {"name": "mnist5k", "images": {"stop": images}},
         "partition": {"name": method.partition},

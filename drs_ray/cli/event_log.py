@@ -1,4 +1,4 @@
-"""A run's events as data: one JSON object per line, for a log collector or for `jq`."""
+"""Writes a run's events as one JSON object per line, for a log collector or `jq`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from drs_ray.engine.outcome import Outcome
 from drs_ray.errors import ConfigError, counted
 
 STDERR = "-"
-"""The name that stands for standard error."""
+"""The file name for standard error."""
 
 
 class EventLog(Observer):
-    """Appends to a file. Each line is one write: several drivers may share a file, and a kill leaves whole lines.
+    """Appends to a file. Each line is one write, so several drivers may share a file, and a kill leaves whole lines.
 
-    Every line has `time` (UTC), `run_id` (null until the run is known), `kind` and `message`; beside the kinds of
-    `Observer.event` there are step, began, planned, added, unit_done, workers and, last of all, ended with `exit_code`.
-    The other keys depend on the kind.
+    Every line has `time` (UTC), `run_id` (null until the run is known), `kind` and `message`. Besides the kinds of
+    `Observer.event` there are step, began, planned, added, unit_done, workers, and ended, the last one, with
+    `exit_code`. Other keys depend on the kind.
     """
 
     def __init__(self, file: str) -> None:
         """Open the file, or standard error for `-`.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the file cannot be written.
         """
         try:
             if file == STDERR:
@@ -61,11 +61,11 @@ class EventLog(Observer):
         os.close(self._descriptor)
 
     def step(self, message: str) -> None:
-        """A line of kind step."""
+        """Write a line."""
         self._write("step", message)
 
     def began(self, record: RunRecord) -> None:
-        """From here on every line names the run."""
+        """Write a line. All further lines have the run's id."""
         self._run_id = record.run_id
         self._write(
             "began",
@@ -77,18 +77,18 @@ class EventLog(Observer):
         )
 
     def planned(self, todo: Sequence[Unit], stored: int) -> None:
-        """How much is to do."""
+        """Write a line with the units and samples to compute."""
         samples = sum(unit.samples for unit in todo)
         self._write("planned", f"{counted(len(todo), 'unit')} to do", todo=len(todo), stored=stored, samples=samples)
 
     def added(self, units: Sequence[Unit]) -> None:
-        """How much more is to do."""
+        """Write a line with the further units and samples."""
         if units:
             samples = sum(unit.samples for unit in units)
             self._write("added", f"{counted(len(units), 'further unit')} to do", units=len(units), samples=samples)
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
-        """What was done, and how long it took."""
+        """Write a line with the unit and its times."""
         self._write(
             "unit_done",
             f"stored {unit.key}",
@@ -101,19 +101,19 @@ class EventLog(Observer):
         )
 
     def workers(self, sub_image: int, working: int, starting: int) -> None:
-        """A line where the numbers have changed."""
+        """Write a line if the numbers have changed."""
         if self._workers.get(sub_image) != (working, starting):
             self._workers[sub_image] = (working, starting)
             message = f"sub-image {sub_image}: {counted(working, 'worker')}, {starting} more starting"
             self._write("workers", message, sub_image=sub_image, working=working, starting=starting)
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
-        """The event as it is."""
+        """Write the event as a line."""
         self._write(kind, message, **fields)
 
     def _write(self, kind: str, message: str, **fields: object) -> None:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {"time": time, "run_id": self._run_id, "kind": kind, "message": message} | fields
         data = json.dumps(line).encode() + b"\n"
-        while data:  # a pipe may take less than all at once
+        while data:  # a pipe may not accept all bytes at once
             data = data[os.write(self._descriptor, data) :]

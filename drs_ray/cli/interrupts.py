@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an exception in the main thread, so that a run ends its workers and says how to go on."""
+"""Turns SIGINT and SIGTERM into an exception, so that a run ends its workers and says how to resume."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def interruptible(how_to_go_on: str) -> Iterator[None]:
-    """Within the block the first SIGINT or SIGTERM raises `InterruptedRunError`; a second one kills as usual.
+    """Within the block, the first SIGINT or SIGTERM raises `InterruptedRunError`; the second one kills the process.
 
-    Parts are whole objects, so whatever is interrupted, at most the units in flight are lost.
+    At most the units in flight are lost, because parts are written whole.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""What `plan`, `status`, `verify` and `attack` found, as names and values for a terminal."""
+"""The results of `plan`, `status`, `verify`, `audit` and `attack` as names and values for a terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _DRIVERS: dict[Driver, str] = {
 
 
 def key_value_table(values: Mapping[str, str]) -> Table:
-    """Names and values, one pair per line, as they are: brackets in a reason are no markup."""
+    """A table with one name and value per line. Brackets in values are not markup."""
     table = Table.grid(padding=(0, 2))
     for name, value in values.items():
         table.add_row(name, Text(value))
@@ -43,7 +43,7 @@ def key_value_table(values: Mapping[str, str]) -> Table:
 
 
 def status_values(status: RunStatus) -> dict[str, str]:
-    """Where a run stands, in words."""
+    """The state of a run."""
     record = status.record
     at_least = "at least " if len(record.schedule.samples) > 1 else ""
     age, left = status.seconds_since_part, status.seconds_left
@@ -77,7 +77,7 @@ def status_values(status: RunStatus) -> dict[str, str]:
 
 
 def _asked(record: RunRecord) -> dict[str, str]:
-    """What a run at a fixed radius asks; nothing for others."""
+    """The question of a run at a fixed radius; empty for other runs."""
     radius = record.stopping.radius
     return (
         {} if radius is None else {"asks": f"robust at radius {exact_text(radius)} or not; certifies no other radius"}
@@ -85,7 +85,7 @@ def _asked(record: RunRecord) -> dict[str, str]:
 
 
 def plan_values(planned: RunPlan, price: float | None) -> dict[str, str]:
-    """What a run will take, in words; two numbers where its stages decide. price: of a GPU hour, or of a CPU hour."""
+    """A run's estimate; ranges for an adaptive run. price: of a GPU hour, or of a CPU hour without GPUs."""
     record, least, most = planned.record, planned.least, planned.most
     device = "GPU" if planned.gpus else "CPU"
 
@@ -128,7 +128,7 @@ def _speed_text(speed: Speed) -> str:
 
 
 def verify_values(found: VerifyReport, images: int, level: float) -> dict[str, str]:
-    """What was recomputed and what it shows. images: asked for of each unit. level: of the homogeneity test."""
+    """The result of a recount. images: requested images of each unit. level: of the homogeneity test."""
     shifts = [f"{100 * shift:.1f} points in {phase}" for phase, shift in found.shifts.items()]
     drawn = f" (--seed {found.seed})" if found.image is None else ", all that it is in"
     one, any_ = ("a wrong vote", "any wrong vote") if found.exact else ("such a difference", "any such difference")
@@ -147,7 +147,7 @@ def verify_values(found: VerifyReport, images: int, level: float) -> dict[str, s
 
 
 def audit_values(found: AuditReport) -> dict[str, str]:
-    """What was derived again from the counts, and what is not proved."""
+    """The result of an audit."""
     return {
         "run": found.run_id,
         "rule": f"{found.rule}, alpha {found.alpha:g}",
@@ -184,7 +184,7 @@ def render_attack(found: AttackReport) -> Table:
 
 
 def attack_values(found: AttackReport) -> dict[str, str]:
-    """What was attacked, and how near the certificates it came."""
+    """The summary of an attack."""
     broken = int(found.broken.sum())
     ratio, slack = found.median_ratio, found.smallest_slack
     return {

@@ -1,4 +1,4 @@
-"""What several commands share: arguments and options, and how they read and print."""
+"""Arguments, options and functions that several commands share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def place(param: typer.CallbackParam, value: Any) -> Any:
-    """A path, URI or place=path of the command line (or several), with variables and `~` expanded."""
+    """One or several paths, URIs or KEY=path of the command line, with variables and `~` expanded."""
     from drs_ray.config import expanded
 
     if value is None:
@@ -62,22 +62,21 @@ EndpointOption = Annotated[
 
 
 def load(config: Path, overrides: list[str] | None, address: str | None) -> RunConfig:
-    """The config that a command was given."""
+    """The config of a command, with overrides."""
     from drs_ray.config import load_config
 
     return load_config(config, [*(overrides or []), *([f"engine.address={address}"] if address else [])])
 
 
 def open_run(uri: str, endpoint_url: str | None) -> Store:
-    """The store that a command was given."""
+    """The store of a command."""
     from drs_ray.storage import open_store
 
     return open_store(uri, endpoint_url)
 
 
 def numbers(name: str, text: str | None) -> list[float] | None:
-    """0,0.5,1 -> numbers."""
-
+    """The numbers in a text such as 0,0.5,1."""
     try:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError as error:
@@ -85,21 +84,21 @@ def numbers(name: str, text: str | None) -> list[float] | None:
 
 
 def stdout(width: int | None = None) -> Console:
-    """For results. width: in columns; None: the terminal's."""
+    """The console for results. width: in columns; None: that of the terminal."""
     from rich.console import Console
 
     return Console(width=width)
 
 
 def stderr() -> Console:
-    """For progress and messages."""
+    """The console for progress and messages."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def print_table(results: Sequence[ReportedRun]) -> None:
-    """Certified accuracy of the runs, side by side."""
+    """Print the certified accuracy of the runs, side by side."""
     from drs_ray.report.columns import rule_gains
     from drs_ray.report.terminal_table import render_table
 

@@ -20,7 +20,7 @@ def pack(
     endpoint_url: EndpointOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Write all images of the config's data set as Parquet, for the data set `parquet`. Needs no other section."""
+    """Write all images of the config's data set as Parquet, for the data set `parquet`. No other section is needed."""
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.progress import pack_with_progress
     from drs_ray.config import load_dataset_config
@@ -38,7 +38,7 @@ def pack(
 
 
 def train(config: ConfigArgument, set_: SetOption = None, quiet: QuietOption = False) -> None:
-    """Train the config's sub-image classifiers under noise, or go on where that was interrupted; write checkpoints."""
+    """Train the config's sub-image classifiers under noise and write checkpoints; resumes an interrupted training."""
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.progress import train_with_progress
 

@@ -1,4 +1,4 @@
-"""Bars in a terminal and plain lines elsewhere: for any long work, and for packing, attacking and training."""
+"""Progress as bars in a terminal and as plain lines elsewhere, for packing, attacks, training and other work."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from drs_ray.data.packed_format import PackedIndex
 
 SECONDS_BETWEEN_LINES = 30.0
-"""Where there is no terminal: a line after so long at the latest, so that a log shows that the work goes on."""
+"""Longest time between two lines without a terminal, so that a log shows that the work goes on."""
 
 
 class Lines:
-    """Plain lines, none where there is a terminal (which has a bar) or where quiet is asked for.
+    """Prints plain lines, but none if quiet or in a terminal, which has a bar.
 
-    Within `with`, a thread adds the present state where there was no line for `SECONDS_BETWEEN_LINES`.
+    Within `with`, a thread prints the present state if there was no line for `SECONDS_BETWEEN_LINES`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Lines:
         state: Callable[[], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`state` says in a line how far the work is; it is called in another thread."""
+        """state: returns the progress as a line of text; called in another thread."""
         self._console, self._label, self._state, self._clock = console, label, state, clock
         self._shown = not quiet and not console.is_terminal
         self._last = clock()
@@ -69,7 +69,7 @@ class Lines:
             self._console.print(f"{self._label}: {message}", markup=False, highlight=False, soft_wrap=True)
 
     def show_if_late(self) -> None:
-        """Print the state if there was no line for long."""
+        """Print the state if there was no line for `SECONDS_BETWEEN_LINES`."""
         if self._clock() - self._last >= SECONDS_BETWEEN_LINES:
             self.show(self._state())
 
@@ -79,7 +79,7 @@ class Lines:
 
 
 class Display:
-    """A bar, or lines where there is no terminal, within `with`."""
+    """A bar, or lines if there is no terminal, within `with`."""
 
     _progress: Progress
     _lines: Lines
@@ -96,7 +96,7 @@ class Display:
 
 @contextmanager
 def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over images, moved by calling it with (done, all); lines where there is no terminal."""
+    """Yields a function of (images done, all images) that updates a bar, or prints lines without a terminal."""
     state = "still loading"
     with (
         Progress(
@@ -127,7 +127,7 @@ def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Calla
 
 
 def pack_with_progress(config: DatasetConfig, store: Store, console: Console, quiet: bool) -> tuple[PackedIndex, bool]:
-    """Pack a data set, and show how far it is; see `pack_dataset`."""
+    """Pack a data set and show the progress; see `pack_dataset`."""
     from drs_ray.data.datasets import open_dataset
     from drs_ray.data.packing import pack_dataset
 
@@ -139,9 +139,9 @@ def pack_with_progress(config: DatasetConfig, store: Store, console: Console, qu
 
 
 class TrainingView(Display):
-    """Shows a training: bars over epochs and within the epoch, or a line per epoch and in long ones.
+    """Shows a training: bars of epochs and of the present epoch, or a line per epoch and more in long epochs.
 
-    Its speed is the mean since a classifier's training began or went on; the time left is that of all classifiers.
+    The speed is the mean since a classifier's training began or resumed. The time left is that of all classifiers.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class TrainingView(Display):
         """See `drs_ray.training.run.ImagesReport`."""
         self._of = of
         done = (epoch - 1) * of + images
-        if sub_image != self._sub_image or done < self._done:  # another classifier, or a group that began again
+        if sub_image != self._sub_image or done < self._done:  # another classifier, or a restarted group
             self._sub_image, self._began, self._first = sub_image, self._clock(), done
         self._done = done
         speed = self._speed()
@@ -194,7 +194,7 @@ class TrainingView(Display):
             self.note(f"sub-image {sub_image}, {counted(epochs, 'epoch')}: {note}")
 
     def note(self, note: str) -> None:
-        """Show a line, quiet or not."""
+        """Show a line, even if quiet."""
         self._console.print(f"train: {note}", markup=False, highlight=False, soft_wrap=True)
 
     def _where(self, epoch: int) -> str:
@@ -210,7 +210,7 @@ class TrainingView(Display):
 
 
 def train_with_progress(config: RunConfig, console: Console, quiet: bool) -> list[str]:
-    """Train the config's classifiers, and show how far it is; see `train_run`."""
+    """Train the config's classifiers and show the progress; see `train_run`."""
     from drs_ray.training.run import train_run
 
     with TrainingView(config, console, quiet) as view:

@@ -1,4 +1,4 @@
-"""Commands that make certificates, tables and pages of stored counts, and read what others published."""
+"""Commands that compute certificates, tables and pages from stored counts, and import published logs."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def import_(
     radii: RadiiOption = None,
     endpoint_url: EndpointOption = None,
 ) -> None:
-    """Keep a published log as a run to compare with. It stays marked: imported, not verified."""
+    """Import a published log as a run to compare with. It is always marked as imported, not verified."""
     from drs_ray.published.imported_run import import_log, read_log
 
     result = import_log(
@@ -164,7 +164,7 @@ def certificate(
     image_id: Annotated[int, typer.Argument(metavar="IMAGE_ID", help="An image of the run.")],
     endpoint_url: EndpointOption = None,
 ) -> None:
-    """Everything about one certificate: votes, levels, bounds, and the inequality that gives the radius, in numbers."""
+    """Print a certificate's votes, levels and bounds, and the inequality that gives its radius, in numbers."""
     from drs_ray.cli.certificate_text import certificate_values
     from drs_ray.cli.key_values import key_value_table
     from drs_ray.results.image_certificate import read_certificate

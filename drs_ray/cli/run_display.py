@@ -1,4 +1,4 @@
-"""How a run shows itself in a terminal: a live bar where there is one, a few plain lines where there is none."""
+"""The progress of a run: a live bar in a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _SampleRate(ProgressColumn):
 
 
 class _TimeLeft(ProgressColumn):
-    """Time to the end of the known units, which adaptive stages may add to."""
+    """Time to the end of the known units; adaptive stages may add units."""
 
     def render(self, task: Task) -> Text:
         ends = task.fields["ends"]
@@ -48,7 +48,7 @@ class _TimeLeft(ProgressColumn):
 
 
 class ConsoleObserver(Display, Observer):
-    """Draws units, samples/s and time left; events go above the bar. `quiet` leaves events only."""
+    """Shows units, samples/s and time left, with events above the bar. `quiet`: events only."""
 
     def __init__(self, console: Console, label: str, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -78,17 +78,17 @@ class ConsoleObserver(Display, Observer):
         self._measured = clock()
 
     def step(self, message: str) -> None:
-        """Name the phase in the bar's label, or on a line where there is no bar."""
+        """Show the phase in the bar's label, or on a line if there is no bar."""
         self._progress.update(self._task, description=f"{self._label}: {message}")
         self._phase = message
         self._lines.show(message)
 
     def began(self, record: RunRecord) -> None:
-        """With stages the time left is that of the known units only."""
+        """In an adaptive run, mark the time left as a lower bound."""
         self._at_least = ">= " if len(record.schedule.samples) > 1 else ""
 
     def planned(self, todo: Sequence[Unit], stored: int) -> None:
-        """Size the bar by what is to do; what is stored already counts as units, not as speed."""
+        """Set the length of the bar. Stored units count as done, but not for the speed."""
         self._units, self._stored, self._done = stored + len(todo), stored, stored
         self._samples_left = sum(unit.samples for unit in todo)
         self._meter = Meter(self._clock())
@@ -98,7 +98,7 @@ class ConsoleObserver(Display, Observer):
             self._task,
             total=self._samples_left,
             description=self._label,
-            units=self._fraction(),  # reset forgets all fields that it is not given
+            units=self._fraction(),  # reset clears all other fields
             rate=None,
             ends=None,
             at_least=self._at_least,
@@ -135,14 +135,14 @@ class ConsoleObserver(Display, Observer):
             self._lines.show_if_late()
 
     def workers(self, sub_image: int, working: int, starting: int) -> None:
-        """Keep their number for the next line, which may be due although no unit is done."""
+        """Store their number for the next line, and print this line if it is due."""
         self._workers[sub_image] = working
         if working:
             self._phase = ""
         self._lines.show_if_late()
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
-        """Show the message, quiet or not."""
+        """Show the message, even if quiet."""
         self._console.print(f"{self._label}: {message}", markup=False, highlight=False, soft_wrap=True)
 
     def _state(self) -> str:
@@ -161,5 +161,5 @@ class ConsoleObserver(Display, Observer):
 
 
 def rate_text(rate: float | None) -> str:
-    """Noise samples per second, in words; None: not known."""
+    """Noise samples per second as text; None: unknown."""
     return "- samples/s" if rate is None else f"{rate:,.0f} samples/s"

@@ -1,4 +1,4 @@
-"""Commands that size, carry out and watch a run."""
+"""Commands that plan, run and watch a certification."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plan(
         float | None, typer.Option(min=0, help="Of a GPU hour (of a CPU hour where workers have no GPU), for the cost.")
     ] = None,
 ) -> None:
-    """Size a run: units, samples, bytes, and the expected time and cost from a short probe. Nothing is written."""
+    """Estimate a run's units, samples and bytes, and its time and cost from a short probe. Nothing is written."""
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.key_values import key_value_table, plan_values
     from drs_ray.cli.run_display import ConsoleObserver
@@ -113,7 +113,7 @@ def submit(
     ] = Path(),
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Submit, and do not follow.")] = False,
 ) -> None:
-    """Submit `drs-ray certify` as a job of a Ray cluster, and follow it. Interrupting this leaves the job running."""
+    """Submit `drs-ray certify` as a job of a Ray cluster, and follow it. An interrupt does not stop the job."""
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.engine.ray.submit import submit_run
 
@@ -125,7 +125,7 @@ def submit(
 
 
 def status(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
-    """Show where a run stands, from its store alone."""
+    """Show the state of a run, read from its store alone."""
     from drs_ray.cli.key_values import key_value_table, status_values
     from drs_ray.engine.status import run_status
 

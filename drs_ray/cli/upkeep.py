@@ -1,4 +1,4 @@
-"""Commands that keep a run's stored counts in order."""
+"""Commands that compact and repair a run's stored counts."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run has counted: its record, the units it is cut into, their vote counts as Parquet, and their upkeep."""
+"""The stored state of a run: its record, its units, their vote counts as Parquet, compaction and repair."""

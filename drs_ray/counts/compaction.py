@@ -1,8 +1,8 @@
-"""Merging small parts into few large objects, while readers and workers go on (see `parts` for why that is safe).
+"""Merges small parts into few large objects while readers and workers run (`parts` says why that is safe).
 
-Each object is one PUT, is read back and compared, and only then its small parts are deleted. Killed anywhere, it can be
-run again; what another compactor deleted meanwhile, or a worker wrote once more, does no harm. What cannot be trusted
-is left where it is, and named.
+Each object is written by one PUT, read back and compared, and only then its small parts are deleted. A compaction that
+was killed can be run again. Parts that another compactor has deleted, or a worker has written again, do no harm.
+Objects that cannot be trusted are not changed, and are reported.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from drs_ray.errors import CountsError, counted
 from drs_ray.storage import Store, StoredObject
 
 UNITS_PER_OBJECT = 4096
-"""Most units of a compacted object: its list of units stays small."""
+"""Largest number of units in a compacted object, to keep its list of units small."""
 BYTES_PER_OBJECT = 32 << 20
-"""Most bytes of small parts in a compacted object: memory stays bounded."""
+"""Largest number of bytes of small parts in a compacted object, to bound memory."""
 _DELETERS = 16
 
 
 @dataclass
 class Compaction:
-    """What was done: units that were merged, the objects they are in now, and small parts that were deleted.
+    """Number of merged units, keys of the compacted objects written, and number of deleted small parts.
 
-    unsound: the objects that were left alone because they cannot be trusted, with the reasons.
+    unsound: objects that were not changed because they cannot be trusted, with the reasons.
     """
 
     units: int = 0
@@ -43,10 +43,10 @@ class Compaction:
     unsound: dict[str, str] = field(default_factory=dict)
 
     def check(self, uri: str) -> None:
-        """Refuse to call it done while something cannot be trusted.
+        """Check that all objects can be trusted.
 
         Raises:
-            CountsError: naming the first such object.
+            CountsError: naming the first object that cannot be trusted.
         """
         if self.unsound:
             raise CountsError(
@@ -57,20 +57,20 @@ class Compaction:
 
 
 def compact_run(store: Store, record: RunRecord) -> Compaction:
-    """Merge all small parts that are there now. It may run beside a driver, readers and other compactors.
+    """Merge all small parts that are stored now. A driver, readers and other compactors may run at the same time.
 
     Raises:
         UnsoundError: an object is not read back as it was written; its small parts are kept.
-        StoreError: the place cannot be read or written; what was merged until then is.
+        StoreError: the store cannot be read or written; objects written before are kept.
     """
     checker, done = PartChecker(record), Compaction()
     parts, done.unsound = survey(store, record)
-    again: dict[str, list[str]] = {}  # small parts that an earlier compaction left, or a worker wrote once more
+    already_merged: dict[str, list[str]] = {}  # small parts left by an earlier compaction or written again
     for key in sorted(parts.small.keys() & parts.holder.keys()):
-        again.setdefault(parts.holder[key], []).append(key)
-    for name, data in fetch(store, sorted(again), COMPACTED_AHEAD):
+        already_merged.setdefault(parts.holder[key], []).append(key)
+    for name, data in fetch(store, sorted(already_merged), COMPACTED_AHEAD):
         if data is not None:
-            _delete_merged(store, checker, name, data, again[name], done)
+            _delete_merged(store, checker, name, data, already_merged[name], done)
     for group in _groups(item for key, item in sorted(parts.small.items()) if key not in parts.holder):
         _merge(store, checker, record, group, done)
     return done
@@ -82,17 +82,17 @@ def _merge(store: Store, checker: PartChecker, record: RunRecord, keys: Sequence
         return
     name, data = encode_compacted(_joined(sound), record.run_id)
     store.put(name, data)
-    merged = checker.compacted(store.get(name), name)  # with digests of the rows that went in
+    merged = checker.compacted(store.get(name), name)  # compares the digests of the written rows
     done.units += len(merged.keys)
     done.objects.append(name)
-    done.unsound.pop(name, None)  # it was there, damaged
+    done.unsound.pop(name, None)  # a damaged object of this name was replaced
     _delete(store, merged.keys, done)
 
 
 def _delete_merged(
     store: Store, checker: PartChecker, name: str, data: bytes, keys: Sequence[str], done: Compaction
 ) -> None:
-    """Delete small parts that are in a compacted object, if that is sound and has the same rows."""
+    """Delete small parts of a compacted object, if the object is sound and has the same rows."""
     try:
         merged = checker.compacted(data, name)
     except UnsoundError as error:
@@ -107,8 +107,8 @@ def _delete_merged(
 
 def _sound(store: Store, checker: PartChecker, keys: Sequence[str], done: Compaction) -> Iterator[UnitRows]:
     for batch in fetch_batches(store, keys):
-        there = [(key, data) for key, data in batch if data is not None]  # others: another compactor has merged them
-        sound, unsound = checker.small(there)
+        stored = [(key, data) for key, data in batch if data is not None]  # another compactor has merged the rest
+        sound, unsound = checker.small(stored)
         done.unsound |= unsound
         yield from sound
 

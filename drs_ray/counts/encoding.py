@@ -1,7 +1,7 @@
-"""One part as bytes: encoding the rows of a unit, and decoding what is stored under its key with every check.
+"""Encodes the rows of a unit as one Parquet object, its part, and decodes parts with every check.
 
-A part is one Parquet object, the result of one unit of work. Nothing is believed on reading: a part must be whole, of
-this run, stored under the key it was written for, and its votes must sum to its samples.
+A part that is read must be complete, belong to this run, and be stored under the key it was written for, and its votes
+must sum to its samples.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class CountsRow:
 class UnitRows:
     """The checked rows of some units, one unit after another.
 
-    keys: of the units. lengths: int64 [units], rows of each. table, rows: all of them, as stored and as columns.
+    keys: keys of the units. lengths: int64 [units], number of rows of each. table, rows: all rows as a table and as
+    numpy columns.
     """
 
     keys: tuple[str, ...]
@@ -46,12 +47,12 @@ class UnitRows:
     rows: Rows
 
     def slices(self) -> dict[str, slice]:
-        """Where the rows of each unit are."""
+        """The range of rows of each unit."""
         ends = np.cumsum(self.lengths).tolist()
         return {key: slice(a, b) for key, a, b in zip(self.keys, [0, *ends], ends, strict=False)}
 
     def only(self, wanted: Collection[str]) -> UnitRows:
-        """Those of these units that are wanted, in the same order."""
+        """The units whose keys are `wanted`, in the same order."""
         chosen = np.array([key in wanted for key in self.keys], np.bool_)
         if chosen.all():
             return self
@@ -75,25 +76,26 @@ def encode_part(rows: Iterable[CountsRow], run_id: str, key: str) -> bytes:
 
 
 def encode_table(table: pa.Table, run_id: str, key: str) -> bytes:
-    """The counts table of one unit -> the bytes of its part, the same as `encode_part` makes of the same rows."""
+    """The counts table of one unit -> the bytes of its part, equal to those from `encode_part`."""
     sink = io.BytesIO()
     pq.write_table(
-        # Reading renames the fields of a map; with the names of COUNTS the bytes are the same again.
+        # Reading renames the fields of a map; the names of COUNTS make the bytes equal again.
         pa.Table.from_arrays(table.columns, schema=with_metadata(COUNTS, run_id, table="counts", unit=key)),
         sink,
-        compression="snappy",  # zstd spends 0.15 ms a part on making its contexts, more than all the rest of reading
+        compression="snappy",  # zstd needs 0.15 ms per part for its contexts, more than the rest of reading
         use_dictionary=["phase"],
         write_statistics=False,
-        write_page_checksum=True,  # a flipped bit is no vote
+        write_page_checksum=True,  # detects flipped bits
     )
     return sink.getvalue()
 
 
 def decode_parts(parts: Sequence[tuple[str, bytes]], run_id: str, num_classes: int) -> UnitRows:
-    """(key, bytes) of parts -> their rows, checked on their own. The checks cost as much for a hundred as for one.
+    """(key, bytes) of parts -> their checked rows: checking a hundred parts costs as much as checking one.
 
     Raises:
-        UnsoundError: naming the first part that cannot be trusted.
+        UnsoundError: names the first part that is truncated, not a part, of another run or version, under another key,
+            or with a wrong sum of votes.
     """
     tables = [open_table(data, key, {"run_id": run_id, "unit": key})[0] for key, data in parts]
     table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)

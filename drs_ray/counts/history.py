@@ -1,6 +1,6 @@
-"""Vote counts: all parts of a run put together, with every invariant checked.
+"""Combines the votes of all parts of a run, and checks them together.
 
-Each part was checked on its own (encoding.py, merged_parts.py); together they must hold every sample of every image,
+encoding.py and merged_parts.py check each part alone. Together, the parts must hold every sample of every image,
 sub-image and phase exactly once.
 """
 
@@ -28,7 +28,7 @@ _NEAREST = 3
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Votes at one number of samples. Rows are images in the order of the run's image ids; K sub-images, C classes.
+    """Votes after one number of samples. Rows are images in the order of the run's image ids; K sub-images, C classes.
 
     image_ids, labels: int64 [N]. selection, estimation: one sparse int64 [N, C] per sub-image.
     """
@@ -50,7 +50,7 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class CountsHistory:
-    """All votes of a set of images, and what they were after fewer estimation samples.
+    """All votes of a set of images, also after fewer estimation samples.
 
     image_ids, labels: int64 [N]. drawn: int64 [N], estimation samples of each sub-image. cuts: the numbers of
     estimation samples after which the votes of some image are known.
@@ -66,7 +66,7 @@ class CountsHistory:
     _sub_images: int
 
     def at(self, samples: int) -> Counts:
-        """The votes after at most `samples` estimation samples of each image: no row that ends later is in them."""
+        """The votes after at most `samples` estimation samples of each image, without rows that end later."""
         early = self._rows.first_sample + self._rows.samples <= samples
         selection, estimation = (
             tuple(self._gather(rows, k) for k in range(self._sub_images))
@@ -83,11 +83,11 @@ class CountsHistory:
 def read_counts(store: Store, record: RunRecord) -> CountsHistory:
     """Read every part of a run and check that together they hold each planned sample exactly once.
 
-    With adaptive stages, an image may end after any stage, the same for all its sub-images; whether it was right to
-    end there is for `results.selected_votes` to say.
+    With adaptive stages, an image may end after any stage, the same for all its sub-images. `results.selected_votes`
+    checks whether this was the right stage.
 
     Args:
-        store: where the run is.
+        store: the run's store.
         record: its run.json.
 
     Raises:
@@ -99,10 +99,10 @@ def read_counts(store: Store, record: RunRecord) -> CountsHistory:
 
 
 def read_reached_counts(store: Store, record: RunRecord) -> CountsHistory:
-    """The votes that an unfinished run has so far: of the images that have reached a stage, up to the last one reached.
+    """The votes of an unfinished run: of images that have reached a stage, up to the last stage reached.
 
-    A stage is reached when all sub-images have all its samples. So whether an image is there does not depend on its own
-    votes: its first stage is drawn in any case. How far it has come may depend on them, as with any stopping rule.
+    A stage is reached when all sub-images have all its samples. Whether an image is included does not depend on its
+    votes, because its first stage is always drawn. The last stage reached may depend on them, as in any stopping rule.
 
     Raises:
         CountsError: a part that cannot be trusted, duplicate or foreign samples, or no image that has reached a stage.
@@ -121,15 +121,15 @@ def read_reached_counts(store: Store, record: RunRecord) -> CountsHistory:
     ).any():
         raise CountsError(f"counts: more samples than planned; a part is of another budget: {REMEDY}")
     within = (rows.phase == 0) | (rows.first_sample + rows.samples <= reached[at])
-    there = [image_id for image_id, end in zip(record.image_ids, reached, strict=True) if end]
-    return assemble(rows.where((reached[at] > 0) & within), record, there)
+    included = [image_id for image_id, end in zip(record.image_ids, reached, strict=True) if end]
+    return assemble(rows.where((reached[at] > 0) & within), record, included)
 
 
 def position_of(image_id: int, record: RunRecord, store: Store) -> int:
-    """Where an image is in the run's order.
+    """Position of an image in the run's image ids.
 
     Raises:
-        ConfigError: an image that is not of the run, with the nearest ids that are.
+        ConfigError: the image does not belong to the run; the message has the nearest ids that do.
     """
     if image_id not in record.image_ids:
         nearest = sorted(heapq.nsmallest(_NEAREST, record.image_ids, key=lambda known: abs(known - image_id)))
@@ -141,17 +141,17 @@ def position_of(image_id: int, record: RunRecord, store: Store) -> int:
 
 
 def read_image(store: Store, record: RunRecord, image_id: int) -> tuple[CountsHistory, tuple[str, ...]]:
-    """The votes of one image, from the parts that hold it alone, and the keys of the units that it is in.
+    """The votes of one image, and the keys of its units. Only parts that may hold the image are read.
 
     Raises:
-        ConfigError: an image that is not of the run. CountsError: as `read_counts`.
+        ConfigError: the image does not belong to the run. CountsError: as `read_counts`.
     """
     position, units, parts = position_of(image_id, record, store), RunUnits(record), list_parts(store, record)
     keys = [key for key in parts if (name := units.parse(key)) and name.block[0] <= position <= name.block[1]]
     holding: list[str] = []
     tables: list[pa.Table] = []
     for found in read_units(store, record, parts, keys):
-        mine = found.rows.image_id == image_id  # in later stages a block has lost its images that ended
+        mine = found.rows.image_id == image_id  # units of later stages lack the images that have ended
         holding += [key for key, rows in found.slices().items() if mine[rows].any()]
         tables.append(found.table.filter(pa.array(mine)))
     if not holding:
@@ -192,7 +192,7 @@ def assemble(rows: Rows, record: RunRecord, image_ids: Sequence[int]) -> CountsH
 
 
 def _read(store: Store, record: RunRecord) -> tuple[Rows, CountsHistory]:
-    """All rows that are stored, and what they are of."""
+    """All stored rows, and the history assembled from them."""
     parts = list_parts(store, record)
     if not len(parts):
         raise CountsError(
@@ -203,9 +203,9 @@ def _read(store: Store, record: RunRecord) -> tuple[Rows, CountsHistory]:
 
 
 def _check_complete(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> None:
-    """Every (image, sub-image, phase) has ranges that tile [0, n): nothing twice, nothing missing.
+    """Check that the ranges of every (image, sub-image, phase) tile [0, n), without overlaps and gaps.
 
-    n of an image is the end of the stage that some sub-image of it has reached.
+    n of an image is the end of the last stage that any of its sub-images has reached.
     """
     _check_disjoint(rows, at, record)
     k = record.sub_images
@@ -225,7 +225,7 @@ def _check_complete(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> Non
             f"({total[missing[0]]} of {planned[missing[0]]}); resume it with `drs-ray certify`"
         )
     ends = rows.first_sample + rows.samples
-    beyond = np.flatnonzero(ends > planned[cell])  # the end of any gap too, as the totals fit or exceed
+    beyond = np.flatnonzero(ends > planned[cell])  # detects gaps too, because no total is too small here
     if len(beyond):
         raise CountsError(
             f"counts: more samples than planned for {_describe(int(cell[beyond].min()), record)}; a part is of another "
@@ -234,7 +234,7 @@ def _check_complete(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> Non
 
 
 def _check_disjoint(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> None:
-    """No sample is there twice."""
+    """Check that no sample is stored twice."""
     cell = _cells(rows, at, record)
     order = np.lexsort((rows.first_sample, cell))
     cell, first, samples = cell[order], rows.first_sample[order], rows.samples[order]
@@ -247,7 +247,7 @@ def _check_disjoint(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> Non
 
 
 def _reached(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> NDArray[np.int64]:
-    """Estimation samples of each image [N] up to the last stage that all its sub-images have; 0 where there is none."""
+    """Estimation samples of each image [N] up to the last stage that all its sub-images have reached; 0 if none."""
     images, k = len(record.image_ids), record.sub_images
     cell = _cells(rows, at, record)
     ends = rows.first_sample + rows.samples
@@ -265,7 +265,7 @@ def _reached(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> NDArray[np
 
 
 def _cells(rows: Rows, at: NDArray[np.int64], record: RunRecord) -> NDArray[np.int64]:
-    """Which (image, sub-image, phase) each row is of, as one number."""
+    """The index of each row's (image, sub-image, phase)."""
     return np.asarray((at * record.sub_images + rows.sub_image) * len(PHASES) + rows.phase, np.int64)
 
 

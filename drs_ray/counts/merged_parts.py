@@ -1,7 +1,7 @@
-"""A compacted object: the rows of many units in one Parquet file, which other readers see as one counts table.
+"""Compacted objects: the rows of many units in one Parquet file, which other readers see as one counts table.
 
-Its metadata lists the units in the order of their rows: key, number of rows, and a digest of the rows. Its name is the
-SHA-256 of its bytes, so the same units make the same object, and one that was changed anywhere is known at once.
+The metadata of an object lists the units in the order of their rows: key, number of rows, and a digest of the rows. The
+name of an object is the SHA-256 of its bytes, so equal units make equal objects, and any change is detected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ROW_GROUP = 1 << 17
 
 
 class Entry(NamedTuple):
-    """One unit of a compacted object: its key, its number of rows, and the digest of these."""
+    """One unit of a compacted object: its key, its number of rows, and the digest of the rows."""
 
     key: str
     rows: int
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 
 def digests(units: UnitRows) -> list[str]:
-    """A digest of each unit's rows, the same from a part and from a compacted object."""
+    """A digest of each unit's rows, equal for a part and a compacted object."""
     rows, votes_end = units.rows, np.searchsorted(units.rows.row_of_vote, np.cumsum(units.lengths))
     found, vote = [], 0
     for mine, end in zip(units.slices().values(), votes_end.tolist(), strict=True):
@@ -62,7 +62,7 @@ def encode_compacted(units: UnitRows, run_id: str) -> tuple[str, bytes]:
 
 
 def read_index(data: bytes, key: str, run_id: str) -> tuple[Entry, ...]:
-    """The units of a compacted object; its rows are not decoded, but its bytes are those that were written.
+    """The units of a compacted object. Its name is checked against its bytes; its rows are not decoded.
 
     Raises:
         UnsoundError: changed since it was written, or of another run or version.
@@ -78,10 +78,10 @@ def read_index(data: bytes, key: str, run_id: str) -> tuple[Entry, ...]:
 
 
 def decode_compacted(data: bytes, key: str, record: RunRecord, wanted: Sequence[str] | None = None) -> UnitRows:
-    """Some units of a compacted object, in its order, after all its rows were checked. None: all.
+    """The `wanted` units of a compacted object (None: all), in its order. All its rows are checked.
 
     Raises:
-        UnsoundError: all that `decode_parts` checks, and rows that do not belong to the unit they are listed under.
+        UnsoundError: as `decode_parts`, or rows that do not belong to the unit they are listed under.
     """
     if _key(data) != key:
         raise UnsoundError(key, "its bytes are not those that it is named after")

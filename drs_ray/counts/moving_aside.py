@@ -1,9 +1,8 @@
-"""Moving aside: objects, and single units of compacted objects. Copied and noted first, removed last; nothing is lost.
+"""Moves objects, and single units of compacted objects, to `set-aside/`. Nothing is lost.
 
-An object goes to `set-aside/` under its own key, with a note of the reason, and is deleted from the counts only when
-its copy is there; an earlier object there is never replaced. A unit of a compacted object goes there as the part that
-it was; the other units are in a new compacted object before the old one is deleted. Killed anywhere, it can be run
-again.
+An object is copied to `set-aside/` under its own key, with a note of the reason, and only then deleted from the counts.
+An earlier object in `set-aside/` is never replaced. A unit of a compacted object is copied as the part that it was. The
+other units are written to a new compacted object before the old one is deleted. A move that was killed can be repeated.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from drs_ray.storage import Store
 
 @dataclass(frozen=True)
 class Finding:
-    """An object or unit that cannot be trusted, why, and where it was moved; None: nowhere (a dry run, or gone)."""
+    """An object or unit that cannot be trusted, the reason, and its new key (None: a dry run, or already moved)."""
 
     key: str
     reason: str
@@ -34,7 +33,7 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """One line."""
+        """The finding in one line."""
         return f"{self.key}: {self.reason}" + (f"; moved to {self.moved_to}" if self.moved_to else "")
 
 
@@ -42,7 +41,7 @@ def move(store: Store, key: str, reason: str) -> Finding:
     """Move an object aside.
 
     Raises:
-        StoreError: the place cannot be read or written; the object is where it was.
+        StoreError: the store cannot be read or written; the object is still in its place.
     """
     try:
         data = store.get(key)
@@ -54,17 +53,17 @@ def move(store: Store, key: str, reason: str) -> Finding:
 
 
 def take_out(store: Store, record: RunRecord, name: str, reasons: Mapping[str, str]) -> list[Finding]:
-    """Move some units of a compacted object aside, and leave the others in one without them.
+    """Move some units of a compacted object aside, and write the others to a new compacted object.
 
     Args:
-        store: where the run is.
+        store: the run's store.
         record: its run.json.
         name: key of the compacted object.
-        reasons: keys of the units, all among those of the object, and why.
+        reasons: keys of units of this object, with the reasons.
 
     Raises:
         UnsoundError: the compacted object cannot be trusted, or the new one is not read back as it was written.
-        StoreError: the place cannot be read or written; every unit can still be read.
+        StoreError: the store cannot be read or written; every unit can still be read.
     """
     checker = PartChecker(record)
     try:
@@ -81,7 +80,7 @@ def take_out(store: Store, record: RunRecord, name: str, reasons: Mapping[str, s
         other, data = encode_compacted(left, record.run_id)
         store.put(other, data)
         checker.compacted(store.get(other), other)
-    # A note of its own each time: that is how a reader notices that its listing may have missed both objects.
+    # Each rewriting has its own note, by which a reader notices that its listing may have missed both objects.
     note = {"key": name, "without": sorted(reasons), "rewritten_as": other, "time": _now()}
     store.put(f"{SET_ASIDE_PREFIX}{name}.{secrets.token_hex(8)}.json", json.dumps(note).encode())
     store.delete(name)
@@ -89,7 +88,7 @@ def take_out(store: Store, record: RunRecord, name: str, reasons: Mapping[str, s
 
 
 def _keep(store: Store, key: str, data: bytes, reason: str) -> str:
-    """Copy and note. A copy that an interrupted repair has made is used; any other object there is left alone."""
+    """Write a copy and a note. An equal copy of an interrupted repair is used; other objects are never replaced."""
     for number in itertools.count(1):
         target = f"{SET_ASIDE_PREFIX}{key}" + (f".{number}" if number > 1 else "")
         if store.create(target, data) == data:

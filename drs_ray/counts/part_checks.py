@@ -1,4 +1,4 @@
-"""Judging the objects of a run's counts one by one: what `compact` merges, and what `repair` moves aside."""
+"""Checks the objects of a run's counts one by one, for `compact` and `repair`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from drs_ray.counts.unit_keys import RunUnits, UnitName
 
 
 class PartChecker:
-    """Knows what a run's objects must be. A sound one holds exactly the samples of the units that it names."""
+    """Checks objects of a run. A sound object holds exactly the samples of the units that it names."""
 
     def __init__(self, record: RunRecord) -> None:
-        """Nothing is read."""
+        """record: the run.json; nothing else is read."""
         self._record = record
         self._units = RunUnits(record)
 
     def name(self, key: str) -> UnitName:
-        """What the key of a small part says.
+        """The unit name in the key of a small part.
 
         Raises:
-            UnsoundError: no unit of the run has it.
+            UnsoundError: no unit of the run has this key.
         """
         name = self._units.parse(key)
         if name is None:
@@ -31,7 +31,7 @@ class PartChecker:
         return name
 
     def small(self, parts: Sequence[tuple[str, bytes]]) -> tuple[list[UnitRows], dict[str, str]]:
-        """The sound ones of some small parts, in order, and for each of the others why it cannot be trusted."""
+        """The sound parts among small parts, in order, and the reason for each other part."""
         try:
             return ([self._small(parts)] if parts else []), {}
         except UnsoundError as error:

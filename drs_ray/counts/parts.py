@@ -1,30 +1,31 @@
-"""Which objects hold a run's units, and reading them: each unit exactly once, whatever a compactor does meanwhile.
+"""Lists the objects that hold a run's units, and reads each unit exactly once, also while a compactor runs.
 
-A unit's rows are in its small part, in a compacted object, or in both, and they are the same rows: a function of the
-run and the unit. A compactor writes a compacted object in one piece, reads it back, and only then deletes the small
-parts that are in it; it never deletes a compacted object. So from the moment a unit is stored, at every moment its
-small part or a sound compacted object is there, wherever a compactor stops or is killed. (Only `repair` takes compacted
-objects away: those that readers refuse; and, for a unit that the user names, one that it has rewritten without it.)
+A unit's rows are in its small part, in a compacted object, or in both. Both hold the same rows, which are a function of
+the run and the unit. A compactor writes a compacted object in one piece, reads it back, and only then deletes the small
+parts that are in it. It never deletes a compacted object. So once a unit is stored, its small part or a sound compacted
+object exists at every moment, wherever a compactor stops or is killed. (Only `repair` removes compacted objects: those
+that readers refuse, and, for a unit that the user names, an object that `repair` has rewritten without the unit.)
 
-A reader lists the small parts first and the compacted objects afterwards, with requests of its own.
+A reader lists the small parts first and the compacted objects afterwards, with separate requests.
 
-- No unit is missed. If the first listing did not show a unit's small part, although the unit had been stored, the part
-  was deleted before the listing came to it, so its compacted object was there already, and the second listing, which
-  begins later, shows it. (A unit that is first stored while listings run may be seen or not: as if a moment later.)
-- No unit is read twice. Units are looked up by key: one that is in a compacted object is taken from there alone, from
-  the first of them in the order of keys, and its small part, an old or a new one, is not read.
-- A part that was listed and is gone when it is read was compacted in between: that unit alone is looked up again, and
-  is now found in a compacted object, by the same argument. Units that were read already are not read again.
+- No unit is missed. If a stored unit's small part is not in the first listing, it was deleted before the listing came
+  to it. So its compacted object already existed, and the second listing, which begins later, contains it. (A unit that
+  is stored for the first time during the listings may be missed, as if it had been stored afterwards.)
+- No unit is read twice. Units are looked up by key. A unit in compacted objects is read only from the first of these
+  objects in the order of keys; its small part, an old or a new one, is not read.
+- If a listed part is missing when it is read, it was compacted in between. Only this unit is looked up again, and it is
+  found in a compacted object by the same argument. Units that were already read are not read again.
 
-A listing is no snapshot, so that one that runs while an object is rewritten could miss both: the new object because
-it came to that place before it was there, the old one because it was deleted meanwhile. So whoever rewrites stores a
-note of its own between writing the new object and deleting the old one, and a reader lists the notes before and after
-the compacted objects, and begins again if they differ. If they are the same, follow a unit's object from rewriting to
-rewriting, to the first one whose rewriting is not noted. It was stored before the first list of notes ended (else the
-note that follows it would not be in it), and deleted after the second one began (else its own note would be in it). So
-it was there all the time between, when the compacted objects were listed.
+A listing is not a snapshot. A listing during the rewriting of a compacted object could miss both objects: the new one
+because it was stored after the listing had passed its key, and the old one because it was deleted before the listing
+reached it. So each rewriting stores its own note between writing the new object and deleting the old one. A reader
+lists the notes before and after the compacted objects, and starts again if they differ. If they are equal, follow a
+unit's object from rewriting to rewriting, to the first object whose rewriting is not noted in the lists. This object
+was stored before the first list ended (otherwise the note of the rewriting that made it would not be listed), and
+deleted after the second list began (otherwise its own note would be listed). So it existed while the compacted objects
+were listed.
 
-Two compactors at once may put a unit into two compacted objects. The digests that both list for it must agree.
+Two compactors at the same time may put a unit into two compacted objects. Its digests in both objects must be equal.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ from drs_ray.errors import CountsError, MissingObjectError
 from drs_ray.storage import Store, StoredObject
 
 COMPACTED_AHEAD = 2
-"""Large objects in memory, beside the one that is decoded."""
-_READERS = 16  # parts are small: reading them is waiting; decoding them is not, and gains nothing from threads
+"""Large objects that are read in advance, while one is decoded."""
+_READERS = 16  # threads speed up reading small parts, but not decoding them
 _BATCH = 64  # parts that are decoded together
 _LISTINGS = 5
 
@@ -56,12 +57,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Parts:
-    """What a listing found. Keys are those of units, except where it says object.
+    """The result of a listing. Iteration, `in` and `len` are over the keys of stored units.
 
-    small: the small parts, by key, also under keys that no unit of the run has. compacted: the units of each compacted
-    object. holder: for each compacted unit, the compacted object that it is read from. foreign: keys of what else lies
-    among the counts and cannot be a part, as its name does not end in .parquet (`_SUCCESS`, `Thumbs.db`): nobody reads
-    it.
+    small: the small parts by key, also under keys that no unit of the run has. compacted: the units of each compacted
+    object. holder: for each compacted unit, the key of the object that it is read from. foreign: keys below counts/
+    that do not end in .parquet (`_SUCCESS`, `Thumbs.db`), so they cannot be parts and are not read.
     """
 
     small: Mapping[str, StoredObject]
@@ -82,10 +82,10 @@ class Parts:
 
 
 def list_parts(store: Store, record: RunRecord) -> Parts:
-    """Which units are stored, and where.
+    """List the stored units and their objects.
 
     Raises:
-        UnsoundError: a compacted object that cannot be trusted, or two that disagree on a unit.
+        UnsoundError: a compacted object cannot be trusted, or two compacted objects disagree on a unit.
     """
     parts, unsound = survey(store, record)
     if unsound:
@@ -94,9 +94,9 @@ def list_parts(store: Store, record: RunRecord) -> Parts:
 
 
 def survey(store: Store, record: RunRecord) -> tuple[Parts, dict[str, str]]:
-    """`list_parts` without the compacted objects that cannot be trusted, and these with the reasons."""
+    """`list_parts` without compacted objects that cannot be trusted, and these objects with the reasons."""
     for _ in range(_LISTINGS):
-        # The order is what keeps a reader from missing a unit: see the module.
+        # In this order no unit is missed: see the module docstring.
         listed = list(store.list(COUNTS_PREFIX))
         small = {i.key: i for i in listed if _may_be_part(i) and not i.key.startswith(COMPACTED_PREFIX)}
         foreign = tuple(item.key for item in listed if not _may_be_part(item))
@@ -121,23 +121,23 @@ def survey(store: Store, record: RunRecord) -> tuple[Parts, dict[str, str]]:
 
 
 def has_parts(store: Store) -> bool:
-    """Whether there are any counts, of whatever run."""
+    """Whether the store has parts of any run."""
     return any(_may_be_part(item) for item in store.list(COUNTS_PREFIX))
 
 
 def read_units(
     store: Store, record: RunRecord, parts: Parts, wanted: Collection[str] | None = None
 ) -> Iterator[UnitRows]:
-    """The checked rows of stored units, each unit once, some units at a time, in no order that means anything.
+    """The checked rows of stored units, each unit once, several units at a time, in any order.
 
     Args:
-        store: where the run is.
+        store: the run's store.
         record: its run.json.
-        parts: where the units are.
+        parts: the listing.
         wanted: keys among `parts`; None: all of them.
 
     Raises:
-        CountsError: a part that cannot be trusted, or that was removed.
+        CountsError: a part cannot be trusted, or was removed.
     """
     keys = list(parts) if wanted is None else list(wanted)
     for _ in range(_LISTINGS):
@@ -154,15 +154,15 @@ def read_units(
 
 
 def fetch(store: Store, keys: Sequence[str], ahead: int) -> Iterator[tuple[str, bytes | None]]:
-    """The objects under the keys, in order, `ahead` of them read in advance; None where there is none any more."""
-    yield from _ahead(lambda key: (key, _get(store, key)), keys, ahead)
+    """The objects under the keys, in order, with `ahead` of them read in advance; None for a missing object."""
+    yield from _prefetched(lambda key: (key, _get(store, key)), keys, ahead)
 
 
 def fetch_batches(store: Store, keys: Sequence[str]) -> Iterator[list[tuple[str, bytes | None]]]:
-    """`fetch` of many small objects, some at a time."""
+    """`fetch` of many small objects in batches."""
     size = max(1, min(_BATCH, len(keys) // _READERS))
     batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-    yield from _ahead(lambda batch: [(key, _get(store, key)) for key in batch], batches, 2 * _READERS)
+    yield from _prefetched(lambda batch: [(key, _get(store, key)) for key in batch], batches, 2 * _READERS)
 
 
 def _get(store: Store, key: str) -> bytes | None:
@@ -172,16 +172,16 @@ def _get(store: Store, key: str) -> bytes | None:
         return None
 
 
-def _ahead(get: Callable[[_S], _T], what: Iterable[_S], ahead: int) -> Iterator[_T]:
-    """The results in order, each begun `ahead` places before its turn: memory does not depend on their number."""
+def _prefetched(get: Callable[[_S], _T], items: Iterable[_S], ahead: int) -> Iterator[_T]:
+    """The results of `get` in order, computed up to `ahead` items in advance, in bounded memory."""
     waiting: deque[Future[_T]] = deque()
-    left = iter(what)
+    remaining = iter(items)
     pool = ThreadPoolExecutor(min(_READERS, ahead))
     try:
-        waiting.extend(pool.submit(get, item) for item in islice(left, ahead))
+        waiting.extend(pool.submit(get, item) for item in islice(remaining, ahead))
         while waiting:
             result = waiting.popleft().result()
-            waiting.extend(pool.submit(get, item) for item in islice(left, 1))
+            waiting.extend(pool.submit(get, item) for item in islice(remaining, 1))
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
@@ -204,23 +204,23 @@ def _read_compacted(
 def _read_small(store: Store, record: RunRecord, keys: Sequence[str], vanished: list[str]) -> Iterator[UnitRows]:
     for batch in fetch_batches(store, keys):
         vanished += [key for key, data in batch if data is None]
-        there = [(key, data) for key, data in batch if data is not None]
-        if there:
-            yield decode_parts(there, record.run_id, record.dataset.num_classes)
+        found = [(key, data) for key, data in batch if data is not None]
+        if found:
+            yield decode_parts(found, record.run_id, record.dataset.num_classes)
 
 
 def _may_be_part(item: StoredObject) -> bool:
-    """Whatever reads counts reads `counts/**/*.parquet`, tools of others too: such a name is a part, or an error."""
+    """Whether an object's name ends in .parquet: all readers, also other tools, read `counts/**/*.parquet`."""
     return item.key.endswith(".parquet")
 
 
 def _rewritings(store: Store) -> list[str]:
-    """The notes on compacted objects that were rewritten, and all else that lies beside them."""
+    """Keys of the notes on rewritten compacted objects, and of compacted objects that were moved aside."""
     return [item.key for item in store.list(SET_ASIDE_PREFIX + COMPACTED_PREFIX)]
 
 
 def _contradictions(compacted: Mapping[str, tuple[Entry, ...]]) -> dict[str, str]:
-    """The objects that list a unit with other rows than another object does: nobody can tell which is right."""
+    """The compacted objects that disagree with another one on a unit; it is unknown which of them is right."""
     found: dict[str, str] = {}
     first: dict[str, tuple[str, Entry]] = {}
     for name in sorted(compacted):

@@ -1,4 +1,4 @@
-"""Cutting a run into units of work. A unit's key names its part; what lies under the key is done. No Ray here."""
+"""Cuts a run into units of work, without Ray. A unit is done if its part is stored under its key."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Draw:
 class Unit:
     """One sub-image, images of one block, and the samples to draw for each of them.
 
-    block: first and last position of the block in the run's image ids. positions: the images of the block that the
-    unit is for, all but those that an earlier stage has settled. A unit's part is a function of the run's identity and
-    the unit alone: it may be done twice, anywhere.
+    block: first and last position of the block in the run's image ids. positions: the images of the unit, all images of
+    the block except those that ended in an earlier stage. A unit's part is a function of the run's identity and the
+    unit alone, so a unit may be computed twice and on any worker.
     """
 
     sub_image: int
@@ -40,7 +40,7 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """Where its part is stored, below the run's place."""
+        """Key of its part in the run's store."""
         estimation = next(draw for draw in self.draws if draw.phase == "estimation")
         return UnitName(self.sub_image, estimation.stage, self.block, estimation.first_sample).key
 
@@ -81,16 +81,16 @@ def plan_units(record: RunRecord) -> list[Unit]:
     ]
 
 
-def missing_units(units: Iterable[Unit], there: Container[str]) -> list[Unit]:
-    """The units whose keys are not `there` (see `counts.parts.list_parts`): a listing is all that resuming takes."""
-    return [unit for unit in units if unit.key not in there]
+def missing_units(units: Iterable[Unit], stored: Container[str]) -> list[Unit]:
+    """The units whose keys are not in `stored`, usually the result of `counts.parts.list_parts`."""
+    return [unit for unit in units if unit.key not in stored]
 
 
 def _cuts(record: RunRecord, first: int, end: int) -> list[tuple[int, int]]:
-    """[first, end) cut where an eighth, a quarter and a half of all samples end, at multiples of the forward batch.
+    """[first, end) cut after an eighth, a quarter and a half of all samples, at multiples of the forward batch.
 
-    The cuts only add rows to a part: forward passes are the same slices with or without them. Adaptive stages need
-    none, they double already.
+    The cuts only add rows to a part; they do not change the forward passes. Adaptive stages need no cuts, because they
+    double already.
     """
     if len(record.schedule.samples) > 1:
         return [(first, end - first)]

@@ -1,11 +1,11 @@
-"""Finding what cannot be trusted and moving it aside, so that the next `drs-ray certify` computes it again.
+"""Finds counts that cannot be trusted and moves them aside, so that the next `drs-ray certify` computes them again.
 
-What nobody can see from the stored bytes, wrong votes that add up, is named by the user (`drs-ray verify` finds it).
-Certificates and curve go with the counts that they came from: what cannot be shown to follow from counts is no
-certificate. How things are moved, and why nothing is lost: moving_aside.py.
+Wrong votes with a correct sum cannot be found in the stored bytes: the user names such units (`drs-ray verify` finds
+them). Certificates and curve are moved with their counts, because without counts they prove nothing. moving_aside.py
+says how objects are moved and why nothing is lost.
 
-A driver that is at work meanwhile may not notice that a unit it has finished was moved aside; its run then ends saying
-what is missing, and is resumed. A compactor at work may write a unit that it has read already once more.
+A driver that runs at the same time may not notice that a unit it has finished was moved aside. Its run then ends with a
+message that names what is missing, and can be resumed. A compactor may write a unit again that it has already read.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def repair_run(
     dry_run: bool = False,
     on_finding: Callable[[Finding], None] = lambda finding: None,
 ) -> list[Finding]:
-    """Check every object among a run's counts, and move aside those that cannot be trusted.
+    """Check every object of a run's counts, and move aside those that cannot be trusted.
 
     Args:
-        store: where the run is.
+        store: the run's store.
         record: its run.json.
         dry_run: change nothing.
-        on_finding: called with each finding as soon as it is dealt with.
+        on_finding: called with each finding after it was moved.
 
     Raises:
-        StoreError: the place cannot be read or written.
+        StoreError: the store cannot be read or written.
     """
     found = []
     for key, reason in find_unsound(store, record).items():
@@ -64,23 +64,23 @@ def repair_units(
     dry_run: bool = False,
     on_finding: Callable[[Finding], None] = lambda finding: None,
 ) -> list[Finding]:
-    """Move aside units that the user names, and all that was decided from their votes. Nothing else is checked.
+    """Move aside units that the user names, and everything decided from their votes. Nothing else is checked.
 
-    In an adaptive run the votes of a stage decide which images of the block are drawn further: the block's later stages
-    go too, and before the unit itself, so that what is stored always follows from the votes that are stored.
+    In an adaptive run the votes of a stage decide which images of the block are drawn further. So the units of the
+    block's later stages are moved too, before the unit itself: stored parts always follow from stored votes.
 
     Args:
-        store: where the run is.
+        store: the run's store.
         record: its run.json.
-        keys: of units, as `drs-ray verify` names them. Those that are not stored are ignored.
+        keys: keys of units, as `drs-ray verify` names them. Units that are not stored are ignored.
         dry_run: change nothing.
-        on_finding: called with each finding as soon as it is dealt with.
+        on_finding: called with each finding after it was moved.
 
     Raises:
-        ConfigError: a key that no unit of the run has.
-        UnsoundError: a compacted object cannot be trusted; `repair_run` comes first.
-        CountsError: a compactor at work has written a unit again.
-        StoreError: the place cannot be read or written.
+        ConfigError: no unit of the run has this key.
+        UnsoundError: a compacted object cannot be trusted; `repair_run` must be run first.
+        CountsError: a compactor has written a unit again.
+        StoreError: the store cannot be read or written.
     """
     found: list[Finding] = []
     parts = list_parts(store, record)
@@ -106,14 +106,14 @@ def repair_units(
 
 
 def find_unsound(store: Store, record: RunRecord) -> dict[str, str]:
-    """The objects that cannot be trusted, in the order in which they are to be moved, and why.
+    """The objects that cannot be trusted, in the order in which they must be moved, with the reasons.
 
     Raises:
-        StoreError: the place cannot be read.
+        StoreError: the store cannot be read.
     """
     parts, unsound = survey(store, record)
     checker, blocks = PartChecker(record), _Blocks()
-    expected: dict[str, str] = {}  # digests of the compacted units that have a small part too
+    expected: dict[str, str] = {}  # digests of compacted units that also have a small part
     for key, data in fetch(store, sorted(parts.compacted), COMPACTED_AHEAD):
         try:
             if data is not None:
@@ -135,16 +135,16 @@ def find_unsound(store: Store, record: RunRecord) -> dict[str, str]:
         unsound.setdefault(parts.holder.get(unit, unit), f"{unit}: {reason}" if unit in parts.holder else reason)
     in_use = {key for key in unsound if key not in parts.holder and key not in parts.foreign}
     first = dict.fromkeys(_derived(store), _DERIVED) if in_use else {}
-    return first | dict(sorted(unsound.items()))  # a certificate never outlives its counts
+    return first | dict(sorted(unsound.items()))  # certificates are moved before their counts
 
 
 def _derived(store: Store) -> list[str]:
-    """What is stored of certificates and curve."""
+    """Keys of the stored certificates and curve."""
     return [item.key for key in (CERTIFICATES_KEY, CURVE_KEY) for item in store.list(key) if item.key == key]
 
 
 def _reasons(parts: Parts, record: RunRecord, keys: Iterable[str]) -> dict[str, str]:
-    """The stored units that are named, or that were decided from the votes of one that is, and why they are to go."""
+    """The stored units that are named, or were decided from the votes of a named unit, with the reasons."""
     units = RunUnits(record)
     named: set[UnitName] = set()
     for key in keys:
@@ -166,7 +166,7 @@ def _reasons(parts: Parts, record: RunRecord, keys: Iterable[str]) -> dict[str, 
 
 
 def _holders(parts: Parts, record: RunRecord, reasons: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """Every object that has one of these units, with those that it has; what was decided goes before what decided."""
+    """The objects with any of these units, and the reasons of their units; objects with later stages come first."""
     units = RunUnits(record)
     every = [(name, [entry.key for entry in entries]) for name, entries in parts.compacted.items()]
     every += [(key, [key]) for key in parts.small]
@@ -179,32 +179,32 @@ def _holders(parts: Parts, record: RunRecord, reasons: Mapping[str, str]) -> lis
 
 
 class _Blocks:
-    """What parts say of the images of their block: those of a stage have the same ones, all from the stage before."""
+    """Images and labels of parts by block and stage: equal for parts of one stage, and a subset of the stage before."""
 
     def __init__(self) -> None:
-        self._said: dict[tuple[int, int], dict[int, dict[bytes, list[str]]]] = {}  # by block, stage, images and labels
+        self._images: dict[tuple[int, int], dict[int, dict[bytes, list[str]]]] = {}  # keys by block, stage, content
 
-    def add(self, units: UnitRows, checker: PartChecker, but: Container[str]) -> None:
-        """Note what sound units say, but for some."""
+    def add(self, units: UnitRows, checker: PartChecker, excluded: Container[str]) -> None:
+        """Record the images and labels of sound units, except for the keys in `excluded`."""
         for key, mine in units.slices().items():
-            if key not in but:
+            if key not in excluded:
                 name = checker.name(key)
                 ids, first = np.unique(units.rows.image_id[mine], return_index=True)
-                said = np.stack([ids, units.rows.label[mine][first]], axis=1).tobytes()
-                self._said.setdefault(name.block, {}).setdefault(name.stage, {}).setdefault(said, []).append(key)
+                images = np.stack([ids, units.rows.label[mine][first]], axis=1).tobytes()
+                self._images.setdefault(name.block, {}).setdefault(name.stage, {}).setdefault(images, []).append(key)
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
-        """Units that cannot all be right, and why. Which of them is wrong, nobody can tell."""
-        for stages in self._said.values():
-            for stage, said in sorted(stages.items()):
+        """Units that contradict each other, with the reasons; it is unknown which of them are wrong."""
+        for stages in self._images.values():
+            for stage, images in sorted(stages.items()):
                 before = stages.get(stage - 1, {})
-                if len(said) > 1:
+                if len(images) > 1:
                     reason = "other images or labels than another part of the same block and stage"
-                    yield from ((key, reason) for keys in said.values() for key in keys)
-                elif len(before) == 1 and not _pairs(*said) <= _pairs(*before):
+                    yield from ((key, reason) for keys in images.values() for key in keys)
+                elif len(before) == 1 and not _pairs(*images) <= _pairs(*before):
                     reason = "images or labels of this block's stages do not fit together"
-                    yield from ((key, reason) for keys in (*said.values(), *before.values()) for key in keys)
+                    yield from ((key, reason) for keys in (*images.values(), *before.values()) for key in keys)
 
 
-def _pairs(said: bytes) -> set[tuple[int, int]]:
-    return {(int(image), int(label)) for image, label in np.frombuffer(said, np.int64).reshape(-1, 2)}
+def _pairs(images: bytes) -> set[tuple[int, int]]:
+    return {(int(image), int(label)) for image, label in np.frombuffer(images, np.int64).reshape(-1, 2)}

@@ -1,4 +1,4 @@
-"""The counts table as flat numpy columns, and what must hold for every row of it, whichever object it comes from."""
+"""The counts table as flat numpy columns, and the checks of its rows for parts and compacted objects."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from drs_ray.counts.schema import COUNTS, PHASES, SCHEMA_VERSION
 from drs_ray.errors import CountsError
 
 REMEDY = "`drs-ray repair RUN` moves it aside, then `drs-ray certify` computes it again"
-"""What to do about an object that cannot be trusted."""
+"""The remedy in messages about an object that cannot be trusted."""
 
 
 class UnsoundError(CountsError):
-    """An object among the counts that cannot be trusted: its key, and why."""
+    """An object of the counts cannot be trusted. key: its key. reason: why."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"counts part {key}: {reason}; {REMEDY}")
@@ -29,9 +29,9 @@ class UnsoundError(CountsError):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """R rows with V votes: each column of COUNTS, int [R]; votes and classes are flat, int [V].
+    """R rows with V votes: the columns of COUNTS, int [R]; votes and classes are flat, int [V].
 
-    phase: index in PHASES, -1 where it is none of them. row_of_vote: int64 [V], whose votes they are, increasing.
+    phase: index in PHASES, or -1 for another phase. row_of_vote: int64 [V], the row of each vote, increasing.
     """
 
     image_id: NDArray[np.int64]
@@ -49,14 +49,14 @@ class Rows:
         return len(self.samples)
 
     def between(self, first: int, end: int) -> Rows:
-        """A copy of rows [first, end): the others' memory can go."""
+        """A copy of rows [first, end), which does not keep the other rows in memory."""
         low, high = np.searchsorted(self.row_of_vote, (first, end))
         columns = {name: getattr(self, name)[first:end].copy() for name in PER_ROW}
         columns |= {name: getattr(self, name)[low:high].copy() for name in ("classes", "votes")}
         return Rows(**columns, row_of_vote=self.row_of_vote[low:high] - first)
 
     def where(self, kept: NDArray[np.bool_]) -> Rows:
-        """The rows that are kept, bool [R], in their order."""
+        """The rows with `kept`, bool [R], in the same order."""
         votes = kept[self.row_of_vote]
         columns = {name: getattr(self, name)[kept] for name in PER_ROW}
         columns |= {name: getattr(self, name)[votes] for name in ("classes", "votes")}
@@ -64,7 +64,7 @@ class Rows:
 
 
 PER_ROW = ("image_id", "label", "sub_image", "phase", "stage", "first_sample", "samples")
-"""The columns of `Rows` with one value a row."""
+"""The columns of `Rows` with one value per row."""
 
 
 def rows_of(table: pa.Table) -> Rows:
@@ -104,11 +104,11 @@ def open_table(data: bytes, key: str, expected: dict[str, str]) -> tuple[pa.Tabl
 
     Args:
         data: the object.
-        key: where it is stored.
-        expected: metadata that it must have, beside the version and the name of the table.
+        key: its key.
+        expected: required metadata besides the version and the name of the table.
 
     Raises:
-        UnsoundError: truncated, foreign, of another run or version, or with other columns.
+        UnsoundError: truncated, not Parquet, of another run or version, or with other columns.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -126,17 +126,17 @@ def check_metadata(found: dict[bytes, bytes], key: str, expected: dict[str, str]
     """Refuse another run, table or version.
 
     Raises:
-        UnsoundError: naming what differs.
+        UnsoundError: naming the metadata key that differs.
     """
     for name, value in {"schema_version": str(SCHEMA_VERSION), "table": "counts", **expected}.items():
-        there = found.get(f"drs_ray.{name}".encode())
-        if there != value.encode():
-            text = None if there is None else there.decode(errors="replace")
+        stored = found.get(f"drs_ray.{name}".encode())
+        if stored != value.encode():
+            text = None if stored is None else stored.decode(errors="replace")
             raise UnsoundError(key, f"{name} is {text}, expected {value}")
 
 
 def first_problem(table: pa.Table, rows: Rows, num_classes: int) -> tuple[int, str] | None:
-    """The first row that cannot be, and why; None where all can. Votes of a row must sum to its samples."""
+    """The first invalid row and the reason; None if all rows are valid. Votes of a row must sum to its samples."""
     unknown = np.flatnonzero(rows.phase < 0)
     if len(unknown):
         return int(unknown[0]), f"unknown phase [{table['phase'][int(unknown[0])].as_py()!r}]"

@@ -1,4 +1,4 @@
-"""run.json: what a run is. Its identity is a hash of all that changes a vote; the rest is provenance."""
+"""run.json, the record of a run: its identity, which is a hash of everything that changes a vote, and provenance."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from drs_ray.counts.schema import EXTENSION_KEY, IMPORTED, RUN_KEY, SCHEMA_VERSI
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError, counted
 from drs_ray.storage import Store
 
-_FIRST_RULES = 1  # of runs whose record does not name any
+_FIRST_RULES = 1  # version of the rules of runs whose record names none
 
 
 class DatasetRecord(Section):
-    """What was loaded under the data set's name; image_shape is (C, H, W), size the number of images of the split.
+    """The loaded data set. image_shape: (C, H, W). size: number of images of the split.
 
-    classes: names in order of class number; None where they are not known, and in runs of earlier versions. name: that
-    of the source where the data set is a packed one; None in runs of earlier versions, which had none.
+    classes: names in order of class number; None if unknown, and in runs of earlier versions. name: the name of the
+    data set, or of the source of a packed data set; None in runs of earlier versions, which had no packed data sets.
     """
 
     name: str | None = None
@@ -39,11 +39,11 @@ class DatasetRecord(Section):
 
 
 class RunRecord(Section):
-    """The content of run.json: the resolved config, digests, and what software and device the first start had.
+    """The content of run.json: the resolved config, digests, and software and device of the first start.
 
-    `config` has device and batch filled in. `image_ids` are in the order in which units cut them. `stopping` is the
-    certificate section of the first start: adaptive stages are decided by it for ever, whatever a later start or
-    reduction asks for. `rules` is the version of the rules that it was read by.
+    `config` has device and batch filled in. Units are ranges of `image_ids` in their order. `stopping` is the
+    certificate section of the first start. It always decides the adaptive stages, also if a later start or reduction
+    has another one. `rules` is the version of the rules by which `stopping` was read.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -61,7 +61,7 @@ class RunRecord(Section):
 
     @property
     def dataset_name(self) -> str:
-        """What the images are, also where the config only says how they are stored (parquet)."""
+        """Name of the data set, also if the config only gives its format (parquet)."""
         return self.dataset.name or self.config.dataset.name
 
     @property
@@ -71,10 +71,10 @@ class RunRecord(Section):
 
     @property
     def precision(self) -> Precision:
-        """Of the convolutions and matrix products of the classifiers that vote.
+        """Precision of the convolutions and matrix products of the classifiers.
 
         Raises:
-            CountsError: the run was begun by an earlier version, whose votes this one does not repeat.
+            CountsError: the run was begun by an earlier version, whose votes this version does not repeat.
         """
         precision = self.config.engine.precision
         if precision == "auto":
@@ -86,7 +86,7 @@ class RunRecord(Section):
 
     @property
     def arithmetic(self) -> str:
-        """How the classifiers that vote compute their logits, in words."""
+        """Precision and compilation of the classifiers, in words."""
         engine = self.config.engine
         precision = "float32" if engine.precision == "auto" else engine.precision
         return f"{precision}, compiled" if engine.compile is True else precision
@@ -98,11 +98,11 @@ class RunRecord(Section):
 
     @property
     def images_per_unit(self) -> int:
-        """Images of one unit of work."""
+        """Images of one unit of work, known once the run has started."""
         return _resolved(self.config.engine.images_per_unit)
 
     def failure_probability(self, alpha: float) -> float:
-        """What one certificate fails with at most: alpha, and with lattice noise what its drawing adds (theory 7)."""
+        """Largest failure probability of a certificate: alpha, plus the drawing error of lattice noise (theory 7)."""
         return alpha + self.drawing_error(self.config.budget.planned or self.config.budget.estimation)
 
     def drawing_error(self, samples: int) -> float:
@@ -113,9 +113,9 @@ class RunRecord(Section):
 
     @property
     def schedule(self) -> Schedule:
-        """The stages of the budget; one stage for a fixed number of samples. Finer where one radius is asked for.
+        """The stages of the budget: one stage for a fixed number of samples, and more stages for a fixed radius.
 
-        On CUDA they end at multiples of noise.block, because a block is drawn whole there.
+        On CUDA stages end at multiples of noise.block, because a block is drawn whole there.
         """
         budget, looks = self.config.budget, 1 if self.stopping.radius is None else LOOKS
         block = self.config.noise.block if self.config.engine.device == "cuda" else 1
@@ -129,7 +129,7 @@ def _resolved(size: int | None) -> int:
 
 @lru_cache(maxsize=16)
 def _schedule(planned: int, stages: int, looks: int, block: int, end: int) -> Schedule:
-    return doubling_schedule(planned, stages, looks=looks, block=block).up_to(end)  # asked for with every unit of a run
+    return doubling_schedule(planned, stages, looks=looks, block=block).up_to(end)  # cached: needed for every unit
 
 
 def identity(
@@ -144,7 +144,7 @@ def identity(
             "digest": dataset.digest,
             "image_ids": list(image_ids),
         },
-        # Without what is None: so runs of earlier versions keep their ids.
+        # Without keys that are None, so that runs of earlier versions keep their ids.
         "partition": config.partition.model_dump(mode="json", exclude_none=True),
         "classifiers": [
             _classifier_identity(classifier) | {"weights_digest": digest}
@@ -157,19 +157,19 @@ def identity(
 
 
 def _inference_identity(config: RunConfig) -> dict[str, Any]:
-    """How logits are computed; nothing for a run of an earlier version, which had no choice and keeps its id."""
+    """Precision and compilation; empty for a run of an earlier version without these keys, which keeps its id."""
     engine = config.engine
     return {} if engine.precision == "auto" else {"precision": engine.precision, "compile": engine.compile}
 
 
 def _classifier_identity(classifier: ClassifierConfig) -> dict[str, Any]:
-    """Without the paths of checkpoints: the digest says what was in them."""
+    """The classifier without the paths of checkpoints; the digest identifies their content."""
     same: dict[str, Any] = {
         "architecture": classifier.architecture,
         "arguments": classifier.arguments,
         "sigma": classifier.sigma,
     }
-    if classifier.pixels is not None:  # runs without them keep their ids
+    if classifier.pixels is not None:  # runs without this key keep their ids
         same["pixels"] = classifier.pixels.record
     if classifier.denoiser is not None:
         same["denoiser"] = classifier.denoiser.model_dump(mode="json", exclude={"checkpoint", "entry"})
@@ -177,7 +177,7 @@ def _classifier_identity(classifier: ClassifierConfig) -> dict[str, Any]:
 
 
 def with_engine(record: RunRecord, **changes: object) -> RunRecord:
-    """The record of a run that is not stored yet with other values in `engine`, and the id that goes with them."""
+    """A record that is not stored yet, with other values in `engine` and the new run id."""
     config = record.config.updated("engine", **changes)
     same = identity(config, record.dataset, record.image_ids, record.classifier_digests)
     return record.model_copy(update={"config": config, "run_id": run_id(same)})
@@ -190,49 +190,49 @@ def run_id(run_identity: Mapping[str, Any]) -> str:
 
 
 def create_or_join(store: Store, record: RunRecord) -> tuple[RunRecord, bool]:
-    """Write run.json unless it is there; if it is there and is the same run, join it.
+    """Write run.json if there is none; if it holds the same run, join this run.
 
-    A larger `budget.estimation` extends the run, exactly where the stored stages were planned for it.
+    A larger `budget.estimation` extends the run, but only if the stored `budget.planned` includes it.
 
     Returns:
-        The record in force, and whether it was there before (a resume). On a resume the sizes of units are the stored
-        ones, for they name the parts; paths, workers and the certificate section are the caller's.
+        The run's record, and whether it was already stored (a resume). On a resume the sizes of units are the stored
+        ones, because they name the parts; paths, workers and the certificate section are the caller's.
 
     Raises:
-        ConfigError: the place holds another run, or the same with another budget; the differing keys are named. An
-            adaptive run whose stages other rules decided.
+        ConfigError: the store holds another run, or this run with another budget (the message names the keys), or other
+            rules decided the stages of an adaptive run.
     """
     data = record.model_dump_json(indent=1).encode()
-    stored = store.create(RUN_KEY, data)
-    there = _extended(parse_record(stored, store.uri), store)
-    if there == record:
+    found = store.create(RUN_KEY, data)
+    stored = _extended(parse_record(found, store.uri), store)
+    if stored == record:
         return record, False
-    if there.rules != record.rules and len(there.schedule.samples) > 1:
+    if stored.rules != record.rules and len(stored.schedule.samples) > 1:
         raise ConfigError(
-            f"output.uri: the stages of run {there.run_id} in {store.uri} were decided by the certificate rules of "
+            f"output.uri: the stages of run {stored.run_id} in {store.uri} were decided by the certificate rules of "
             "another version of drs-ray: it can be reduced as it is, not continued; choose another output"
         )
-    differences = list(_differences(_comparable(there), _comparable(record)))
-    classes = first_difference(there.dataset.classes, record.dataset.classes)
+    differences = list(_differences(_comparable(stored), _comparable(record)))
+    classes = first_difference(stored.dataset.classes, record.dataset.classes)
     if classes is not None:
         differences.insert(0, f"dataset.classes: {classes}")
     if [difference.split(":")[0] for difference in differences] == ["budget.estimation"]:
-        _extend(store, there, record.config.budget.estimation)
+        _extend(store, stored, record.config.budget.estimation)
     elif differences:
         raise ConfigError(
-            f"output.uri: {store.uri} holds run {there.run_id}, which is not this one ({_first_few(differences)}); "
+            f"output.uri: {store.uri} holds run {stored.run_id}, which is not this one ({_first_few(differences)}); "
             "choose another output, restore the config, or delete what is there"
         )
-    sizes = there.config.engine.model_dump(include={"images_per_unit", "samples_per_unit"})
+    sizes = stored.config.engine.model_dump(include={"images_per_unit", "samples_per_unit"})
     config = record.config.updated("engine", **sizes)
-    return there.model_copy(update={"config": config}), True
+    return stored.model_copy(update={"config": config}), True
 
 
 def stored_record(store: Store) -> RunRecord | None:
-    """The record of the run that has started in this place; None where none has.
+    """The record of the run in this store; None if there is none.
 
     Raises:
-        CountsError: something else lies where its run.json would.
+        CountsError: run.json is not the record of a run.
     """
     try:
         data = store.get(RUN_KEY)
@@ -242,19 +242,19 @@ def stored_record(store: Store) -> RunRecord | None:
 
 
 def read_record(store: Store) -> RunRecord:
-    """The record of the run that is stored there.
+    """The record of the stored run, with its extension.
 
     Raises:
-        CountsError: no run is there, or its run.json cannot be read.
+        CountsError: the store has no run, or its run.json cannot be read.
     """
     return _extended(parse_record(read_run_json(store), store.uri), store)
 
 
 def read_run_json(store: Store) -> bytes:
-    """run.json as it is stored, of a run or of an imported one.
+    """The bytes of run.json, of a run or of an imported run.
 
     Raises:
-        CountsError: no run is there.
+        CountsError: the store has no run.
     """
     try:
         return store.get(RUN_KEY)
@@ -268,7 +268,7 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
     """run.json's bytes -> record.
 
     Raises:
-        CountsError: not a record, one of another version, or one whose contents are not those it was made with.
+        CountsError: not a record, of another version, or changed after it was written.
     """
     try:
         content = json.loads(data)
@@ -284,14 +284,14 @@ def parse_record(data: bytes, uri: str) -> RunRecord:
             raise ValueError("a run that has started has units")
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise CountsError(f"{uri}/{RUN_KEY}: not a drs-ray run record; choose another place or remove it") from error
-    if run_id(same) != record.run_id:  # another sigma, for one, would scale every radius
+    if run_id(same) != record.run_id:  # for example, another sigma would scale every radius
         raise CountsError(f"{uri}/{RUN_KEY}: was changed after it was written; restore it, or choose another output")
     return record
 
 
-def _extend(store: Store, there: RunRecord, estimation: int) -> None:
-    """Note that the run goes on to a later one of its planned stages."""
-    budget = there.config.budget
+def _extend(store: Store, stored: RunRecord, estimation: int) -> None:
+    """Store the extension of the run to a later planned stage."""
+    budget = stored.config.budget
     if budget.planned is None or not budget.estimation < estimation <= budget.planned:
         raise ConfigError(
             f"budget.estimation: the run in {store.uri} has {budget.estimation} samples, got {estimation}; "
@@ -299,11 +299,11 @@ def _extend(store: Store, there: RunRecord, estimation: int) -> None:
             f"were seen have spent their alpha (planned: {budget.planned}); restore the budget or choose another "
             "output"
         )
-    store.put(EXTENSION_KEY, json.dumps({"run_id": there.run_id, "estimation": estimation}).encode())
+    store.put(EXTENSION_KEY, json.dumps({"run_id": stored.run_id, "estimation": estimation}).encode())
 
 
 def _extended(record: RunRecord, store: Store) -> RunRecord:
-    """The record with the budget that it was extended to, if it was."""
+    """The record with the budget of its extension, if there is one."""
     try:
         extension = json.loads(store.get(EXTENSION_KEY))
         if extension["run_id"] != record.run_id:
@@ -317,9 +317,9 @@ def _extended(record: RunRecord, store: Store) -> RunRecord:
 
 
 def _generator(config: RunConfig) -> str:
-    """Name of the stream that noise keys mean: another name whenever one of them means other noise."""
+    """Name of the noise stream. Streams that give different noise for any key have different names."""
     on_cuda = config.engine.device == "cuda"
-    if config.engine.precision == "auto":  # of an earlier version, which had one name for both laws
+    if config.engine.precision == "auto":  # an earlier version, which used one name for both laws
         return "torch-philox" if on_cuda else "numpy-philox"
     if config.noise.law == "lattice":
         return "torch-philox-62" if on_cuda else "numpy-philox-16+46"
@@ -331,15 +331,15 @@ def _comparable(record: RunRecord) -> dict[str, Any]:
     return same | {"budget": record.config.budget.model_dump(mode="json")}
 
 
-def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            yield from _differences(there.get(key), here.get(key), f"{path}.{key}" if path else str(key))
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here) and len(there) <= 16:
-        for index, (old, new) in enumerate(zip(there, here, strict=True)):
+def _differences(stored: Any, given: Any, path: str = "") -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(given, dict):
+        for key in sorted(stored.keys() | given.keys()):
+            yield from _differences(stored.get(key), given.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(stored, list) and isinstance(given, list) and len(stored) == len(given) and len(stored) <= 16:
+        for index, (old, new) in enumerate(zip(stored, given, strict=True)):
             yield from _differences(old, new, f"{path}.{index}")
-    elif there != here:
-        yield f"{path}: {_brief(there)} there, {_brief(here)} here"
+    elif stored != given:
+        yield f"{path}: {_brief(stored)} there, {_brief(given)} here"
 
 
 def _first_few(differences: list[str]) -> str:

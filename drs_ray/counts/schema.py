@@ -1,4 +1,4 @@
-"""The tables that drs-ray stores: Arrow schemas with units, and the metadata that ties a file to its run."""
+"""The tables that drs-ray stores: Arrow schemas with units, and the metadata that links a file to its run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pyarrow as pa
 from drs_ray.errors import CountsError
 
 SCHEMA_VERSION = 1
-"""Version of the tables and of run.json. It rises when a reader of before would misread what is written; a reader keeps
-reading every version from 1 on, and refuses the newer ones that it cannot know."""
+"""Version of the tables and of run.json. It rises if older readers would misread the new format. A reader reads every
+version from 1 to its own, and refuses newer versions."""
 
 IMPORTED = "imported"
-"""`kind` in the run.json of certificates that other code published; a run of drs-ray's own has none."""
+"""`kind` in the run.json of imported certificates of other code; the run.json of a drs-ray run has no `kind`."""
 
 RUN_KEY = "run.json"
 EXTENSION_KEY = "extension.json"
@@ -77,7 +77,7 @@ CERTIFICATES = pa.schema(
         _field("alpha", pa.float64(), "failure probability of the image's certificate"),
     ]
 )
-"""One row per image: what is certified, and every number that it was derived from."""
+"""One row per image: its certificate, and the numbers that it was derived from."""
 
 IMPORTED_CERTIFICATES = pa.schema(
     [
@@ -86,10 +86,10 @@ IMPORTED_CERTIFICATES = pa.schema(
         _field("alpha", pa.float64(), "failure probability of the image's certificate, as stated at the import"),
     ]
 )
-"""One row per image of a log of other code: nothing about votes, for nobody has them."""
+"""One row per image of a log of other code, without votes, because logs do not contain them."""
 
 IMPORTED_TIME = _field("time", pa.string(), "as printed in the log")
-"""A last column of theirs, where the log had it."""
+"""Last column of imported certificates, if the log has it."""
 
 CURVE = pa.schema(
     [
@@ -122,10 +122,10 @@ ATTACKS = pa.schema(
 
 
 def check_version(found: object, where: str) -> None:
-    """Refuse what a newer drs-ray wrote, and what is no version.
+    """Refuse a newer version, and anything that is not a version.
 
     Raises:
-        CountsError: `where` is of a version that this reader cannot know.
+        CountsError: this reader does not know the version of `where`.
     """
     text = str(found)
     if not text.isdecimal() or int(text) < 1:
@@ -137,12 +137,12 @@ def check_version(found: object, where: str) -> None:
 
 
 def with_metadata(schema: pa.Schema, run_id: str, **extra: str) -> pa.Schema:
-    """The schema with the version, the run it belongs to, and further keys in its metadata."""
+    """The schema with the version, the run id, and further keys in its metadata."""
     values = {"schema_version": str(SCHEMA_VERSION), "run_id": run_id, **extra}
     return schema.with_metadata({f"drs_ray.{name}": value for name, value in values.items()})
 
 
 def metadata(schema: pa.Schema) -> dict[str, str]:
-    """What `with_metadata` wrote, without the prefix; empty for a foreign file."""
+    """The metadata from `with_metadata`, without the prefix; empty for a file of another program."""
     items = (schema.metadata or {}).items()
     return {k.decode().removeprefix("drs_ray."): v.decode() for k, v in items if k.startswith(b"drs_ray.")}

@@ -1,7 +1,7 @@
-"""What driver sessions left behind: one small object each, beside the counts (never inside a part).
+"""Notes of driver sessions: one small object for each session, beside the counts (never inside a part).
 
-A note is written when a session begins and replaced when it ends, so one without an end is of a driver that is at work,
-or that was killed.
+A note is written when a session begins, and replaced when it ends. A note without an end belongs to a driver that is
+running or was killed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from drs_ray.storage import Store
 
 SESSIONS_PREFIX = "sessions/"
 LISTED_SET_ASIDE = 1000
-"""A note names so many units at most, to stay small."""
+"""Largest number of units set aside that a note names, to keep notes small."""
 
 
 @dataclass(frozen=True)
 class SessionSummary:
-    """What a session did. units_retried: how often a unit was tried again. set_aside: reason by key, the first of them.
+    """Counts of a session. units_retried: number of retries. set_aside: reason by key, of the first such units.
 
-    workers_lost counts those that were lost while they started or under a unit, not those that were dismissed.
+    workers_lost: workers lost while they started or computed a unit, not workers that the driver ended.
     """
 
     units_done: int = 0
@@ -40,7 +40,7 @@ class SessionSummary:
 
 @dataclass(frozen=True)
 class SessionNote:
-    """A session. written: time of the note by the store's clock, so its begin or, where `seconds` is known, its end."""
+    """A session. written: time of its start or, if `seconds` is known, of its end, by the store's clock."""
 
     started: str
     seconds: float | None
@@ -50,9 +50,9 @@ class SessionNote:
 
 @contextmanager
 def noted_session(store: Store, summary: Callable[[], SessionSummary]) -> Iterator[None]:
-    """Note that a driver works on the run within the block, and what came of it, however the block ends.
+    """Write a note that a driver works on the run within the block, and at its end a note with the summary.
 
-    A note that cannot be written is left out: it must neither stop a run nor hide what went wrong.
+    A note that cannot be written is omitted, so that it neither stops a run nor hides the run's error.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     key = f"{SESSIONS_PREFIX}{started:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json"
@@ -71,12 +71,12 @@ def read_sessions(store: Store) -> list[SessionNote]:
     """The notes, oldest first.
 
     Raises:
-        CountsError: a note that cannot be read.
+        CountsError: a note cannot be read.
     """
     notes = []
     for item in store.list(SESSIONS_PREFIX):
         if not item.key.endswith(".json"):
-            continue  # no note: a file of the system's, or of another program
+            continue  # not a note, but a file of the system or of another program
         try:
             content = json.loads(store.get(item.key))
             seconds = content.get("seconds")
@@ -95,10 +95,10 @@ def read_sessions(store: Store) -> list[SessionNote]:
 
 
 def total_seconds(store: Store) -> float | None:
-    """Seconds of all sessions that ended; None where none did.
+    """Seconds of all sessions that ended; None if none has ended.
 
     Raises:
-        CountsError: a note that cannot be read.
+        CountsError: a note cannot be read.
     """
     seconds = [note.seconds for note in read_sessions(store) if note.seconds is not None]
     return sum(seconds) if seconds else None

@@ -1,6 +1,6 @@
-"""The names of units: what a key says, which keys a run can have, and which rows belong under one.
+"""The keys of units: their meaning, the keys that a run can have, and the rows that belong to a key.
 
-Two units of a run never share a sample, so a part that holds exactly the samples its key names can overlap no other.
+Two units of a run never share a sample, so parts with exactly the samples of their keys do not overlap.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class UnitName:
 
     @property
     def key(self) -> str:
-        """Where the unit's part is stored, below the run's place."""
+        """Key of the unit's part in the run's store."""
         first, last = self.block
         return (
             f"{COUNTS_PREFIX}k{self.sub_image}/s{self.stage}/i{first:08d}-{last:08d}-n{self.first_sample:010d}.parquet"
@@ -41,14 +41,14 @@ class RunUnits:
     """The units that a run can have: a function of run.json."""
 
     def __init__(self, record: RunRecord) -> None:
-        """Keeps what is needed to look an image up."""
+        """record: the run's record."""
         self._record = record
         self._ids = np.asarray(record.image_ids, np.int64)
         self._order = np.argsort(self._ids)
         self._ranges = record.schedule.ranges()
 
     def parse(self, key: str) -> UnitName | None:
-        """What a key says; None where no unit of the run has it."""
+        """The unit name of a key; None if no unit of the run has this key."""
         found = _KEY.fullmatch(key)
         if found is None:
             return None
@@ -69,43 +69,45 @@ class RunUnits:
         return min(name.first_sample + self._per_unit(name.stage), start + samples)
 
     def misplaced(self, rows: Rows, names: Sequence[UnitName], lengths: NDArray[np.int64]) -> tuple[int, str] | None:
-        """The first unit whose rows are not exactly the samples that its name says, and why; None where all are.
+        """The first unit whose rows are not exactly the samples of its name, and the reason; None if there is none.
 
         Args:
-            rows: of all units, one after another.
+            rows: the rows of all units, one unit after another.
             names: the units.
-            lengths: int64 [units], rows of each.
+            lengths: int64 [units], number of rows of each unit.
         """
-        of = np.repeat(np.arange(len(names)), lengths)
-        at = self._order[np.minimum(np.searchsorted(self._ids, rows.image_id, sorter=self._order), len(self._ids) - 1)]
+        unit = np.repeat(np.arange(len(names)), lengths)
+        position = self._order[
+            np.minimum(np.searchsorted(self._ids, rows.image_id, sorter=self._order), len(self._ids) - 1)
+        ]
         # Columns of the names, and the range of samples that each row must lie in.
         sub_image, stage, first, last, start, end = np.array(
             [(n.sub_image, n.stage, *n.block, n.first_sample, self.end(n)) for n in names], np.int64
         ).T
         estimation = rows.phase == PHASES.index("estimation")
         selection = np.where(start == 0, self._record.config.budget.selection, 0)
-        low, high = np.where(estimation, start[of], 0), np.where(estimation, end[of], selection[of])
-        elsewhere = (self._ids[at] != rows.image_id) | (at < first[of]) | (at > last[of])
-        elsewhere |= (rows.sub_image != sub_image[of]) | (rows.stage != np.where(estimation, stage[of], 0))
+        low, high = np.where(estimation, start[unit], 0), np.where(estimation, end[unit], selection[unit])
+        elsewhere = (self._ids[position] != rows.image_id) | (position < first[unit]) | (position > last[unit])
+        elsewhere |= (rows.sub_image != sub_image[unit]) | (rows.stage != np.where(estimation, stage[unit], 0))
         elsewhere |= (rows.first_sample < low) | (rows.first_sample + rows.samples > high)
         if elsewhere.any():
             row = int(np.flatnonzero(elsewhere)[0])
-            return int(of[row]), f"{_describe(rows, row)} does not belong to this unit"
-        # Each (unit, image, phase) is a cell whose rows must follow one another from low to high.
-        order = np.lexsort((rows.first_sample, rows.phase, at, of))
-        cell = np.stack([of, at, rows.phase])[:, order]
+            return int(unit[row]), f"{_describe(rows, row)} does not belong to this unit"
+        # The rows of each cell (unit, image, phase) must be contiguous from low to high.
+        order = np.lexsort((rows.first_sample, rows.phase, position, unit))
+        cell = np.stack([unit, position, rows.phase])[:, order]
         begins = np.append(True, (cell[:, 1:] != cell[:, :-1]).any(axis=0)) if len(order) else np.zeros(0, np.bool_)
         ends_at = (rows.first_sample + rows.samples)[order]
         expected = np.where(begins, low[order], np.concatenate([[0], ends_at[:-1]]) if len(order) else 0)
-        off = rows.first_sample[order] != expected
-        off |= np.append(begins[1:], True)[: len(order)] & (ends_at != high[order])
-        if off.any():
-            row = int(order[np.flatnonzero(off)[0]])
-            return int(of[row]), f"{_describe(rows, row)} leaves a gap or overlaps another row"
+        misaligned = rows.first_sample[order] != expected
+        misaligned |= np.append(begins[1:], True)[: len(order)] & (ends_at != high[order])
+        if misaligned.any():
+            row = int(order[np.flatnonzero(misaligned)[0]])
+            return int(unit[row]), f"{_describe(rows, row)} leaves a gap or overlaps another row"
         label, same = rows.label[order], (cell[:2, 1:] == cell[:2, :-1]).all(axis=0)
         if (same & (label[1:] != label[:-1])).any():
             row = int(order[1:][same & (label[1:] != label[:-1])][0])
-            return int(of[row]), f"image {rows.image_id[row]} has two labels"
+            return int(unit[row]), f"image {rows.image_id[row]} has two labels"
         return self._incomplete(cell[:, begins], names, start, last - first + 1)
 
     def _incomplete(
@@ -115,17 +117,18 @@ class RunUnits:
         start: NDArray[np.int64],
         images: NDArray[np.int64],
     ) -> tuple[int, str] | None:
-        """A unit without images, or with only some in the first stage, or with a phase lacking for an image."""
-        of, _, phase = cells
-        drawn, selected = (np.bincount(of[phase == which], minlength=len(names)) for which in (1, 0))
+        """The first unit that lacks images or a phase of an image; later stages need not have all images."""
+        unit, _, phase = cells
+        drawn, selected = (np.bincount(unit[phase == which], minlength=len(names)) for which in (1, 0))
         lacking = (drawn == 0) | (selected != np.where(start == 0, drawn, 0))
         lacking |= (drawn != images) & (np.array([name.stage for name in names]) == 0)
         if lacking.any():
             return int(np.flatnonzero(lacking)[0]), "images or samples of this unit are missing"
-        paired = start[of] == 0
+        paired = start[unit] == 0
         if not np.array_equal(cells[:2, paired & (phase == 0)], cells[:2, paired & (phase == 1)]):
             differ = (cells[:2, paired & (phase == 0)] != cells[:2, paired & (phase == 1)]).any(axis=0)
-            return int(of[paired & (phase == 0)][differ][0]), "its selection and estimation samples are of other images"
+            first = int(unit[paired & (phase == 0)][differ][0])
+            return first, "its selection and estimation samples are of other images"
         return None
 
     def _per_unit(self, stage: int) -> int:

@@ -1,1 +1,1 @@
-"""Carrying a run out: its description, the remaining units, the executors. Ray is in `engine/ray` alone."""
+"""Carries out a run: its description, the remaining units, the executors. Only `engine/ray` imports Ray."""

@@ -1,4 +1,4 @@
-"""What a run will be, before anything is computed: its config resolved, its data and classifiers loaded and checked."""
+"""Describes a run before anything is computed: resolves its config, loads and checks its data and classifiers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarro
 def describe_on(
     executor: Executor, config: RunConfig, observer: Observer, stored: RunRecord | None = None
 ) -> RunRecord:
-    """The record of a run that will be carried out there, with all decided that needs no measuring.
+    """The record of a run for this executor, with everything decided that needs no measurement.
 
     Args:
-        executor: where.
+        executor: where the units will be computed.
         config: the run.
-        observer: told of warnings.
-        stored: the run that has begun already, whose decisions are kept.
+        observer: receives warnings.
+        stored: the record of a run that has already begun; its decisions are kept.
 
     Raises:
-        As `describe_run`, and CountsError: the stored run is of an earlier version.
+        As `describe_run`, and CountsError: the stored run was begun by an earlier version.
     """
     resolved = resolve(config, executor, stored, observer)
     executor.check(resolved.engine)
@@ -53,11 +53,11 @@ def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = Fa
 
     Args:
         config: the run, resolved.
-        observer: told of warnings.
-        may_fall_back: take float32 where a classifier cannot do bfloat16, and say so, instead of raising.
+        observer: receives warnings.
+        may_fall_back: if a classifier cannot run in bfloat16, warn and use float32 instead of raising.
 
     Raises:
-        ConfigError, DataError, ClassifierError: one clear line each.
+        ConfigError, DataError, ClassifierError: with a one-line message.
     """
     observer.step("loading data set and classifiers")
     import torch
@@ -128,7 +128,7 @@ def resolve(
 ) -> RunConfig:
     """The config with device, batch and precision filled in: all of them belong to the run's identity.
 
-    What a stored run has decided for `auto` stays so; whether a new run is compiled, measuring decides (`settled`).
+    A stored run keeps its values for `auto`. For a new run, a measurement decides whether to compile (`settled`).
     """
     engine, precision, compiled = config.engine, config.engine.precision, config.engine.compile
     device = engine.device
@@ -147,7 +147,7 @@ def resolve(
 
 
 def _check_stages(config: RunConfig, device: str) -> None:
-    """On CUDA a block is drawn whole, and otherwise on another GPU: stages must not share a block of noise."""
+    """Stages must not share a noise block on CUDA: a block is drawn whole there, and differs between GPU models."""
     budget, block = config.budget, config.noise.block
     ends = doubling_schedule(budget.planned or budget.estimation, budget.stages).samples[:-1]
     if device == "cuda" and any(end % block for end in ends):
@@ -158,7 +158,7 @@ def _check_stages(config: RunConfig, device: str) -> None:
 
 
 def _check_radius(config: RunConfig) -> None:
-    """A fixed radius that not even unanimous votes can certify would cost samples and certify nothing."""
+    """Refuse a fixed radius that not even unanimous votes can certify."""
     certificate, budget = config.certificate, config.budget
     if certificate.radius is None:
         return
@@ -175,7 +175,7 @@ def _check_radius(config: RunConfig) -> None:
 
 
 def out_of_reach(config: RunConfig, num_classes: int) -> Iterator[str]:
-    """In a line: that no image can get a certificate, or none at a radius > 0 of the grid, whatever the votes."""
+    """A warning if no votes can give an image a certificate, or a certificate at a radius > 0 of the grid."""
     certificate, budget = config.certificate, config.budget
     rule, schedule = rule_of(config, certificate), doubling_schedule(budget.planned or budget.estimation, budget.stages)
     stages = [stage for stage in zip(schedule.samples, schedule.shares, strict=True) if stage[0] <= budget.estimation]
@@ -200,7 +200,7 @@ def out_of_reach(config: RunConfig, num_classes: int) -> Iterator[str]:
 
 
 def hardware_of(device: str) -> str:
-    """What kind of device this machine would count votes on, in words."""
+    """Description of the device on which this machine would count votes."""
     if device == "cuda":
         import torch
 

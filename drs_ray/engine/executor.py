@@ -1,4 +1,4 @@
-"""Where units are carried out: what a run asks of that place, be it this process or workers on a Ray."""
+"""The interface of executors, which compute units in this process or in Ray workers."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ from drs_ray.storage import Store
 
 
 class Executor(Protocol):
-    """What a run asks of the place where its units are carried out."""
+    """Computes a run's units."""
 
     def has_gpus(self) -> bool:
         """Whether workers will find a GPU."""
 
     def has_bfloat16(self, device: str, observer: Observer) -> bool:
-        """Whether the workers' devices have units for bfloat16; of a cluster, one worker's is looked at.
+        """Whether the workers' devices have bfloat16 units; on a cluster, the device of one worker is examined.
 
-        observer: told where no node of a cluster can hold a worker now.
+        observer: receives a warning if no node of a cluster can hold a worker now.
         """
 
     def check(self, engine: EngineConfig) -> None:
-        """Refuse what can never be served; a cluster may still grow.
+        """Refuse a config whose workers can never be placed. A cluster is not checked, because it may grow.
 
         Raises:
-            ConfigError: a GPU is asked for and there is none, or more CPUs than there are.
+            ConfigError: the config asks for a GPU and there is none, or for more CPUs than there are.
         """
 
     def room(self, engine: EngineConfig) -> int:
-        """How many workers would find room now."""
+        """How many workers fit on the available nodes now."""
 
     def measure(self, units: Sequence[Unit], record: RunRecord, observer: Observer) -> Mapping[int, Sequence[Measured]]:
-        """How fast workers are with each unit's classifier on each unit's image; the units are not carried out.
+        """Measure each unit's classifier on the unit's first image, without storing anything.
 
         Returns:
-            By sub-image; one that could not be measured is not there.
+            Measurements by sub-image, without sub-images that could not be measured.
 
         Raises:
-            ConfigError, EngineError: no worker can be had, or Ray fails.
+            ConfigError, EngineError: no worker can be started, or Ray fails.
         """
 
     def run(
         self, units: Sequence[Unit], record: RunRecord, remaining: RemainingUnits, store: Store, observer: Observer
     ) -> dict[Unit, str]:
-        """Carry out the units, and those that they call for.
+        """Compute the units, and the units of later stages that `remaining` adds.
 
         Returns:
             The units that were set aside, with the reason.
 
         Raises:
-            ConfigError, EngineError: no worker can be had, unit after unit fails, or Ray fails.
+            ConfigError, EngineError: no worker can be started, too many units in a row fail, or Ray fails.
         """
 
     def close(self) -> None:
-        """Leave what was started or attached to."""
+        """Stop or leave the Ray that this executor started or joined."""
 
 
 def check_this_machine(engine: EngineConfig) -> None:
-    """Refuse what workers on this machine could never have.
+    """Refuse resources of a worker that this machine does not have.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none, or more CPUs than there are.
+        ConfigError: the config asks for a GPU and there is none, or for more CPUs or GPUs than there are.
     """
     import torch
 

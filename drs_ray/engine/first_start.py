@@ -1,7 +1,7 @@
-"""What a run's first start decides by measuring: whether its classifiers are compiled, and the sizes of its units.
+"""Decisions of a run's first start: whether classifiers are compiled, and the sizes of units.
 
-Both are stored in run.json and stay. Compiling is decided here once for all workers, because a compiled classifier
-rounds otherwise: a worker that cannot do what was decided does not start.
+Both decisions are stored in run.json and never change. One decision on compilation holds for all workers, because a
+compiled classifier rounds differently. A worker that cannot follow the decision does not start.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from drs_ray.engine.sizing import is_small, most_samples, sized
 from drs_ray.errors import ClassifierError, EngineError
 
 COMPILE_SECONDS = 60.0
-"""Runs that take a worker less than this are not compiled: compiling takes 5 to 20 s on every node."""
+"""Runs that take less time per worker are not compiled: compilation takes 5 to 20 s on every node."""
 
 COMPILE_GAIN = 1.05
 """A compiled classifier must be faster by this factor: measurements differ by a few percent."""
 
-_ADAPTIVE_SHARE = 0.25  # of its largest number of samples, which an adaptive run is expected to take
+_ADAPTIVE_SHARE = 0.25  # an adaptive run is expected to draw this share of its largest number of samples
 
 
 def settled(record: RunRecord, executor: Executor, observer: Observer) -> tuple[RunRecord, dict[int, Speed] | None]:
-    """A new run's record with `engine.compile` and the sizes of its units decided, by measuring where that pays.
+    """Decide `engine.compile` and the sizes of units of a new run; large runs are measured for this.
 
     Args:
         record: the run as described.
-        executor: where the run will be carried out.
-        observer: told what could not be measured or compiled.
+        executor: where the units will be computed.
+        observer: receives a warning about what could not be measured or compiled.
 
     Returns:
-        The record, and the speeds of its classifiers by sub-image; None where nothing was measured.
+        The record, and the speeds of its classifiers by sub-image, or None if nothing was measured.
 
     Raises:
-        CannotCompileError: `engine.compile: true` cannot be done. Others: see `measure`.
+        CannotCompileError: with `engine.compile: true`. Others: see `measure`.
     """
     asked, has_sizes = record.config.engine.compile, record.config.engine.images_per_unit is not None
     if asked is False and has_sizes:
@@ -56,7 +56,7 @@ def settled(record: RunRecord, executor: Executor, observer: Observer) -> tuple[
 
 
 def _measured_if_possible(record: RunRecord, executor: Executor, observer: Observer) -> dict[int, Speed]:
-    """Speeds of compiled classifiers; none, and a warning that says why, where they cannot be had."""
+    """Speeds of compiled classifiers. If they cannot be measured: a warning with the reason, and an empty result."""
     try:
         return measure(record, executor, observer)
     except (ClassifierError, EngineError) as error:
@@ -65,7 +65,7 @@ def _measured_if_possible(record: RunRecord, executor: Executor, observer: Obser
 
 
 def _seconds(record: RunRecord, workers: int, speeds: Mapping[int, Speed]) -> float:
-    """What the run is expected to take each of its workers; 0 where a classifier could not be measured."""
+    """Expected seconds of the run on all its workers; 0 if a classifier could not be measured."""
     if set(speeds) != set(range(record.sub_images)):
         return 0.0
     share = _ADAPTIVE_SHARE if len(record.schedule.samples) > 1 else 1.0

@@ -1,7 +1,6 @@
-"""What a run will take: units, samples, bytes, hours and cost, from a short probe where it would be carried out.
+"""Estimates a run's units, samples, bytes and hours, from a short probe on the workers. Nothing is written.
 
-Nothing is written. An adaptive run's size is known between two ends: its first stage, which every image takes, and all
-of its stages, which a hard image takes.
+The size of an adaptive run lies between two bounds: the first stage of all images, and all stages of all images.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from drs_ray.errors import EngineError
 
 @dataclass(frozen=True)
 class Size:
-    """So many units, noise samples, bytes of parts, and hours of one worker."""
+    """Numbers of units, noise samples, bytes of parts, and hours of one worker."""
 
     units: int
     samples: int
@@ -36,10 +35,10 @@ class Size:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run's size, and its expected time on `workers` workers like those that were probed.
+    """A run's size, and its expected time on `workers` workers like those that were measured.
 
-    least, most: the same for a fixed number of samples. speeds: of one worker, by sub-image. float32_speeds: in float32
-    without torch.compile; the same where the run is done so. gpus, cpus: of one worker.
+    least, most: bounds of the size, equal for a fixed number of samples. speeds: of one worker, by sub-image.
+    float32_speeds: the same in float32 without torch.compile. gpus, cpus: of one worker.
     """
 
     record: RunRecord
@@ -52,7 +51,7 @@ class RunPlan:
     cpus: float
 
     def hours(self, size: Size) -> float:
-        """Expected wall time on all workers, which a run of few units cannot keep busy."""
+        """Expected wall time on all workers; a run with fewer units than workers uses one worker per unit."""
         return size.worker_hours / min(self.workers, size.units)
 
     @property
@@ -62,16 +61,16 @@ class RunPlan:
         return next(seconds) / next(seconds)
 
     def device_hours(self, size: Size) -> float:
-        """GPU hours where workers have GPUs, or a share of one; CPU hours elsewhere."""
+        """GPU hours if workers have GPUs or a share of one, else CPU hours."""
         return size.worker_hours * (self.gpus or self.cpus)
 
 
 def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
-    """Size a run, and measure how fast workers of the config's cluster draw votes.
+    """Estimate a run's size and time; workers of the config's cluster are measured.
 
     Raises:
-        ConfigError, DataError, ClassifierError: what `certify_run` would refuse.
-        EngineError: no worker can be had, or a classifier fails on the image it was tried on.
+        ConfigError, DataError, ClassifierError: as `certify_run`.
+        EngineError: no worker can be started, or a classifier fails on the image of the measurement.
     """
     from drs_ray.models.torch_state import plain_torch
 
@@ -94,7 +93,7 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
     return RunPlan(
         record,
         stages[0],
-        _together(stages),
+        _sum(stages),
         speeds,
         float32_speeds,
         max(1, workers),
@@ -104,23 +103,23 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
 
 
 def _stage_size(record: RunRecord, stage: int, speeds: Mapping[int, Speed]) -> Size:
-    """One stage of all images. Blocks are alike, but for a shorter last one."""
+    """The size of one stage of all images. All blocks but the last one have the same size."""
     last = blocks(record)[-1]
     whole = (0, record.images_per_unit - 1)
     kinds = [(last, 1)] if last[0] == 0 else [(whole, len(blocks(record)) - 1), (last, 1)]
     units = samples = size = 0
     seconds = 0.0
     for (first, end), count in kinds:
-        mine = stage_units(record, (first, end), stage, range(first, end + 1))
-        units += count * len(mine)
-        samples += count * sum(unit.samples for unit in mine)
-        size += count * sum(_part_bytes(record, unit, speeds[unit.sub_image].classes) for unit in mine)
-        seconds += count * sum(unit.samples / speeds[unit.sub_image].mean for unit in mine)
+        block_units = stage_units(record, (first, end), stage, range(first, end + 1))
+        units += count * len(block_units)
+        samples += count * sum(unit.samples for unit in block_units)
+        size += count * sum(_part_bytes(record, unit, speeds[unit.sub_image].classes) for unit in block_units)
+        seconds += count * sum(unit.samples / speeds[unit.sub_image].mean for unit in block_units)
     return Size(units, samples, size, seconds / 3600)
 
 
 def _part_bytes(record: RunRecord, unit: Unit, classes: float) -> int:
-    """Bytes of a part whose rows have votes for so many classes, most of them for one."""
+    """Bytes of a part whose rows have votes for `classes` classes, most of them for one class."""
     present = max(1, min(round(classes), record.dataset.num_classes))
     rows = []
     for position in unit.positions:
@@ -136,7 +135,7 @@ def _part_bytes(record: RunRecord, unit: Unit, classes: float) -> int:
     return len(encode_part(rows, record.run_id, unit.key))
 
 
-def _together(sizes: list[Size]) -> Size:
+def _sum(sizes: list[Size]) -> Size:
     return Size(
         sum(size.units for size in sizes),
         sum(size.samples for size in sizes),

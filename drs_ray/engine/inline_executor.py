@@ -1,4 +1,4 @@
-"""The engine in the driver's own process: for debugging, notebooks and tests. The same units, the same rows."""
+"""Computes units in the driver's process, for debugging, notebooks and tests. The rows equal those from Ray workers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class InlineExecutor:
                 dataset = runner.dataset
                 try:
                     measured = runner.measure(unit, PROBE_SECONDS)
-                except DrsError:  # the run itself will say what is wrong with which image
+                except DrsError:  # the run itself will name the image and the cause
                     continue
                 found.setdefault(unit.sub_image, []).append(measured)
         return found
@@ -62,7 +62,7 @@ class InlineExecutor:
     def run(
         self, units: Sequence[Unit], record: RunRecord, remaining: RemainingUnits, store: Store, observer: Observer
     ) -> dict[Unit, str]:
-        """Carry out the units, and those that they call for, one after another; see `Executor.run`."""
+        """Compute the units one after another; see `Executor.run`."""
         engine = record.config.engine
         failures = UnitFailures(observer)
         with fixed_kernels(engine.device, engine.cpus_per_worker):
@@ -78,7 +78,7 @@ class InlineExecutor:
                 except StoreError as error:
                     if failures.not_stored(unit, str(error)):
                         queue.append(unit)
-                        time.sleep(RETRY_SECONDS)  # the next unit would meet the same store
+                        time.sleep(RETRY_SECONDS)  # the store would fail for the next unit too
                     continue
                 except DrsError as error:
                     failures.raised(unit, str(error))
@@ -91,4 +91,4 @@ class InlineExecutor:
         return failures.set_aside
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: nothing was started."""

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it. The default watches nothing; the command line draws a progress bar."""
+"""Observers receive a run's events. `Observer` ignores all of them; the command line draws a progress bar."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from drs_ray.engine.outcome import Outcome
 
 
 class Observer:
-    """Receives a run's events, in the driver's process and thread. Override what is of interest."""
+    """Receives a run's events in the driver's process and thread. Subclasses override the methods they need."""
 
     def step(self, message: str) -> None:
         """A phase of the run begins, for example "loading classifiers"."""
 
     def began(self, record: RunRecord) -> None:
-        """The run is known, whether it is new or resumed."""
+        """The record of the new or resumed run is known."""
 
     def planned(self, todo: Sequence[Unit], stored: int) -> None:
-        """The units that are to do now are known, and how many are stored already."""
+        """todo: the units to compute now. stored: how many units are already stored."""
 
     def added(self, units: Sequence[Unit]) -> None:
-        """A finished stage calls for further units."""
+        """A finished stage has added these units."""
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """The unit's part is stored."""
 
     def workers(self, sub_image: int, working: int, starting: int) -> None:
-        """So many workers of a sub-image are there now. Told about once a second, on Ray; at the end with zeros."""
+        """Present numbers of workers of a sub-image. Called about once a second on Ray, and at the end with zeros."""
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
-        """Something that the user should see, as a line and as data.
+        """An event that the user should see, as a line of text and as data.
 
         kind: note, warning, resumed, worker_lost, worker_start_failed, unit_retried, unit_not_stored or unit_set_aside.
-        fields: what it is about, for example unit="counts/...", reason="...", sub_image=0; cause="worker" or "node"
-        where a unit is set aside because workers were lost under it.
+        fields: the subject, for example unit="counts/...", reason="...", sub_image=0. cause="worker" or "node" if a
+        unit was set aside because its workers or their nodes were lost.
         """
 
 
 class Observers(Observer):
-    """Passes everything on to several observers.
+    """Passes every event to several observers.
 
-    What the first raises ends the run: it is the caller's own. The others look on: one that raises is told nothing
-    more, and the rest hear why, once. Interruptions are no errors and pass.
+    An exception of the first observer, which is the caller's, ends the run. Any other observer that raises is removed,
+    and the remaining ones receive a warning with the reason. Interruptions are not errors and are passed on.
     """
 
     def __init__(self, first: Observer, *others: Observer) -> None:
@@ -52,38 +52,38 @@ class Observers(Observer):
 
     def step(self, message: str) -> None:
         """See `Observer.step`."""
-        self._tell(lambda observer: observer.step(message))
+        self._pass_on(lambda observer: observer.step(message))
 
     def began(self, record: RunRecord) -> None:
         """See `Observer.began`."""
-        self._tell(lambda observer: observer.began(record))
+        self._pass_on(lambda observer: observer.began(record))
 
     def planned(self, todo: Sequence[Unit], stored: int) -> None:
         """See `Observer.planned`."""
-        self._tell(lambda observer: observer.planned(todo, stored))
+        self._pass_on(lambda observer: observer.planned(todo, stored))
 
     def added(self, units: Sequence[Unit]) -> None:
         """See `Observer.added`."""
-        self._tell(lambda observer: observer.added(units))
+        self._pass_on(lambda observer: observer.added(units))
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """See `Observer.unit_done`."""
-        self._tell(lambda observer: observer.unit_done(unit, outcome))
+        self._pass_on(lambda observer: observer.unit_done(unit, outcome))
 
     def workers(self, sub_image: int, working: int, starting: int) -> None:
         """See `Observer.workers`."""
-        self._tell(lambda observer: observer.workers(sub_image, working, starting))
+        self._pass_on(lambda observer: observer.workers(sub_image, working, starting))
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
         """See `Observer.event`."""
-        self._tell(lambda observer: observer.event(message, kind, **fields))
+        self._pass_on(lambda observer: observer.event(message, kind, **fields))
 
-    def _tell(self, call: Callable[[Observer], None]) -> None:
-        """The others come first: they see what makes the first one raise."""
+    def _pass_on(self, call: Callable[[Observer], None]) -> None:
+        """The other observers come first, so that they also receive an event on which the first one raises."""
         for observer in list(self._others):
             try:
                 call(observer)
-            except Exception as error:  # whatever it is: hours of votes must not end with a full disk under a log
+            except Exception as error:  # of any type: a full disk under a log must not end the run
                 self._others.remove(observer)
                 self.event(
                     f"warning: {type(observer).__name__} failed and is told nothing more "
@@ -94,7 +94,7 @@ class Observers(Observer):
 
 
 def tells_of_lost_worker(kind: str, fields: Mapping[str, str | float]) -> bool:
-    """Whether an event says that a worker was lost, while it started or under a unit."""
+    """Whether an event reports a worker lost while it started or computed a unit."""
     return kind in ("worker_lost", "unit_retried") or (
         kind == "unit_set_aside" and fields.get("cause") in ("worker", "node")
     )

@@ -1,4 +1,4 @@
-"""From `engine.address` to the executor: the only place that chooses between this process and Ray."""
+"""Opens the executor of `engine.address`: this process or Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drs_ray.engine.observer import Observer
 
 @contextmanager
 def open_executor(engine: EngineConfig, observer: Observer | None = None) -> Iterator[Executor]:
-    """The executor of `engine.address`, closed on the way out. observer: told which Ray `auto` was."""
+    """The executor of `engine.address`, closed at the end. observer: receives which Ray `auto` is."""
     executor: Executor
     if engine.address == "inline":
         from drs_ray.engine.inline_executor import InlineExecutor

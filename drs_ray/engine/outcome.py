@@ -1,4 +1,4 @@
-"""What a worker answers: a unit's part is stored, or how fast its votes were drawn. No Ray, no torch here."""
+"""Results that workers return: of a stored unit, and of a measurement. This module imports neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """A stored unit.
+    """The result of a stored unit.
 
     count_seconds, put_seconds: wall time of drawing the votes, and of storing them with all retries. part: the stored
-    bytes where the next stage depends on them, else empty. put_retries: how often storing began again, after pauses.
+    bytes if the next stage depends on them, else empty. put_retries: how often the put was repeated after a pause.
     """
 
     count_seconds: float
@@ -21,9 +21,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measured:
-    """How fast a unit's votes were drawn, where nothing is stored: `samples` in `seconds`.
+    """A measurement: `samples` were drawn in `seconds`.
 
-    classes: how many classes got votes, the mean over ranges of samples.
+    classes: number of classes with votes, the mean over ranges of samples.
     """
 
     seconds: float

@@ -1,4 +1,4 @@
-"""Storing a part that took minutes to compute: a store that fails for a while must not cost it."""
+"""Stores parts with retries, so that a temporary failure of the store does not lose minutes of computation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from drs_ray.storage import Store
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
-"""Pauses are drawn from 0 to a bound that doubles: thousands of workers must not come back at the same moment."""
+"""Pauses are random, from 0 to a bound that doubles: thousands of workers must not retry at the same moment."""
 
 
 class PartWriter:
-    """A worker's way to its store: patient while the store fails, for `seconds` since it last worked.
+    """Writes a worker's parts. It retries a put until the store has been failing for `seconds`.
 
-    The patience is with the store, not with each part. Once it is used up every further part has one try, so that the
-    driver soon sees that nothing can be stored; the first success restores it.
+    The time limit is of the store, not of each part. After it has passed, each further part gets one attempt, so that
+    the driver soon sees that nothing can be stored. The first success resets the limit.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -26,10 +26,10 @@ class PartWriter:
         self._failing_since: float | None = None
 
     def put(self, store: Store, key: str, part: bytes) -> int:
-        """Store the part; returns how often it was tried again.
+        """Store the part; returns the number of retries.
 
         Raises:
-            StoreError: at once where trying again is of no use; else it says for how long and how often it was tried.
+            StoreError: at once if the failure is permanent; else after the retries, with their time and number.
         """
         began = time.monotonic()
         since = self._failing_since if self._failing_since is not None else began

@@ -1,4 +1,4 @@
-"""What a Ray worker asks for, and how many such workers a node can hold. Pure functions of config and node."""
+"""The resources that a Ray worker requests, and how many workers a node can hold. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drs_ray.config import EngineConfig
 from drs_ray.errors import counted
 
 Node = Mapping[str, Any]
-"""One entry of `ray.nodes()`: "Alive", "Resources" (name -> total) and "Labels" (key -> value) are used."""
+"""One entry of `ray.nodes()`, with "Alive", "Resources" (name -> total) and "Labels" (key -> value)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Placement:
 
     @classmethod
     def of(cls, engine: EngineConfig) -> Placement:
-        """The placement that a config asks for; on cuda a worker has a whole GPU unless the config says otherwise."""
+        """The placement of a config. On cuda the default of `gpus_per_worker` is a whole GPU."""
         gpus = engine.gpus_per_worker
         if gpus is None:
             gpus = 1.0 if engine.device == "cuda" else 0.0
@@ -44,44 +44,44 @@ class Placement:
 
     @property
     def needed(self) -> dict[str, float]:
-        """Amount of each of Ray's resources."""
+        """Requested amount of each Ray resource."""
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **self.resources}
 
     @property
     def needs(self) -> str:
-        """What one worker asks for, in words."""
+        """Requested resources of one worker, in words."""
         custom = "".join(f" and {amount:g} {name}" for name, amount in self.resources.items())
         labels = ", ".join(f"{key}={value}" for key, value in self.labels.items())
         where = f", on nodes labelled {labels}" if labels else ""
         return f"{_amount('CPU', self.cpus)} and {_amount('GPU', self.gpus)}{custom} per worker{where}"
 
     def allows(self, node: Node) -> bool:
-        """Whether the node lives and its labels are those asked for."""
+        """Whether the node is alive and has the requested labels."""
         labels = node.get("Labels", {})
         return bool(node["Alive"]) and all(_matches(value, labels.get(key)) for key, value in self.labels.items())
 
     def workers_on(self, node: Node) -> int:
-        """How many workers the node holds when it has nothing else to do."""
+        """How many workers the node can hold when it is idle."""
         if not self.allows(node):
             return 0
         have = node["Resources"]
         fits = [_times(self.cpus, have.get("CPU", 0.0))]
         if self.gpus >= 1:
             fits.append(_times(self.gpus, have.get("GPU", 0.0)))
-        elif self.gpus:  # a fraction is of one GPU
+        elif self.gpus:  # a worker's fraction must lie on one GPU
             fits.append(int(have.get("GPU", 0.0)) * _times(self.gpus, 1.0))
         fits += [_times(amount, have.get(name, 0.0)) for name, amount in self.resources.items()]
         return min(fits)
 
     def there(self, nodes: Sequence[Node]) -> str:
-        """What the live nodes have of what is asked for, busy or not, in words."""
+        """Total amounts of the requested resources on all live nodes, in words."""
         alive = [node for node in nodes if node["Alive"]]
         totals = {name: sum(node["Resources"].get(name, 0.0) for node in alive) for name in self._names}
         labelled = f", {sum(map(self.allows, alive))} of them so labelled" if self.labels else ""
         return f"{counted(len(alive), 'node')} with {self._amounts(totals)}{labelled}"
 
     def free(self, available: Mapping[str, float], nodes: Sequence[Node]) -> str:
-        """What the cluster has left of what is asked for, in words; available: as `ray.available_resources()` says."""
+        """Free amounts of the requested resources, in words. available: the result of `ray.available_resources()`."""
         alive = [node for node in nodes if node["Alive"]]
         labelled = (
             f", {sum(map(self.allows, alive))} of {counted(len(alive), 'node')} so labelled" if self.labels else ""
@@ -102,12 +102,12 @@ def _amount(name: str, amount: float) -> str:
 
 
 def _times(want: float, have: float) -> int:
-    """How often `want` is in `have`; 0.1 is in 0.3 three times, whatever floats say."""
+    """How often `want` fits into `have`. 0.1 fits into 0.3 three times, despite floating-point rounding."""
     return math.floor(have / want + 1e-6)
 
 
 def _matches(selector: str, label: str | None) -> bool:
-    """Ray's label selectors: value, !value, in(a, b), !in(a, b); a node without the label is not any value."""
+    """Ray's label selectors: value, !value, in(a, b), !in(a, b). A missing label differs from every value."""
     negated = selector.startswith("!")
     listed = re.fullmatch(r"in\((.*)\)", selector.removeprefix("!"))
     values = [value.strip() for value in listed[1].split(",")] if listed else [selector.removeprefix("!")]

@@ -1,4 +1,4 @@
-"""A short measured probe: how many samples per second a worker draws of each sub-image. Nothing is written."""
+"""Measures how many samples per second a worker draws of each sub-image. Nothing is written."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from drs_ray.engine.outcome import Measured
 
 PROBE_SECONDS = 1.0
 PROBE_WORKERS = 4
-"""So many measurements at least, where there are workers for them: they share GPUs and memory as in the run."""
+"""Least number of measurements, if there are as many workers: they share GPUs and memory as in the run."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One worker's samples per second of one sub-image: the mean, and the least and the most of several workers.
+    """Samples per second of one worker for one sub-image: mean, minimum and maximum over several workers.
 
-    classes: how many classes get votes in a range of samples.
+    classes: mean number of classes with votes in a range of samples.
     """
 
     mean: float
@@ -32,29 +32,29 @@ class Speed:
 
     @classmethod
     def of(cls, measured: Sequence[Measured]) -> Speed:
-        """Several measurements together."""
+        """The speed from several measurements."""
         rates = [item.rate for item in measured]
         return cls(mean(rates), min(rates), max(rates), mean(item.classes for item in measured))
 
 
 def slowest(speeds: Mapping[int, Speed]) -> float | None:
-    """Samples per second of the sub-image that takes longest; None where nothing could be measured."""
+    """Samples per second of the slowest sub-image; None if nothing was measured."""
     return min((speed.mean for speed in speeds.values()), default=None)
 
 
 def workers_of(engine: EngineConfig, executor: Executor) -> int:
-    """How many workers a run will have: those asked for, or those that the cluster has room for now."""
+    """Number of workers of a run: `engine.workers`, or else as many as the cluster has room for now."""
     return engine.workers if engine.workers is not None else executor.room(engine)
 
 
 def measure(record: RunRecord, executor: Executor, observer: Observer) -> dict[int, Speed]:
-    """The speed of every sub-image's classifier on workers as the run will have them; those that fail are left out.
+    """The speed of every sub-image's classifier on workers of the run, without classifiers that fail.
 
-    Classifiers of one architecture, with the same arguments and the same shape of input, are as fast as each other:
-    one of each kind is measured, by several workers at a time.
+    Classifiers with the same architecture, arguments and input shape are assumed to be equally fast: one of each kind
+    is measured, by several workers at a time.
 
     Raises:
-        DrsError: a worker cannot start, or none can be had.
+        DrsError: no worker can be started.
     """
     observer.step("measuring")
     kinds = _kinds(record)
@@ -73,12 +73,12 @@ def measure(record: RunRecord, executor: Executor, observer: Observer) -> dict[i
                 "warning",
                 sub_image=leader,
             )
-    found = {leader: Speed.of(mine) for leader, mine in measured.items()}
+    found = {leader: Speed.of(results) for leader, results in measured.items()}
     return {sub_image: found[leader] for sub_image, leader in kinds.items() if leader in found}
 
 
 def _kinds(record: RunRecord) -> dict[int, int]:
-    """For each sub-image the first one whose classifier does the same work."""
+    """For each sub-image, the first sub-image with the same kind of classifier."""
     from drs_ray.smoothing.partition import partition_of
 
     config, channels = record.config, record.dataset.image_shape[0]

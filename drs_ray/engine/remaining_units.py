@@ -1,12 +1,12 @@
-"""What is to be done next: the units that are missing now, and those that a finished stage calls for.
+"""Decides which units to compute next: units without a stored part, and units of a block's next stage.
 
-With a fixed number of samples every unit is known at the start. With adaptive stages a block's next stage is decided
-as soon as all its sub-images' parts of a stage are there, for that block alone: no barrier across the run. The decision
-is a function of run.json and the stored counts, so it is the same whatever the workers do; and where a part of the next
-stage is stored already, its images are the decision.
+With a fixed number of samples every unit is known at the start. With adaptive stages, the next stage of a block is
+decided as soon as the parts of a stage of all its sub-images are stored, independently of other blocks. The decision is
+a function of run.json and the stored counts, so it does not depend on the workers. If a part of the next stage is
+stored already, the images in this part are the decision.
 
-Resuming reads no more than that takes. A block that has a later stage needs no votes of the earlier ones, and one that
-has its last stage needs none at all: one part of each further stage says how many images it was for.
+Resuming reads only what these decisions need. A block with a part of a later stage needs no votes of the earlier ones,
+and a block with its last stage needs no votes at all: one part of each further stage shows which images it has.
 """
 
 from __future__ import annotations
@@ -28,30 +28,27 @@ from drs_ray.results.selected_votes import open_images
 from drs_ray.storage import Store
 
 Block = tuple[int, int]
-_BLOCKS = 4096  # that are resumed together: one decision over many images costs little more than one over few
+_BLOCKS = 4096  # blocks resumed together: a decision on many images costs little more than a decision on few
 
 
 @dataclass
 class _Unfinished:
-    """What is known of a block: stored keys, positions of the images of each stage, and votes if they may decide."""
+    """A block: stored keys, positions of the images of each stage, and the votes that a decision may need."""
 
-    there: set[str]
+    stored: set[str]
     positions: dict[int, list[int]]
     rows: list[Rows] = field(default_factory=list)
 
     def rows_before(self, stage: int) -> list[Rows]:
-        """The votes of earlier stages."""
+        """The votes of the stages before `stage`."""
         return [rows for rows in self.rows if rows.stage.max() < stage]
 
 
 class RemainingUnits:
-    """The units of a run as they become known.
-
-    `stored` are those that were there when `missing` was called, and `parts` says where.
-    """
+    """The units of a run. `stored` and `parts`: the units that were stored when `missing` was called, and where."""
 
     def __init__(self, record: RunRecord, store: Store) -> None:
-        """Nothing is read before `missing` is called."""
+        """Store the arguments; only `missing` reads parts."""
         self._record = record
         self._store = store
         self._stages = len(record.schedule.samples)
@@ -61,14 +58,14 @@ class RemainingUnits:
 
     @property
     def adaptive(self) -> bool:
-        """Whether finished units can call for further ones, so that their parts must be handed to `done`."""
+        """Whether the run has several stages, so that `done` needs the parts of finished units."""
         return self._stages > 1
 
     def missing(self) -> list[Unit]:
-        """What is to be done now, from what is stored.
+        """The units that can be computed now and are not stored.
 
         Raises:
-            CountsError: a part that cannot be trusted, of those that decide what is to be done.
+            CountsError: a part that this decision needs cannot be trusted.
         """
         self.parts = list_parts(self._store, self._record)
         if not self.adaptive:
@@ -81,42 +78,42 @@ class RemainingUnits:
         ]
 
     def done(self, unit: Unit, outcome: Outcome) -> list[Unit]:
-        """The units that a finished one calls for: none, unless it was the last of its block and stage.
+        """The units of the next stage, if the finished unit was the last of its block and stage; else none.
 
         Args:
-            unit: what was done.
-            outcome: with its part.
+            unit: the finished unit.
+            outcome: its outcome, with its part in an adaptive run.
 
         Raises:
-            CountsError: a part that cannot be trusted.
+            CountsError: the part cannot be trusted.
         """
         if not self.adaptive:
             return []
         classes = self._record.dataset.num_classes
         rows = decode_parts([(unit.key, outcome.part)], self._record.run_id, classes).rows
         state = self._unfinished[unit.block]
-        state.there.add(unit.key)
+        state.stored.add(unit.key)
         stage = unit.draws[-1].stage
         if stage < self._stages - 1:
             state.rows.append(rows)
-        return self._advance([unit.block]) if state.there.issuperset(self._keys(unit.block, stage)) else []
+        return self._advance([unit.block]) if state.stored.issuperset(self._keys(unit.block, stage)) else []
 
     def _resume(self, some: Sequence[Block]) -> list[Unit]:
-        """What is to be done in some blocks; notes what is stored of them."""
-        there: dict[Block, list[list[str]]] = {}  # keys by stage
+        """The units of some blocks that can be computed now; records what is stored of these blocks."""
+        stored_by_stage: dict[Block, list[list[str]]] = {}  # keys by stage
         owner: dict[str, tuple[Block, int]] = {}  # block and stage of the parts to be read
         positions: dict[Block, dict[int, list[int]]] = {}
-        voting = set()  # blocks whose votes may decide
+        voting = set()  # blocks whose votes a decision may need
         for block in some:
             keys = [self._keys(block, stage) for stage in range(self._stages)]
-            stored = there[block] = [[key for key in stage if key in self.parts] for stage in keys]
+            stored = stored_by_stage[block] = [[key for key in stage if key in self.parts] for stage in keys]
             positions[block] = {0: list(range(block[0], block[1] + 1))}
             if stored[:-1] != keys[:-1] or not stored[-1]:
                 voting.add(block)
             if stored != keys:
-                self._unfinished[block] = _Unfinished({key for mine in stored for key in mine}, positions[block])
-            for stage, mine in enumerate(stored):
-                owner |= dict.fromkeys(mine if block in voting else mine[: min(stage, 1)], (block, stage))
+                self._unfinished[block] = _Unfinished({key for group in stored for key in group}, positions[block])
+            for stage, group in enumerate(stored):
+                owner |= dict.fromkeys(group if block in voting else group[: min(stage, 1)], (block, stage))
         for read in read_units(self._store, self._record, self.parts, owner):
             for key, where in read.slices().items():
                 block, stage = owner[key]
@@ -125,26 +122,26 @@ class RemainingUnits:
                 if block in voting:
                     self._unfinished[block].rows.append(read.rows.between(where.start, where.stop))
         for block in some:
-            for stage, mine in enumerate(there[block]):
-                if mine:
-                    stored_keys = set(mine)
+            for stage, group in enumerate(stored_by_stage[block]):
+                if group:
+                    stored_keys = set(group)
                     units = stage_units(self._record, block, stage, positions[block][stage])
                     self.stored += [unit for unit in units if unit.key in stored_keys]
         return self._advance([block for block in some if block in self._unfinished])
 
     def _advance(self, some: Sequence[Block]) -> list[Unit]:
-        """The missing units of the first stage that is not complete, in blocks of which no unit is under way."""
+        """The missing units of the first incomplete stage of each block. No unit of these blocks may be in progress."""
         todo: dict[Block, list[Unit]] = {}
         deciding: list[tuple[Block, int]] = []
         for block in some:
             state = self._unfinished[block]
             stages = range(self._stages)
-            stage = next((s for s in stages if not state.there.issuperset(self._keys(block, s))), self._stages)
+            stage = next((s for s in stages if not state.stored.issuperset(self._keys(block, s))), self._stages)
             if stage == self._stages:
                 del self._unfinished[block]
             elif stage in state.positions:
                 units = stage_units(self._record, block, stage, state.positions[stage])
-                todo[block] = [unit for unit in units if unit.key not in state.there]
+                todo[block] = [unit for unit in units if unit.key not in state.stored]
             else:
                 deciding.append((block, stage))
         for (block, stage), positions in zip(deciding, self._open(deciding), strict=True):
@@ -156,12 +153,12 @@ class RemainingUnits:
         return [unit for block in some for unit in todo.get(block, [])]
 
     def _open(self, deciding: Sequence[tuple[Block, int]]) -> list[list[int]]:
-        """For each block and stage, which of the images that were drawn in the stage before need this one."""
+        """For each block and stage: positions of the images of the stage before that need this stage."""
         if not deciding:
             return []
         states = [self._unfinished[block] for block, _ in deciding]
         ids = [i for (first, last), _ in deciding for i in self._record.image_ids[first : last + 1]]
-        # Of a later stage some parts may be there when one between is lost: what was decided since decides nothing.
+        # If a part of a middle stage was lost, parts of later stages may be stored; their votes are not used.
         before = [rows for (_, stage), state in zip(deciding, states, strict=True) for rows in state.rows_before(stage)]
         rows = joined(before)
         answer = open_images(assemble(rows, self._record, ids), self._record)
@@ -175,6 +172,6 @@ class RemainingUnits:
         return [unit.key for unit in stage_units(self._record, block, stage, ())]
 
     def _positions(self, block: Block, image_ids: NDArray[np.int64]) -> list[int]:
-        """Positions of a part's images, all of its block; the order of image ids need not be theirs."""
+        """Positions of a part's images, which belong to `block`; image ids need not be sorted by position."""
         ids = np.asarray(self._record.image_ids[block[0] : block[1] + 1])
         return [block[0] + int(at) for at in np.flatnonzero(np.isin(ids, image_ids))]

@@ -1,4 +1,4 @@
-"""A certification run from config to certificates: describe, join or start, plan, carry out, verify, reduce."""
+"""A certification run from config to certificates: describe, start or resume, compute units, verify, reduce."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from drs_ray.storage import Store, open_store
 
 
 def certify_run(config: RunConfig, observer: Observer | None = None, executor: Executor | None = None) -> RunResult:
-    """Certify the images of a config; resumes by itself where a part of the same run is stored already.
+    """Certify the images of a config. If parts of the same run are stored, the run is resumed.
 
     Args:
         config: the run.
-        observer: told of progress and events.
-        executor: an open one to use, for several runs on one Ray; None: one of its own.
+        observer: receives progress and events.
+        executor: an open executor, to share one Ray between several runs; None: open one for this run.
 
     Raises:
-        ConfigError, DataError, ClassifierError, StoreError: before anything is computed; nothing is written then.
+        ConfigError, DataError, ClassifierError, StoreError: before anything is computed or written.
         UnitsSetAsideError: some units cannot be computed; all others are stored.
-        EngineError: the engine could not go on; what is stored is kept and a later call resumes.
+        EngineError: the engine failed. Stored parts are kept, and a later call resumes the run.
     """
     observer = observer or Observer()
     store, record = complete_run(config, observer, executor)
@@ -42,7 +42,7 @@ def certify_run(config: RunConfig, observer: Observer | None = None, executor: E
 
 
 def complete_run(config: RunConfig, observer: Observer, executor: Executor | None = None) -> tuple[Store, RunRecord]:
-    """`certify_run` up to its counts: all of them are stored then. Returns where, and the record in force."""
+    """`certify_run` without the reduction: stores all counts. Returns the store and the run's record."""
     from drs_ray.models.torch_state import plain_torch
 
     store = open_store(config.output.uri, config.output.endpoint_url)
@@ -56,7 +56,7 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
         if stored is None:
             described, _ = settled(described, executor, observer)
         else:
-            described = sized(described, 1, None)  # the stored sizes will rule
+            described = sized(described, 1, None)  # `create_or_join` replaces these sizes by the stored ones
         record, joined = create_or_join(store, described)
         observer.began(record)
         remaining = RemainingUnits(record, store)
@@ -97,7 +97,7 @@ def _carry_out(
 
 
 def _verify(set_aside: dict[Unit, str], record: RunRecord, store: Store) -> None:
-    """Nothing was set aside and nothing is missing; whether all further stages are there, the reducer checks."""
+    """Check that no unit was set aside and no part of the first stage is missing. The reducer checks later stages."""
     if set_aside:
         first, reason = next(iter(set_aside.items()))
         raise UnitsSetAsideError(

@@ -1,4 +1,4 @@
-"""What a driver session did, counted for the note that it leaves in the store."""
+"""Counts a driver session's events for the note that the session writes to the store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from drs_ray.engine.outcome import Outcome
 
 
 class SessionCounter(Observer):
-    """Counts units, samples and losses; `summary` says them as of now."""
+    """Counts units, samples and losses."""
 
     def __init__(self) -> None:
         self._units_done = self._samples = self._workers_lost = self._units_retried = self._units_set_aside = 0
@@ -21,7 +21,7 @@ class SessionCounter(Observer):
         self._samples += unit.samples
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
-        """Count what was lost, tried again or set aside."""
+        """Count lost workers, and units tried again or set aside."""
         self._workers_lost += tells_of_lost_worker(kind, fields)
         self._units_retried += kind in ("unit_retried", "unit_not_stored")
         if kind == "unit_set_aside":
@@ -30,7 +30,7 @@ class SessionCounter(Observer):
                 self._set_aside[str(fields["unit"])] = str(fields["reason"])
 
     def summary(self) -> SessionSummary:
-        """What happened so far."""
+        """The counts up to now."""
         return SessionSummary(
             units_done=self._units_done,
             samples=self._samples,

@@ -1,13 +1,13 @@
-"""How large units of work are: long enough to cost the driver nothing, short enough to keep all workers busy.
+"""Chooses the sizes of units: large enough to cost the driver little, small enough to keep all workers busy.
 
-The rule. A unit of the first stage takes `engine.seconds_per_unit`, or less in a short run: every worker gets at least
-some eight units, so that all get work and the last unit holds the others up for an eighth of the run at most; but no
-unit is made shorter than about a second for that. Where one image takes more than twice as long, its samples are cut
-at multiples of `noise.block`. Later stages of an adaptive run are for fewer images and more samples: they are cut where
-a unit with all its images would take more than eight times as long. A run that was not measured, because it is small
-or its classifiers failed, gets eight units per worker too, of 16 images at most.
+The rule: a unit of the first stage takes `engine.seconds_per_unit`. In a short run it takes less, so that every worker
+gets about eight units or more: then the others wait for the last unit for at most an eighth of the run. But no unit is
+made shorter than about a second for this. If one image takes more than twice as long, its samples are cut at multiples
+of `noise.block`. Later stages of an adaptive run have fewer images and more samples: they are cut if a unit with all
+its images would take more than eight times as long. A run that was not measured, because it is small or its classifiers
+failed, gets eight units per worker too, of at most 16 images.
 
-Votes never depend on sizes. They are fixed by a run's first start, in run.json, because they name the parts.
+Votes do not depend on the sizes. A run's first start fixes the sizes in run.json, because they determine part names.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ SHORTEST_SECONDS = 1.0
 MOST_IMAGES = 1000
 MOST_IMAGES_UNMEASURED = 16
 LATER_STAGES = 4
-"""Pieces of a later stage are so many times a unit of the first, if all its images are still open: most are not."""
+"""Size of a unit of a later stage, in units of the first stage, if all images are still open (most are not)."""
 SMALL_RUN = 2_000_000
-"""Noise samples of 28x28 values below which measuring costs more than it gains; of larger sub-images fewer."""
+"""Noise samples of 28x28 values below which measuring costs more than it gains; fewer for larger sub-images."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Images of a unit, and the most estimation samples of one image in a unit; None: a whole stage."""
+    """Images of a unit, and the largest number of estimation samples of one image in a unit (None: a whole stage)."""
 
     images_per_unit: int
     samples_per_unit: int | None
 
 
 def most_samples(record: RunRecord) -> int:
-    """Noise samples of the whole run; of an adaptive one, if no image stops before its last stage."""
+    """Noise samples of the whole run, if no image of an adaptive run stops before its last stage."""
     per_image = record.config.budget.selection + record.schedule.samples[-1]
     return len(record.image_ids) * record.sub_images * per_image
 
 
 def is_small(record: RunRecord, workers: int) -> bool:
-    """Whether a run is too small to be measured first: few samples, and enough images to go round or very few."""
+    """Whether a run is too small to be measured: few samples if all workers get images, else very few."""
     goes_round = len(record.image_ids) * record.sub_images >= 2 * workers
     larger = max(1.0, math.prod(record.dataset.image_shape) / record.sub_images / 28**2)
     return most_samples(record) * larger <= (SMALL_RUN if goes_round else SMALL_RUN // 100)
 
 
 def sized(record: RunRecord, workers: int, rate: float | None) -> RunRecord:
-    """The record with sizes of units by the rule; numbers that the config gives stay as they are.
+    """The record with sizes of units by the rule. Sizes that the config gives are kept.
 
     Args:
         record: a run that is not started yet.
-        workers: how many the run will have.
+        workers: number of workers of the run.
         rate: samples per second of one worker; None: not measured.
     """
     engine = record.config.engine
@@ -87,16 +87,16 @@ def unit_sizes(
     target: float | None,
     shortest: float,
 ) -> Sizes:
-    """The rule itself.
+    """Apply the rule in the module docstring.
 
     Args:
-        images: images of the run, once for each sub-image.
+        images: images of the run times sub-images.
         selection: selection samples of an image.
         stages: estimation samples of an image in each stage.
         block: samples of a block of noise.
-        workers: how many will share the units.
-        target: samples of a unit that takes as long as one should; None: not measured.
-        shortest: samples below which units are not made smaller to give every worker some.
+        workers: number of workers.
+        target: samples of a unit that takes `engine.seconds_per_unit`; None: not measured.
+        shortest: least samples of a unit that is made smaller to give every worker several units.
     """
     first = selection + stages[0]
     share = images * first / (UNITS_PER_WORKER * workers)

@@ -1,4 +1,4 @@
-"""Where a run stands, read from its store alone: no driver is asked, none need be alive."""
+"""The state of a run, read from its store alone; no driver is contacted."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from drs_ray.engine.throughput import WINDOW_SECONDS, throughput_of
 from drs_ray.storage import Store
 
 Driver = Literal["none", "at work", "silent", "ended"]
-"""No driver has begun; parts come in as they should; one began, did not end, and its parts stay away; all ended."""
+"""No driver has begun; new parts are stored; a driver has not ended and no new parts are stored; all have ended."""
 
 _LATE = 5
 _SHORTEST_SILENCE = 60.0
-"""Parts stay away if none came for so many times the longest pause between two, and for so many seconds at least."""
+"""A driver is silent without a new part for `_LATE` times the longest pause and `_SHORTEST_SILENCE` seconds."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Units and noise samples known and stored. With adaptive stages, finished units can call for further ones.
+    """Numbers of known and of stored units and noise samples. In an adaptive run, finished stages can add units.
 
-    driver: whether one seems to be at work. samples_per_second: lately, None where none is, or before its first part.
-    seconds_since_part: age of the newest small part, None where there is none.
+    driver: whether a driver seems to be at work. samples_per_second: recent speed, None if no driver is at work or
+    before its first part. seconds_since_part: age of the newest small part, None if there is none.
     sessions, session_seconds: driver sessions that ended, and their wall time.
     set_aside: reason by key, for missing units that a session set aside. set_aside_unnamed: how many more there may be.
-    unknown_parts: keys among the counts that no planned unit has; those that cannot be parts are ignored by readers.
+    unknown_parts: keys below counts/ that belong to no planned unit; readers ignore keys that cannot be parts.
     """
 
     record: RunRecord
@@ -50,7 +50,7 @@ class RunStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds to the end of the known units at the present speed; 0 when finished, None where it is not known."""
+        """Seconds to the end of the known units at the present speed; 0 if finished, None if the speed is unknown."""
         left = self.samples - self.samples_done
         if left == 0:
             return 0.0
@@ -58,10 +58,10 @@ class RunStatus:
 
 
 def run_status(store: Store) -> RunStatus:
-    """Compare what is planned with what is stored.
+    """Compare the planned units with the stored ones.
 
     Raises:
-        CountsError: no run is there, or it cannot be trusted. StoreError: the place cannot be read.
+        CountsError: no run is there, or it cannot be trusted. StoreError: the store cannot be read.
     """
     record = read_record(store)
     notes = read_sessions(store)
@@ -97,8 +97,8 @@ def _driver(
 ) -> tuple[Driver, float | None]:
     """Whether a driver seems to be at work, and samples per second if so.
 
-    small: when each small part was written, and its samples. compacted: when parts were last merged; when those in a
-    compacted object came is not known any more, so that the speed is that of the parts since then.
+    small: time at which each small part was written, and its samples. compacted: time of the last compaction; times of
+    merged parts are lost, so the speed is that of the parts after it.
     """
     begins = [note.written for note in notes if note.seconds is None]
     ends = [note.written for note in notes if note.seconds is not None]
@@ -106,9 +106,9 @@ def _driver(
         return ("ended" if ends else "none"), None
     since = max(begins)
     heard = max([since, *(written for written, _ in small)])
-    if ends and max(ends) >= heard:  # whoever is not known to have ended was killed before
+    if ends and max(ends) >= heard:  # a session without an end was killed before
         return "ended", None
     speed = throughput_of(small, max(since, compacted), now)
-    first_unit = speed.longest_gap == 0.0  # nothing is known of how long one takes
+    first_unit = speed.longest_gap == 0.0  # the time of a unit is not known yet
     patience = WINDOW_SECONDS if first_unit else max(_SHORTEST_SILENCE, _LATE * speed.longest_gap)
     return ("at work", speed.samples_per_second) if now - heard <= patience else ("silent", None)

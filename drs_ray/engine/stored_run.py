@@ -1,4 +1,4 @@
-"""A stored run in this process: where its data and weights are here, and which device takes the run's place."""
+"""Adapts a stored run to this machine: paths of its data and weights, and the device."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.(denoiser\
 
 
 def with_places_here(record: RunRecord, overrides: Iterable[str]) -> RunRecord:
-    """The record with other places of the same data and checkpoints; their digests are checked on loading.
+    """The record with other paths of the same data and checkpoints; their digests are checked on loading.
 
     Args:
         record: the run.
         overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`.
 
     Raises:
-        ConfigError: an override that would change more than a place.
+        ConfigError: an override of another key.
     """
     overrides = list(overrides)
     for override in overrides:
@@ -36,21 +36,21 @@ def with_places_here(record: RunRecord, overrides: Iterable[str]) -> RunRecord:
 
 
 def device_here(asked: str | None, record: RunRecord) -> str:
-    """The device asked for, or the run's, or cpu where this machine has no GPU.
+    """The requested device, or else the run's, or cpu if this machine has no GPU.
 
     Raises:
-        ConfigError: no such device, or none here.
+        ConfigError: the requested device is unknown, or this machine does not have it.
     """
     if asked not in (None, "cpu", "cuda"):
         raise ConfigError(f"device must be cpu or cuda, got {asked}")
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
+    has_gpu = torch.cuda.is_available()
+    if asked == "cuda" and not has_gpu:
         raise ConfigError("device: cuda needs a GPU and this machine has none; use cpu")
-    return asked or ("cuda" if there and record.config.engine.device == "cuda" else "cpu")
+    return asked or ("cuda" if has_gpu and record.config.engine.device == "cuda" else "cpu")
 
 
 def on_device(record: RunRecord, device: str) -> RunRecord:
-    """The record for another kind of device, with what it can do: votes need not be the run's then.
+    """The record for another kind of device; votes may differ from the run's.
 
     The forward batch is at most that device's default, and nothing is compiled.
     """

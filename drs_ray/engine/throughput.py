@@ -1,8 +1,8 @@
-"""How fast parts come in, from when they came and how many samples each has: for the driver's bar and for `status`.
+"""Samples per second of a run, from the times and samples of its parts: for the progress bar and for `status`.
 
-Workers that begin together finish together: parts come in bursts, and a count over a stretch of time is off by up to
-a burst at each end. So the speed is the slope of the line through all of them (least squares), which bursts do not
-tilt, and the stretch is long enough for several.
+Workers that begin together finish together, so parts arrive in bursts, and a count over a time window is wrong by up to
+a burst at each end. So the speed is the slope of a least-squares line through all parts of the window, which bursts
+hardly change, and the window is long enough for several bursts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from itertools import accumulate, pairwise
 from statistics import linear_regression
 
 WINDOW_SECONDS = 600.0
-"""The speed is that of the last ten minutes,"""
 GAPS_IN_WINDOW = 5
-"""or over a longer time: at least so many times the longest pause between two parts."""
+"""The window is at least ten minutes, and at least `GAPS_IN_WINDOW` times the longest pause between two parts."""
 _REMEMBERED = 1000
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """samples_per_second: None before the first part. longest_gap: longest recent pause between two parts, seconds."""
+    """samples_per_second: None before the first part. longest_gap: longest recent pause between parts in seconds."""
 
     samples_per_second: float | None
     longest_gap: float
@@ -33,9 +32,9 @@ def throughput_of(parts: Sequence[tuple[float, int]], since: float, now: float) 
     """The present speed.
 
     Args:
-        parts: when each part was stored, in seconds, and its samples; those before `since` do not count.
-        since: when the work began.
-        now: by the same clock.
+        parts: for each part, its time in seconds and its samples; parts before `since` are ignored.
+        since: start time of the work.
+        now: present time of the same clock.
     """
     counted = sorted(part for part in parts if part[0] >= since)
     if not counted:
@@ -54,9 +53,9 @@ def throughput_of(parts: Sequence[tuple[float, int]], since: float, now: float) 
 
 
 def _speed(parts: Sequence[tuple[float, int]], since: float | None) -> float | None:
-    """Samples per second; `since` is when the work began, where that is within the window."""
+    """Samples per second. since: start time of the work if it is within the window, else None."""
     first, last = parts[0][0], parts[-1][0]
-    if since is not None and last - first < first - since:  # a first burst: its parts say nothing of the next one
+    if since is not None and last - first < first - since:  # only a first burst: the slope within it is not the speed
         return sum(samples for _, samples in parts) / (last - since)
     if last == first:
         return None
@@ -65,14 +64,14 @@ def _speed(parts: Sequence[tuple[float, int]], since: float | None) -> float | N
 
 
 class Meter:
-    """How fast parts come, in bounded memory: parts of one second are kept as one."""
+    """Measures the speed in bounded memory: parts within a second are merged."""
 
     def __init__(self, since: float) -> None:
         self._since = since
         self._parts: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, samples: int) -> None:
-        """A part came."""
+        """Add a part."""
         if self._parts and now - self._parts[-1][0] < 1.0:
             moment, before = self._parts.pop()
             self._parts.append((moment, before + samples))

@@ -1,4 +1,4 @@
-"""The outcome of every unit, kept by the driver alone: done, or set aside with its cause."""
+"""Counts the failures of units in the driver, and sets units aside with the reason."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from drs_ray.engine.observer import Observer
 from drs_ray.errors import EngineError
 
 KILLS_BEFORE_SET_ASIDE = 5
-"""A unit that took down so many workers is set aside."""
+"""A unit is set aside after this many of its workers died."""
 NODES_BEFORE_SET_ASIDE = 50
-"""Nodes are lost through no fault of a unit; but a unit that lost so many may be what brings them down."""
+"""A lost node is not blamed on its unit, but a unit that lost this many nodes may be the cause."""
 STORE_RETRIES = 3
 RETRY_SECONDS = 2.0
 """A unit whose part could not be stored is tried again this many times, after this many seconds at the earliest."""
 RAISES_BEFORE_GIVING_UP = 20
-"""So many units in a row raising an error: the fault is not the units'."""
+"""After this many errors in a row, the cause is not the units, and the run ends."""
 
 
 class UnitFailures:
-    """Counts what became of the units. `set_aside` maps each unit that cannot be done to the reason."""
+    """Counts failures. `set_aside` maps each unit that cannot be computed to the reason."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -35,19 +35,19 @@ class UnitFailures:
         self._raised_in_a_row = 0
 
     def raised(self, unit: Unit, reason: str) -> None:
-        """The unit raised: the same input raises again, so it is set aside at once.
+        """The unit raised an error. It is set aside at once, because the same input would raise again.
 
         Raises:
-            EngineError: unit after unit raises; going on would only repeat it.
+            EngineError: `RAISES_BEFORE_GIVING_UP` units in a row failed.
         """
         self._set_aside(unit, reason)
         self._count_raise(reason)
 
     def not_stored(self, unit: Unit, reason: str) -> bool:
-        """The store failed, not the unit. Returns whether the unit is to be tried again, after the others.
+        """The store failed. Returns whether to try the unit again, after the others.
 
         Raises:
-            EngineError: unit after unit raises; going on would only repeat it.
+            EngineError: `RAISES_BEFORE_GIVING_UP` units in a row failed.
         """
         self._not_stored[unit] += 1
         again = self._not_stored[unit] <= STORE_RETRIES
@@ -64,7 +64,7 @@ class UnitFailures:
         return again
 
     def killed_its_worker(self, unit: Unit, reason: str) -> bool:
-        """The unit's worker died under it. Returns whether the unit is to be tried again."""
+        """The worker's process died during the unit. Returns whether to try the unit again."""
         self._kills[unit] += 1
         if self._kills[unit] < KILLS_BEFORE_SET_ASIDE:
             return self._try_again(unit, reason)
@@ -72,7 +72,7 @@ class UnitFailures:
         return False
 
     def lost_its_node(self, unit: Unit, reason: str) -> bool:
-        """The unit's worker was lost with its node or behind a link. Returns whether the unit is to be tried again."""
+        """The worker's node was lost or cannot be reached. Returns whether to try the unit again."""
         self._lost_nodes[unit] += 1
         if self._lost_nodes[unit] < NODES_BEFORE_SET_ASIDE:
             return self._try_again(unit, reason)

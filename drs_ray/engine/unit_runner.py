@@ -1,4 +1,4 @@
-"""Carrying out units: the few lines between a unit and `count_votes`, on Ray and in the driver's own process."""
+"""Computes units with `count_votes`, in Ray workers and in the driver's process."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _MOST_DRAWS = 5000
 
 
 class UnitRunner:
-    """Holds one sub-image's base classifier on one device, and does that sub-image's units."""
+    """Holds the base classifier of one sub-image on one device, and computes units of this sub-image."""
 
     def __init__(self, record: RunRecord, sub_image: int, dataset: Dataset | None = None) -> None:
         """Load the data set and the classifier of `sub_image`.
 
         Args:
             record: the run.
-            sub_image: whose classifier.
-            dataset: that of another runner of the run in this process; None: load it.
+            sub_image: index of the sub-image.
+            dataset: data set of another runner of this run in this process; None: load it.
 
         Raises:
-            DataError, ClassifierError: what the run's config names is not here, or not what the driver saw.
+            DataError, ClassifierError: data or classifier are missing, or differ from those that the driver loaded.
         """
         config = record.config
         self._record = record
@@ -92,16 +92,16 @@ class UnitRunner:
 
     @property
     def classifier(self) -> VotingClassifier:
-        """What votes, on its device."""
+        """The classifier that votes, on its device."""
         return self._classifier
 
     @property
     def sampler(self) -> Sampler:
-        """How the sub-image is smoothed."""
+        """The sampler of the sub-image's noisy copies."""
         return self._sampler
 
     def count(self, unit: Unit) -> Iterator[CountsRow]:
-        """The unit's rows: a function of the run's identity and the unit, of nothing else."""
+        """The unit's rows: a function of the run's identity and the unit only."""
         seed = self._record.config.noise.seed
         for position in unit.positions:
             image_id = self._record.image_ids[position]
@@ -121,7 +121,7 @@ class UnitRunner:
                 )
 
     def run(self, unit: Unit, store: Store) -> Outcome:
-        """Do the unit and store its part, whole or not at all. The outcome has the part."""
+        """Compute the unit and store its part in one piece. The outcome contains the part."""
         started = time.perf_counter()
         part = encode_part(self.count(unit), self._record.run_id, unit.key)
         counted = time.perf_counter()
@@ -129,7 +129,7 @@ class UnitRunner:
         return Outcome(counted - started, time.perf_counter() - counted, part, retries)
 
     def measure(self, unit: Unit, seconds: float) -> Measured:
-        """Draw votes of the unit's first image for so long, after two batches to warm up.
+        """Draw votes of the unit's first image for `seconds`, after two batches of warm-up.
 
         Raises:
             DrsError: the classifier fails on the image.
@@ -140,7 +140,7 @@ class UnitRunner:
         return self._draw(unit, block if once * block / batch <= seconds else batch, seconds)
 
     def _draw(self, unit: Unit, size: int, seconds: float) -> Measured:
-        """Votes of `size` samples again and again, until `seconds` are over; once at least."""
+        """Draw `size` samples repeatedly, at least once, until `seconds` are over."""
         draws = tuple(Draw("estimation", 0, number * size, size) for number in range(_MOST_DRAWS))
         rows, classes, started = 0, 0, time.perf_counter()
         for row in self.count(replace(unit, positions=unit.positions[:1], draws=draws)):

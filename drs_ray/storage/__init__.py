@@ -1,4 +1,4 @@
-"""Where things are stored: whole objects by key, in a local directory or below an s3:// prefix."""
+"""Stores of whole objects by key, in a local directory or below an s3:// prefix."""
 
 from drs_ray.storage.base import Store, StoredObject
 from drs_ray.storage.local import LocalStore

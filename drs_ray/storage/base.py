@@ -1,8 +1,8 @@
-"""Where results live: whole objects by key, in a local directory or below an s3:// prefix, never half of one.
+"""The interface of stores: objects by key, in a local directory or below an s3:// prefix, always written whole.
 
-A key is relative, with forward slashes: `counts/part-0.parquet`. Names that begin with a dot are the store's own
+A key is relative, with forward slashes: `counts/part-0.parquet`. Names that begin with a dot are reserved for the store
 (temporary files, probes): they are refused as keys and never listed. Every failure is a `StoreError` of one line that
-names the object and the remedy; credentials come through the standard AWS chain alone and are never in a message.
+names the object and the remedy. Credentials come only from the standard AWS chain and are never in a message.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import NamedTuple, Protocol
 
 from drs_ray.errors import MissingObjectError, StoreError
 
-_CREATE_ATTEMPTS = 6  # of a conditional write that meets another writer's unfinished one: 3 s in all
+_CREATE_ATTEMPTS = 6  # attempts of a conditional write during an unfinished write of another process: 3 s in all
 _PROBE = ".drs-ray-probe-"
 PLACES = "allowed: a directory, file:///directory or s3://bucket/prefix"
-"""How messages name the places that can be."""
+"""The allowed places, for messages."""
 
 
 class StoredObject(NamedTuple):
-    """What a listing says of an object: its key, its size in bytes, and when it was written (unix seconds)."""
+    """An object in a listing: its key, size in bytes, and time of writing (unix seconds)."""
 
     key: str
     size: int
@@ -38,16 +38,16 @@ class Store(Protocol):
     """The place: an absolute path or `s3://bucket/prefix`, without a trailing slash."""
 
     def get(self, key: str) -> bytes:
-        """The object under `key`; `MissingObjectError` when there is none."""
+        """The object under `key`; `MissingObjectError` if there is none."""
 
     def get_range(self, key: str, first: int, size: int) -> bytes:
-        """`size` bytes of the object from byte `first` on, fewer where it ends; `MissingObjectError` as for `get`."""
+        """`size` bytes of the object from byte `first` on, fewer at its end; `MissingObjectError` as for `get`."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Stores `data` under `key`, whole or not at all, in place of what was there."""
+        """Stores `data` under `key`, whole or not at all, and replaces an earlier object."""
 
     def create(self, key: str, data: bytes) -> bytes:
-        """Stores `data` under `key` unless there is an object; returns what is there then, ours or another's."""
+        """Stores `data` under `key` unless there is an object; returns the object that is stored then."""
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """The objects whose keys start with `prefix` (any string, not only a directory), sorted by key."""
@@ -56,11 +56,11 @@ class Store(Protocol):
         """Removes the object under `key`; it may be missing."""
 
     def check_writable(self) -> None:
-        """Lists, writes, reads and deletes once and leaves nothing behind, so that a run fails early or not at all."""
+        """Lists, writes, reads and deletes once, and leaves nothing behind, so that a run can fail early."""
 
 
 def check_key(key: str, uri: str) -> str:
-    """The key, or a StoreError where a store at `uri` would not take it."""
+    """The key; StoreError if it is not allowed in the store at `uri`."""
     names = key.split("/")
     hidden = any(name.startswith(".") for name in names) and not re.fullmatch(re.escape(_PROBE) + "[0-9a-f]+", key)
     if hidden or "" in names or "\\" in key or any(ord(character) < 32 for character in key):
@@ -72,11 +72,11 @@ def check_key(key: str, uri: str) -> str:
 
 
 def create_once(write: Callable[[], bool], read: Callable[[], bytes], data: bytes, place: str) -> bytes:
-    """`Store.create` from a conditional write, which says whether it wrote, and a read."""
+    """`Store.create` from a read and a conditional write, which returns whether it wrote."""
     for attempt in range(_CREATE_ATTEMPTS):
         if write():
             return data
-        with suppress(MissingObjectError):  # deleted since, or the other writer has not finished: once more
+        with suppress(MissingObjectError):  # deleted since, or the other writer has not finished: try again
             return read()
         time.sleep(random.uniform(0.05, 0.15) * 2**attempt)
     raise StoreError(f"{place}: neither there nor to be created; end the other process that writes and deletes it")
@@ -93,7 +93,7 @@ def try_writing(store: Store) -> None:
                 "overwrite each other's run; use another server or a local directory"
             )
         store.delete(key)
-    except BaseException:  # an interrupt, too, leaves nothing behind
+    except BaseException:  # an interrupt must not leave anything behind either
         with suppress(StoreError):
             store.delete(key)
         raise

@@ -15,7 +15,7 @@ from drs_ray.storage.reasons import os_errors
 
 
 class LocalStore:
-    """A directory, made on demand. Objects are files; a name appears only when its bytes are on the disk."""
+    """A directory, created on demand. Objects are files. A name appears only after its bytes are on the disk."""
 
     def __init__(self, path: str | Path) -> None:
         if not str(path) or "\0" in str(path):
@@ -61,8 +61,8 @@ class LocalStore:
                 for name in files:
                     key = base + name
                     if key.startswith(prefix) and not name.startswith("."):
-                        with suppress(FileNotFoundError):  # deleted since it was seen
-                            status = os.stat(f"{directory}/{name}")  # noqa: PTH116 - a Path each costs more than the rest
+                        with suppress(FileNotFoundError):  # deleted since it was listed
+                            status = os.stat(f"{directory}/{name}")  # noqa: PTH116 - Path objects cost more than the rest
                             found.append(StoredObject(key, status.st_size, status.st_mtime))
         return iter(sorted(found))
 
@@ -80,14 +80,14 @@ class LocalStore:
             try_writing(self)
         finally:
             for directory in made_here:
-                with suppress(OSError):  # another process has put something there
+                with suppress(OSError):  # another process has written a file there
                     directory.rmdir()
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key, self.uri)
 
     def _unlistable(self, error: OSError) -> None:
-        # A directory that is not there (any more) holds no objects; os.walk would hide every other error too.
+        # A missing directory holds no objects. Without this function, os.walk would hide all other errors too.
         if isinstance(error, FileNotFoundError):
             return
         if isinstance(error, NotADirectoryError) and self._root.is_dir():
@@ -96,7 +96,7 @@ class LocalStore:
 
     @staticmethod
     def _write(path: Path, data: bytes, commit: Callable[[Path, Path], None]) -> bool:
-        """Writes `data` beside `path` and commits it; False when `commit` found the name taken (os.link)."""
+        """Writes `data` to a temporary file and commits it; False if the name exists already (os.link)."""
         with os_errors(path):
             descriptor, temporary = _temporary_file(path.parent)
             try:
@@ -109,7 +109,7 @@ class LocalStore:
                 except FileExistsError:
                     return False
             finally:
-                with suppress(OSError):  # moved away by os.replace; or the error above is the one to tell
+                with suppress(OSError):  # os.replace has moved it, or an earlier error must be raised
                     temporary.unlink()
             _sync_directory(path.parent)
         return True
@@ -121,7 +121,7 @@ def _may_hold(directory: str, prefix: str) -> bool:
 
 
 def _missing_directories(directory: Path) -> list[Path]:
-    """`directory` and its parents as far as they do not exist, innermost first."""
+    """`directory` and those of its parents that do not exist, innermost first."""
     return [path for path in (directory, *directory.parents) if not path.exists()]
 
 
@@ -132,18 +132,18 @@ def _temporary_file(directory: Path) -> tuple[int, Path]:
             for missing in reversed(_missing_directories(directory)):
                 missing.mkdir(exist_ok=True)
                 _sync_directory(missing.parent)
-            # Not tempfile.mkstemp: its mode 0600 would keep colleagues from reading the results.
+            # Not tempfile.mkstemp: its mode 0600 would prevent colleagues from reading the results.
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), path
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes a new name in `directory` survive a power failure."""
+    """Writes the names in `directory` to the disk, so that they survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot do it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by some network file systems
             raise
     finally:
         os.close(descriptor)

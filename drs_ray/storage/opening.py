@@ -1,4 +1,4 @@
-"""From a URI or a path to the store that it names."""
+"""Opens the store of a URI or a path."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _text_of(uri: str | os.PathLike[str]) -> str:
 
 
 def open_place_of(location: str | os.PathLike[str], endpoint_url: str | None = None) -> tuple[Store, str]:
-    """The store that holds one file, and the file's key there; touches neither disk nor network.
+    """The store that holds one file, and the file's key in it. Touches neither disk nor network.
 
     Args:
         location: path or URI of the file.

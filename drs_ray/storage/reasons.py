@@ -1,6 +1,6 @@
-"""What a disk or a bucket that fails is said to have done: one line with the place, the reason and the remedy.
+"""Messages about failures of a disk or a bucket: one line with the place, the reason and the remedy.
 
-The libraries' own texts are left out: they may hold the output of a credential helper or a URL with a password.
+The libraries' own texts are omitted: they may contain the output of a credential helper or a URL with a password.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _CHECKSUM_REMEDY = (
     "; or it does not know the headers x-amz-checksum-*: set AWS_REQUEST_CHECKSUM_CALCULATION and "
     "AWS_RESPONSE_CHECKSUM_VALIDATION to when_required"
 )
-# Answers below 500 that the same request may not meet again: too many requests, or bytes that were lost on the way.
+# Codes of answers below 500 after which a retry may succeed: too many requests, or bytes lost in transfer.
 _PASSING = {
     "BadDigest",
     "BandwidthLimitExceeded",
@@ -84,7 +84,7 @@ _OS_REASONS = {
 
 @contextmanager
 def os_errors(path: Path) -> Iterator[None]:
-    """Turns an `OSError` inside into a `StoreError` about `path`."""
+    """Turns an `OSError` into a `StoreError` about `path`."""
     try:
         yield
     except OSError as error:
@@ -93,9 +93,9 @@ def os_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def s3_errors(endpoint: str, place: str, sends_checksums: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Turns what boto3 raises inside into a `StoreError` about `place`; `endpoint` is "" for AWS itself.
+    """Turns exceptions of boto3 into a `StoreError` about `place`; `endpoint` is "" for AWS itself.
 
-    `sends_checksums`: whether requests to an endpoint of one's own had headers that older servers refuse.
+    `sends_checksums`: whether requests to a custom endpoint had headers that older servers refuse.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -108,7 +108,7 @@ def s3_errors(endpoint: str, place: str, sends_checksums: Callable[[], bool] = l
         if s3_status(error) in _CHECKSUM_STATUSES and sends_checksums():
             reason += _CHECKSUM_REMEDY
         raise StoreError(f"{place}: {reason}", transient) from error
-    except (BotoCoreError, ResponseParserError, HTTPError) as error:  # boto3 lets two of other libraries through
+    except (BotoCoreError, ResponseParserError, HTTPError) as error:  # boto3 does not wrap the last two
         server = without_userinfo(endpoint) if endpoint else "AWS S3"
         reason, transient = _botocore_reason(error, server)
         raise StoreError(f"{place}: {reason}", transient) from error
@@ -122,7 +122,7 @@ def _os_reason(error: OSError) -> str:
 
 
 def s3_code(error: ClientError) -> str:
-    """The error's code as the server names it, like NoSuchKey; the HTTP status where it names none."""
+    """The server's error code, such as NoSuchKey, or the HTTP status if the server sent no code."""
     return error.response.get("Error", {}).get("Code", "")
 
 
@@ -132,7 +132,7 @@ def s3_status(error: ClientError) -> int:
 
 
 def _client_reason(error: ClientError) -> tuple[str, bool]:
-    """The server's answer as reason and remedy, and whether it is of passing nature."""
+    """The server's answer as reason and remedy, and whether the failure is transient."""
     status = s3_status(error)
     code = s3_code(error)
     known = _S3_REASONS.get(code)
@@ -144,8 +144,7 @@ def _client_reason(error: ClientError) -> tuple[str, bool]:
 
 
 def _botocore_reason(error: Exception, server: str) -> tuple[str, bool]:
-    """What went wrong on the way to an answer, as reason and remedy, and whether it is of passing nature."""
-    # Not the errors' own text: it may hold the output of a credential helper or a URL with a password.
+    """A failure before an answer as reason and remedy, and whether the failure is transient."""
     from botocore import exceptions
 
     if isinstance(error, exceptions.ProfileNotFound):
@@ -160,7 +159,7 @@ def _botocore_reason(error: Exception, server: str) -> tuple[str, bool]:
     ):
         return f"no usable AWS credentials ({type(error).__name__}); {CREDENTIALS_REMEDY}", False
     if isinstance(error, exceptions.ParamValidationError):
-        return "; ".join(_BAD_NAME), False  # the bucket is the only parameter that is the user's own
+        return "; ".join(_BAD_NAME), False  # the bucket is the only parameter that the user sets
     if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return f"the certificate of {server} cannot be verified; set AWS_CA_BUNDLE", False
     if isinstance(error, exceptions.BotoCoreError) and not isinstance(

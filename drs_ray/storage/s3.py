@@ -1,4 +1,4 @@
-"""A prefix of a bucket, on S3 or on a server with its interface, as a store."""
+"""A prefix of a bucket, on S3 or an S3-compatible server, as a store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from drs_ray.storage.reasons import CREDENTIALS_REMEDY, s3_code, s3_errors, s3_s
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_BODY_READS = 3  # boto3 retries a request, but not a body that breaks off
+_BODY_READS = 3  # boto3 retries requests, but not interrupted bodies
 _CONNECT_SECONDS = 10
-# Of silence, not of a whole transfer: a slow link may take its time. A part is some hundred kilobytes, so a server that
-# is silent for longer has lost the request, and sending it again is better than a worker that waits. Five attempts with
-# their pauses (15 s at most) end within three minutes.
+# A limit on silence, not on a whole transfer, which may take long on a slow link. A part has some hundred kilobytes, so
+# a server that is silent for longer has lost the request, and a retry is better than waiting. Five attempts with their
+# pauses (at most 15 s) end within three minutes.
 _READ_SECONDS = 20
-# Older Ceph and MinIO, and Google's S3 interface, refuse requests with the checksums that boto3 has sent since 2025. A
-# variable of boto3's session: name in the profile, in the environment, default, conversion.
+# Older Ceph and MinIO, and Google's S3 interface, refuse requests with the checksums that boto3 has sent since 2025.
+# Format of variables of a boto3 session: name in the profile, name in the environment, default, conversion.
 _NO_NEWER_CHECKSUMS = {
     name: (name, f"AWS_{name.upper()}", "when_required", None)
     for name in ("request_checksum_calculation", "response_checksum_validation")
@@ -33,23 +33,23 @@ _NO_NEWER_CHECKSUMS = {
 
 
 class _Part(TypedDict, total=False):
-    """What a request for some bytes of an object adds to one for all of them."""
+    """Additional arguments of a request for a range of bytes."""
 
     Range: str
 
 
 class S3Store:
-    """A prefix of an S3 bucket, or of an S3-compatible server. The client is made at the first use."""
+    """A prefix of a bucket. The client is created at the first use."""
 
     def __init__(self, uri: str, endpoint_url: str | None = None) -> None:
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        names = [name for name in prefix.split("/") if name]  # "a//b" is a slip, and some servers make it "a/b"
-        if "@" in bucket or ":" in bucket:  # a secret may contain a slash: show nothing of it
+        names = [name for name in prefix.split("/") if name]  # "a//b" is a mistake, and some servers turn it into "a/b"
+        if "@" in bucket or ":" in bucket:  # a secret may contain a slash: do not show any of it
             raise ConfigError(f"an s3:// URI has a bucket's name alone, no credentials or port; {CREDENTIALS_REMEDY}")
         if not uri.startswith("s3://") or not bucket or {".", ".."} & set(names):
             raise ConfigError(f"{uri}: is not s3://bucket/prefix; {PLACES}")
         self._endpoint_url = endpoint_url
-        # What boto3 would take by itself; it is needed here for the style of addressing and for messages.
+        # The endpoint that boto3 would choose; it is needed here for the addressing style and for messages.
         self._endpoint = endpoint_url or os.getenv("AWS_ENDPOINT_URL_S3") or os.getenv("AWS_ENDPOINT_URL") or ""
         if self._endpoint and not re.match("https?://[^/]", self._endpoint):
             raise ConfigError(
@@ -63,7 +63,7 @@ class S3Store:
 
     @cached_property
     def client(self) -> S3Client:
-        """The boto3 client, safe for threads: standard retries, 5 attempts unless AWS_MAX_ATTEMPTS says otherwise."""
+        """The boto3 client, which is thread-safe: standard retries, 5 attempts or AWS_MAX_ATTEMPTS."""
         import boto3
         import botocore.session
         from botocore.config import Config
@@ -76,7 +76,7 @@ class S3Store:
                     full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
                 )
                 is_own = bool(self._endpoint or configured.provide())
-                if is_own:  # the default only: variables and profile come first
+                if is_own:  # only the default: environment and profile override it
                     session.session_var_map.update(_NO_NEWER_CHECKSUMS)
                 config = Config(
                     # In a Config, `max_attempts` would count the retries only.
@@ -90,7 +90,7 @@ class S3Store:
                     tcp_keepalive=True,
                     s3={"addressing_style": "path" if is_own else "auto"},
                 )
-                # A session of our own: boto3's default session is not safe for threads.
+                # A new session, because boto3's default session is not thread-safe.
                 client = boto3.Session(botocore_session=session).client(
                     "s3", endpoint_url=self._endpoint_url, config=config
                 )
@@ -98,7 +98,7 @@ class S3Store:
                     session.get_config_variable(name) for name in _NO_NEWER_CHECKSUMS
                 )
                 return client
-            except ValueError as error:  # its text may show the whole endpoint
+            except ValueError as error:  # its text may contain the whole endpoint
                 raise ConfigError(
                     f"{self.uri}: boto3 refuses its settings; check the endpoint_url (a host without '_') "
                     "and the variables AWS_ENDPOINT_URL and AWS_MAX_ATTEMPTS"
@@ -133,9 +133,9 @@ class S3Store:
                 except ClientError as error:
                     if s3_code(error) == "NoSuchKey":
                         raise MissingObjectError(f"{place}: not found; check the URI") from None
-                    if s3_code(error) == "InvalidRange":  # it begins beyond the end, as in a file
+                    if s3_code(error) == "InvalidRange":  # the range begins after the end; a file gives b"" too
                         return b""
-                    if s3_code(error) == "404" and attempt < _BODY_READS:  # the reply has lost the body that says more
+                    if s3_code(error) == "404" and attempt < _BODY_READS:  # the body with the code was lost
                         _pause(attempt)
                         continue
                     raise
@@ -170,7 +170,7 @@ class S3Store:
             for page in pages:
                 for entry in page.get("Contents", ()):
                     key = entry["Key"].removeprefix(self._base)
-                    # Hidden names, and the empty objects "name/" that consoles make for a folder.
+                    # Skip hidden names, and the empty objects "name/" that consoles create for folders.
                     if key and not key.endswith("/") and not any(name.startswith(".") for name in key.split("/")):
                         found.append(StoredObject(key, entry["Size"], entry["LastModified"].timestamp()))
         # Not every server lists in the order of the keys (SeaweedFS: a/b before a-b; S3 directory buckets: any).
@@ -188,7 +188,7 @@ class S3Store:
         try_writing(self)
 
     def _errors(self, place: str) -> AbstractContextManager[None]:
-        return s3_errors(self._endpoint, place, lambda: self._sends_checksums)  # known when the client is made
+        return s3_errors(self._endpoint, place, lambda: self._sends_checksums)  # set when the client is created
 
     def _place(self, key: str) -> str:
         return f"{self.uri}/{check_key(key, self.uri)}"
@@ -200,8 +200,8 @@ class S3Store:
             try:
                 self.client.put_object(Bucket=self._bucket, Key=self._base + key, Body=data, IfNoneMatch="*")
             except ClientError as error:
-                # 412: there is an object. 409: another writer is at work. Either may be our own PUT, retried by boto3
-                # after its reply was lost.
+                # 412: the object exists. 409: another write is in progress. Either may be caused by this PUT itself, if
+                # boto3 retried it after its reply was lost.
                 if s3_status(error) in (409, 412):
                     return False
                 raise

@@ -1,4 +1,4 @@
-"""The method `consistency` (Jeong and Shin 2020): noisy copies of an image are to be answered alike."""
+"""The method `consistency` (Jeong and Shin 2020): noisy copies of an image should get equal predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def consistency_loss(
     entropy_weight: float,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of `copies` noisy copies plus `disagreement`; the rest as `drs_ray.training.trainee.Loss`."""
+    """Mean cross-entropy of `copies` noisy copies plus `disagreement`; see `drs_ray.training.trainee.Loss`."""
     noisy = torch.cat([values + noise(values) for _ in range(copies)])
     logits = trainee(noisy)
     loss = functional.cross_entropy(logits, labels.repeat(copies), label_smoothing=label_smoothing)

@@ -1,4 +1,4 @@
-"""Whole images on their way to a classifier in training: read once or in batches, augmented."""
+"""Reads training images, once or in batches, and augments them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from drs_ray.data.split import View
 from drs_ray.errors import DataError
 
 MOST_BYTES_HELD = 2**31
-"""A split with no more bytes of pixels is decoded once and held: CIFAR-10 has 150 MB, Tiny ImageNet 1.2 GB."""
+"""Splits with at most this many bytes of pixels are kept in memory: CIFAR-10 has 150 MB, Tiny ImageNet 1.2 GB."""
 _READ_AT_ONCE = 256
 
 _Batch = tuple[Tensor, Tensor]
 
 
 class HeldDataset(View):
-    """A data set whose images are decoded at the first use, in order of id, and then held as 8-bit pixels.
+    """A data set whose images are decoded at the first use, in order of id, and then kept as 8-bit pixels.
 
-    Order matters: a packed data set holds one row group at a time, and would read one for almost every image of a
-    random batch.
+    The order matters: a packed data set keeps one row group in memory, and would read a row group for almost every
+    image of a random batch.
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        """Nothing is read yet. The pixels of an `ArrayDataset` are shared."""
+        """dataset: the data set, which is not read yet. The pixels of an `ArrayDataset` are shared."""
         super().__init__(dataset)
 
     def __len__(self) -> int:
@@ -51,10 +51,10 @@ class HeldDataset(View):
         return int(self._held[1][self.known(image_id)])
 
     def images(self, image_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Several images, float32 [n, C, H, W] in [0, 1], the same as the data set's own to the bit.
+        """Several images, float32 [n, C, H, W] in [0, 1], bitwise equal to the data set's own.
 
         Raises:
-            DataError: at the first use, any image of the split that cannot be read.
+            DataError: at the first use, if any image of the split cannot be read.
         """
         return unit_range(self._held[0][list(image_ids)])
 
@@ -76,15 +76,15 @@ class HeldDataset(View):
 
 
 def held_if_small(dataset: Dataset) -> Dataset:
-    """The data set in memory, or as it is where its pixels have more than `MOST_BYTES_HELD`."""
+    """The data set as a `HeldDataset`, or unchanged if its pixels have more than `MOST_BYTES_HELD` bytes."""
     small = len(dataset) * math.prod(dataset.image_shape) <= MOST_BYTES_HELD
     return HeldDataset(dataset) if small else dataset
 
 
 class _Batches(torch.utils.data.Dataset[_Batch | DataError]):
-    """A data set whose items are whole batches, by their list of image ids.
+    """A data set whose items are whole batches, indexed by lists of image ids.
 
-    What cannot be read is returned, not raised: an exception of a reading process arrives as a page of text.
+    A DataError is returned, not raised, because an exception of a reading process would arrive as a long traceback.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -99,15 +99,15 @@ class _Batches(torch.utils.data.Dataset[_Batch | DataError]):
 
 
 def read_batches(dataset: Dataset, batches: Sequence[Sequence[int]], loaders: int) -> Iterator[_Batch]:
-    """The batches in order, read when they are needed or, by so many processes, ahead (not what is in memory anyway).
+    """The batches in order. `loaders` processes read them in advance, unless the data set is in memory.
 
-    The split is never in memory as floats: a data set keeps its pixels as it likes, and gives one batch at a time.
+    Only single batches are in memory as floats, never the whole split.
 
     Yields:
         images float32 [n, C, H, W] in [0, 1], labels int64 [n], on the CPU.
 
     Raises:
-        DataError: an image that cannot be read.
+        DataError: an image cannot be read.
     """
     loader: DataLoader[_Batch | DataError] = DataLoader(
         _Batches(dataset),

@@ -1,4 +1,4 @@
-"""Training one sub-image's classifier as a piece of work that a worker can be given: all it needs, in plain values."""
+"""The training of one sub-image's classifier as a job that can be sent to a worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Send = Callable[[Report, TrainingState | None], None]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One sub-image of a run's config, and the digest of the split that it is trained on."""
+    """The training of one sub-image of a run's config. digest: of the training split."""
 
     config: RunConfig
     sub_image: int
@@ -32,20 +32,20 @@ class TrainingJob:
 
     @property
     def seed(self) -> int:
-        """Each sub-image has streams of its own: what one learns does not depend on which others are trained."""
+        """The sub-image's own seed, so that its weights do not depend on which other sub-images are trained."""
         return derived_seed(self.config.training.seed, self.sub_image)
 
     def layout_shape(self, dataset: Dataset) -> tuple[int, int, int]:
-        """(C, h, w) of the sub-image as its classifier sees it."""
+        """(C, h, w) of the sub-image's layout."""
         partition = partition_of(self.config.partition, dataset.image_shape)
         return partition.layout_shape(self.sub_image, dataset.image_shape[0])
 
     def build(self, dataset: Dataset) -> nn.Module:
-        """The untrained module; the same for equal configs."""
+        """The untrained module, equal for equal configs."""
         classifier = self.config.classifiers[self.sub_image]
         shape = self.layout_shape(dataset)
         check_channels(classifier.pixels, shape[0], self.sub_image)
-        # Layers draw their initial weights from torch's global generator: seed a copy of it, and put the old one back.
+        # Layers draw their initial weights from torch's global generator: seed it, and restore its state afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             return build_module(
@@ -53,7 +53,7 @@ class TrainingJob:
             )
 
     def train(self, dataset: Dataset, place: Place, start: TrainingState, on_report: Callable[[Report], None]) -> None:
-        """Train from `start` to the last epoch, whose state is told as every other.
+        """Train from `start` to the last epoch, and report every epoch.
 
         Raises:
             ClassifierError, DataError: as `train_classifier`.
@@ -72,10 +72,10 @@ class TrainingJob:
         )
 
     def work(self, device: str, rank: int, workers: int, start: TrainingState, send: Send) -> None:
-        """`train` as one of several workers that each read the data (`drs_ray.engine.ray.training_group.GroupJob`).
+        """`train` on one of several workers, each of which reads the data (`engine.ray.training_group.GroupJob`).
 
         Raises:
-            DataError: it is not here, or not the driver's. The rest as `train`.
+            DataError: the data is missing or differs from the driver's. Others: as `train`.
         """
         dataset = training_split(self.config)
         if dataset.digest != self.digest:
@@ -92,7 +92,7 @@ class TrainingJob:
 
 
 def training_split(config: RunConfig) -> Dataset:
-    """The split that a config's classifiers are trained on, without the images that it holds out.
+    """The training split of a config, without its held-out images.
 
     Raises:
         ConfigError, DataError: as `load_dataset`.

@@ -1,4 +1,4 @@
-"""The training loop of one sub-image's classifier: seeded, resumable after any epoch, alone or with other workers."""
+"""The training loop of one sub-image's classifier: seeded, resumable after any epoch, on one or several workers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from drs_ray.training.trainee import Trainee
 
 @dataclass(frozen=True)
 class Place:
-    """Where a loop runs: a torch device, and which one it is of the workers that train one classifier together.
+    """The torch device of a loop, and its rank among the workers that train one classifier together.
 
-    More than one worker: torch.distributed is initialized, and every worker runs the loop with the same arguments.
+    With several workers, torch.distributed is initialized, and every worker runs the loop with the same arguments.
     """
 
     device: str = "cpu"
@@ -39,7 +39,7 @@ class Place:
 
 @dataclass(frozen=True)
 class ImagesDone:
-    """What is told as an epoch (from 1) begins, and about once a second in it: so many of its images are done."""
+    """Report at the start of an epoch (from 1) and about once a second: `images` of `of` images are done."""
 
     epoch: int
     images: int
@@ -48,9 +48,9 @@ class ImagesDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """What is told after an epoch (from 1): mean loss, accuracy on noisy, augmented images; the state, where it is due.
+    """Report after an epoch (from 1): mean loss, and accuracy on noisy, augmented images.
 
-    The state is there after every `training.checkpoint_every` epochs and after the last one.
+    state: after every `training.checkpoint_every` epochs and after the last one; None after other epochs.
     """
 
     epoch: int
@@ -60,10 +60,10 @@ class EpochDone:
 
 
 Report = ImagesDone | EpochDone | str
-"""What the first worker tells; a string is a warning."""
+"""A report of the first worker; a string is a warning."""
 
 SECONDS_BETWEEN_REPORTS = 1.0
-"""Of the images done in an epoch."""
+"""Time between two reports of the images done in an epoch."""
 
 
 def train_classifier(
@@ -79,26 +79,26 @@ def train_classifier(
     start: TrainingState | None = None,
     on_report: Callable[[Report], None] | None = None,
 ) -> None:
-    """Train `module` in place on one sub-image of noisy images; it is left on the place's device in eval mode.
+    """Train `module` in place on one sub-image of noisy images. It stays on the place's device, in eval mode.
 
-    Images are augmented whole, then the sub-image is taken and noise is added to its own pixels alone: empty cells of
+    Whole images are augmented. Then the sub-image is taken and noise is added only to its own pixels: empty cells of
     its layout stay exactly 0, as they are when votes are counted. Every image gets new noise in every epoch. Equal
-    arguments give equal weights on the same CPU, library versions, threads and number of workers, also when the
-    training was interrupted and went on from a state; on a GPU, up to the order in which its kernels add. Mixed
-    precision that is `auto` is decided as the training begins, and is part of its states.
+    arguments give equal weights on the same CPU, library versions, threads and number of workers, also after an
+    interruption and a restart from a state; on a GPU, up to the order in which its kernels add. Mixed precision `auto`
+    is decided at the start of the training, and the decision is part of its states.
 
     Args:
         module: float32 [n, C, h, w], the layout of the sub-image -> logits [n, classes].
         dataset: the images to train on.
-        partition: how images are split; `sub_image` is the part that this classifier sees.
-        sub_image: index of the part, 0 .. K - 1.
+        partition: partition of the images into sub-images.
+        sub_image: index of the classifier's sub-image, 0 .. K - 1.
         sigma: noise standard deviation in pixel units.
         training: method, optimizer, schedule, augmentation, epochs.
-        seed: of the order, the augmentation and the noise, and of what the module itself draws (not of the initial
-            weights, which it has already).
-        place: the device, and the worker's part in a group.
-        start: the state to go on from, instead of the module's own weights.
-        on_report: called with how far it is, in the first worker.
+        seed: seed of the order, the augmentation, the noise and the module's own random numbers (not of the initial
+            weights, which the module has already).
+        place: the device, and the worker's rank in a group.
+        start: the state to start from, instead of the module's own weights.
+        on_report: called with reports, in the first worker.
 
     Raises:
         ClassifierError: if the loss stops being finite. DataError: if an image cannot be read.
@@ -175,7 +175,7 @@ def train_classifier(
 
 
 def derived_seed(*parts: int) -> int:
-    """One seed from several numbers: hashed, so that seeds 0, 1, ... do not repeat each other's streams."""
+    """A seed from several numbers by a hash, so that seeds 0, 1, ... do not repeat each other's streams."""
     text = "/".join(map(str, ("training", *parts)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -183,10 +183,11 @@ def derived_seed(*parts: int) -> int:
 def _batches(
     count: int, batch: int, generator: torch.Generator, seed: int, epoch: int, place: Place
 ) -> list[list[int]]:
-    """Image ids of this worker's batches: all images once, in a random order that the workers share.
+    """Image ids of this worker's batches: all images once, in a random order that is equal for all workers.
 
-    Several workers share every batch evenly, as averaging their gradients needs: the order is filled up with its first
-    images. Each draws from a generator of its own, which begins anew with the epoch: no states to bring together.
+    Several workers share every batch evenly, because their gradients are averaged: the order is filled up with its
+    first images. Each worker has its own generator, which is seeded again in every epoch, so that its state need not be
+    stored.
     """
     if place.workers == 1:
         order = torch.randperm(count, generator=generator, device=generator.device).tolist()
@@ -198,7 +199,7 @@ def _batches(
 
 
 def _in_bfloat16(training: TrainingConfig, place: Place) -> bool:
-    """What a training that begins computes in: the setting; auto: bfloat16 where all of its workers have units."""
+    """Whether a new training computes in bfloat16: the setting; auto: if all of its workers have bfloat16 units."""
     if training.mixed_precision != "auto":
         return training.mixed_precision
     has_units = torch.tensor(float(has_bfloat16(place.device)), device=place.device)
@@ -208,14 +209,14 @@ def _in_bfloat16(training: TrainingConfig, place: Place) -> bool:
 
 
 def _memory_format(module: nn.Module, shape: tuple[int, int, int], device: str) -> torch.memory_format:
-    """Channels last for colour images (measured), unless the module cannot have it: a `view` of maps, for example."""
+    """Channels last for colour images (faster as measured), unless the module fails with it, as a `view` may."""
     if shape[0] == 1:
         return torch.contiguous_format
     inputs = torch.zeros(1, *shape, device=device).contiguous(memory_format=torch.channels_last)
     try:
         with torch.no_grad(), _seeded(0, device):
             module.eval()(inputs)
-    except Exception:  # user code; what is wrong with it in any format is said where it is trained
+    except Exception:  # user code; other errors will be raised in training
         return torch.contiguous_format
     return torch.channels_last
 
@@ -230,7 +231,7 @@ def _means(total: Tensor, correct: Tensor, seen: int, place: Place) -> tuple[flo
 
 @contextmanager
 def _seeded(seed: int, device: str) -> Iterator[None]:
-    """Torch's global generators, from which dropout draws, begin at `seed`; afterwards they are as they were."""
+    """Seed torch's global generators, from which dropout draws, and restore their states at the end."""
     gpus = [torch.cuda.current_device()] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)

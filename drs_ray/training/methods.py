@@ -1,4 +1,4 @@
-"""Which loss a config's training method stands for."""
+"""The losses of the training methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of the learning rate, and an optimizer's memory as plain tensors."""
+"""Optimizers, learning-rate schedules, and the state of an optimizer as plain tensors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from drs_ray.config import TrainingConfig
 
 WARM_UP = 0.2
-"""Schedule warm-up-cosine: share of the steps in which the learning rate rises; then it falls to 0 along a cosine."""
+"""Schedule warm-up-cosine: share of the steps with a rising learning rate. Then the rate falls to 0 along a cosine."""
 
 
 def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer of a config, over all parameters of the module."""
+    """The optimizer of a config for all parameters of the module."""
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             module.parameters(),
@@ -29,7 +29,7 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
 
 
 def rate(training: TrainingConfig, progress: float) -> float:
-    """Factor on the learning rate, in [0, 1], when a share `progress` in [0, 1) of the steps is done."""
+    """Factor of the learning rate, in [0, 1], after a share `progress` in [0, 1) of the steps."""
     if training.schedule == "step":
         return float(0.1 ** (math.floor(progress * training.epochs + 1e-9) // training.step_epochs))
     if training.schedule == "cosine":
@@ -40,7 +40,7 @@ def rate(training: TrainingConfig, progress: float) -> float:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers of each parameter (moments, counters), on the CPU, as "<parameter>/<name>"."""
+    """The optimizer's state of each parameter (moments, counters), on the CPU, as "<parameter>/<name>"."""
     return {
         f"{index}/{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
         for index, remembered in optimizer.state_dict()["state"].items()
@@ -50,9 +50,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer back what `optimizer_tensors` took.
+    """Restore an optimizer's state from `optimizer_tensors`.
 
-    Each tensor gets the strides of its parameter: fused kernels go through both in order of memory.
+    Each tensor gets the strides of its parameter, because fused kernels process both in order of memory.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     remembered: dict[int, dict[str, Tensor]] = {}

@@ -27,15 +27,15 @@ TrainingReport = Callable[[int, int, int, float, float], None]
 """Called after every epoch with: sub-image, epoch (from 1), epochs, mean loss, accuracy under noise."""
 
 ImagesReport = Callable[[int, int, int, int], None]
-"""Called as an epoch begins and about once a second in it with: sub-image, epoch, its images done, its images."""
+"""Called at the start of an epoch and about once a second with: sub-image, epoch, images done, images of the epoch."""
 
 _NOT_LEARNED = {"checkpoint_every", "loaders", "hold_out"}
-"""Keys of the training section that change no weight: training goes on from a state under other values of them.
+"""Keys of the training section that are not settings of a state, because they do not change the weights.
 
-Except hold_out: the digest of the images that are trained on follows from it, and is among the settings.
+hold_out changes the weights, but the digest of the training images depends on it and is among the settings.
 """
 _NOT_SETTINGS = {"training", "classes"}
-"""Metadata that are no settings of their own: the former is taken apart, the latter follow from the data."""
+"""Metadata that are not settings: the keys of `training` are settings instead, and `classes` depends on the data."""
 
 
 @plain_torch()
@@ -49,26 +49,26 @@ def train_run(
 ) -> list[str]:
     """Train classifiers of a config on `dataset` with split `training.split`, and write `classifiers[k].checkpoint`.
 
-    The same command goes on where it was interrupted, from the state beside the checkpoint (`state_file`), and comes to
-    the same weights on the same machine. A checkpoint of these very settings is kept; any other is replaced.
+    After an interruption, the same call continues from the state beside the checkpoint (`state_file`), and gives the
+    same weights on the same machine. A checkpoint with equal settings is kept; any other is replaced.
 
     Args:
-        config: the run. Workers are those of `training.workers` on the Ray of `engine.address`; one worker at the
-            addresses inline and local is this process.
-        sub_images: which ones to train; None: all. What one learns does not depend on which others are trained.
+        config: the run. There are `training.workers` workers on the Ray of `engine.address`. One worker with address
+            inline or local runs in this process.
+        sub_images: sub-images to train; None: all. The weights of one do not depend on which others are trained.
         on_progress: called after every epoch.
-        on_images: called in every epoch.
-        on_note: called with a line about what is not as usual: that a training goes on, was done before, or is slow.
+        on_images: called during every epoch.
+        on_note: called with a line about anything unusual: a training that continues, was done, or is slow.
 
     Returns:
-        The checkpoints written or kept, in order of `sub_images`: local paths or s3:// URIs, as the config has them.
+        The checkpoints written or kept, in order of `sub_images`: local paths or s3:// URIs, as in the config.
 
     Raises:
-        ConfigError: a checkpoint that is not a .safetensors file of its own or cannot be written, settings that do not
-            fit each other or this machine, or a state of other settings.
-        DataError: if the training split is not there.
-        ClassifierError: if an architecture cannot be built or started from `training.start_from`, or training diverges.
-        EngineError: if workers cannot be had, or fail again and again.
+        ConfigError: a checkpoint is not a separate .safetensors file or cannot be written, settings contradict each
+            other or this machine, or a state belongs to other settings.
+        DataError: the training split is missing.
+        ClassifierError: an architecture cannot be built or started from `training.start_from`, or training diverges.
+        EngineError: workers cannot be started, or fail too often.
     """
     chosen = tuple(range(config.partition.sub_images)) if sub_images is None else tuple(sub_images)
     files = [_checkpoint_file(config, sub_image) for sub_image in chosen]
@@ -88,7 +88,7 @@ def train_run(
 
 
 def state_file(checkpoint: str) -> str:
-    """Where the state of an unfinished training is kept: beside its checkpoint-to-be."""
+    """Path of the state of an unfinished training, beside its checkpoint."""
     return checkpoint.removesuffix(".safetensors") + ".training.safetensors"
 
 
@@ -101,20 +101,20 @@ def _train_one(
     on_images: ImagesReport | None,
     on_note: Callable[[str], None],
 ) -> None:
-    """Train one classifier, in this process (`place`) or on Ray, unless its checkpoint is there."""
-    who, training = f"sub-image {job.sub_image}", job.config.training
+    """Train one classifier, in this process (at `place`) or on Ray, unless its checkpoint exists."""
+    label, training = f"sub-image {job.sub_image}", job.config.training
     module = job.build(dataset)
     precisions = (True, False) if training.mixed_precision == "auto" else (training.mixed_precision,)
     outcomes = {bfloat16: _metadata(job, dataset, bfloat16) for bfloat16 in precisions}
     settings = {bfloat16: _settings(metadata) for bfloat16, metadata in outcomes.items()}
     unnamed = [replace(metadata, classes=()) for metadata in outcomes.values()]  # earlier files do not name classes
     if _metadata_of(file) in [*outcomes.values(), *unnamed]:
-        on_note(f"{who}: {file} was trained with these settings, and is kept; delete it to train again")
+        on_note(f"{label}: {file} was trained with these settings, and is kept; delete it to train again")
         return
-    kept = state_file(file)
-    state = load_state(kept, settings)
+    state_path = state_file(file)
+    state = load_state(state_path, settings)
     if state is not None:
-        on_note(f"{who}: going on after epoch {state.epoch} of {training.epochs} ({kept})")
+        on_note(f"{label}: going on after epoch {state.epoch} of {training.epochs} ({state_path})")
     else:
         if training.start_from is not None:
             _start_from(training.start_from, module, outcomes[precisions[0]])
@@ -126,7 +126,7 @@ def _train_one(
         if isinstance(report, str):
             on_note(report)
             return
-        if report.epoch <= epoch:  # told before, by a group that lost a worker and began again
+        if report.epoch <= epoch:  # repeated after a restart of the group
             return
         if isinstance(report, ImagesDone):
             if on_images is not None:
@@ -135,14 +135,14 @@ def _train_one(
         epoch = report.epoch
         if report.state is not None:
             last = report.state
-            save_state(kept, last, settings[bool(last.bfloat16)])
+            save_state(state_path, last, settings[bool(last.bfloat16)])
         if on_progress is not None:
             on_progress(job.sub_image, epoch, training.epochs, report.loss, report.accuracy)
 
     if place is not None:
         job.train(dataset, place, state, on_report)
     else:
-        from drs_ray.engine.ray.training_group import run_group  # Ray: only for those who use it
+        from drs_ray.engine.ray.training_group import run_group  # imports Ray, only if it is used
 
         run_group(job, job.config.engine, training.workers, state, on_report, on_note)
     module.load_state_dict(last.weights)
@@ -150,11 +150,11 @@ def _train_one(
     metadata = outcomes[bool(last.bfloat16)]
     check_classifier(module, metadata.image_shape, dataset.num_classes, job.sub_image)
     save_checkpoint(file, module, metadata)
-    delete_file(kept)
+    delete_file(state_path)
 
 
 def _learned(job: TrainingJob, bfloat16: bool) -> dict[str, JsonValue]:
-    """Of the training section and the data, all that the weights depend on; the precision as it was decided."""
+    """Everything in the training section and the data that the weights depend on, with the decided precision."""
     training = job.config.training
     unused = {"consistency", "smoothadv"} - {training.method}
     settings = training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)
@@ -162,14 +162,14 @@ def _learned(job: TrainingJob, bfloat16: bool) -> dict[str, JsonValue]:
 
 
 def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
-    """The same as what the checkpoint will say, key by key: a state is told from that of another training by them."""
+    """The settings in the checkpoint's metadata, by key; they identify the training that a state belongs to."""
     learned = {f"training.{key}": value for key, value in json.loads(metadata.training).items()}
     rest = {key: value for key, value in asdict(metadata).items() if key not in _NOT_SETTINGS}
     return dict(json.loads(json.dumps(rest))) | learned
 
 
 def _metadata(job: TrainingJob, dataset: Dataset, bfloat16: bool) -> CheckpointMetadata:
-    """What the checkpoint will say of itself."""
+    """The metadata of the checkpoint to be written."""
     config = job.config
     classifier = config.classifiers[job.sub_image]
     return CheckpointMetadata(
@@ -189,7 +189,7 @@ def _metadata(job: TrainingJob, dataset: Dataset, bfloat16: bool) -> CheckpointM
 
 
 def _metadata_of(file: str) -> CheckpointMetadata | None:
-    """What the checkpoint that is there says of itself. One that makes no sense says nothing: it is replaced."""
+    """The metadata of the stored checkpoint; None if there is none or it cannot be read, so that it is replaced."""
     data = read_if_there(file)
     if data is None:
         return None
@@ -200,11 +200,11 @@ def _metadata_of(file: str) -> CheckpointMetadata | None:
 
 
 def _start_from(source: str, module: nn.Module, metadata: CheckpointMetadata) -> None:
-    """Load the weights of another training, such as a full-image classifier's, as the first ones of this."""
-    tensors, theirs = load_checkpoint(source, remedy="correct training.start_from")
-    if theirs is not None and theirs.architecture != metadata.architecture:
+    """Load the weights of another training, such as that of a full-image classifier, as initial weights."""
+    tensors, found = load_checkpoint(source, remedy="correct training.start_from")
+    if found is not None and found.architecture != metadata.architecture:
         raise ClassifierError(
-            f"training.start_from: {source} holds {theirs.architecture}, sub-image {metadata.sub_image} is "
+            f"training.start_from: {source} holds {found.architecture}, sub-image {metadata.sub_image} is "
             f"{metadata.architecture}; name a checkpoint of this architecture"
         )
     try:
@@ -244,7 +244,7 @@ def _device(config: RunConfig) -> str:
 
 
 def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
-    """Where a classifier is to be written; all that can be wrong with it is said before hours of training."""
+    """The checkpoint file of a classifier, checked before training."""
     if not 0 <= sub_image < len(config.classifiers):
         raise ConfigError(
             f"sub_images: partition {config.partition.label} has the sub-images 0..{len(config.classifiers) - 1}, "

@@ -24,10 +24,9 @@ def smoothadv_loss(
     warm_up: int,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of attacked images under the same noise that they were attacked with (Salman et al. 2019).
+    """Cross-entropy of attacked images under the noise of the attack (Salman et al. 2019).
 
-    The attack's radius rises linearly to `epsilon` in the first `warm_up` epochs. The rest as
-    `drs_ray.training.trainee.Loss` says.
+    The attack's radius rises linearly to `epsilon` in the first `warm_up` epochs. See `drs_ray.training.trainee.Loss`.
     """
     drawn = torch.stack([noise(values) for _ in range(copies)])
     attacked = attack(trainee, values, labels, drawn, steps=steps, epsilon=epsilon * min(1.0, epoch / warm_up))
@@ -37,13 +36,13 @@ def smoothadv_loss(
 
 
 def attack(trainee: Trainee, values: Tensor, labels: Tensor, drawn: Tensor, *, steps: int, epsilon: float) -> Tensor:
-    """Values near the given ones at which the smoothed classifier, as this noise shows it, is most wrong.
+    """Values near `values` with a large loss of the smoothed classifier, as estimated with the noise `drawn`.
 
     Args:
-        trainee: the classifier, which is left as it was.
+        trainee: the classifier, which is not changed.
         values: float32 [n, C, d] in [0, 1], without noise.
         labels: int64 [n].
-        drawn: noise [copies, n, C, d], the same in every step.
+        drawn: noise [copies, n, C, d], equal in every step.
         steps: gradient steps, each 2 * epsilon / steps long.
         epsilon: l2 radius of the ball around each image's values.
 
@@ -60,6 +59,6 @@ def attack(trainee: Trainee, values: Tensor, labels: Tensor, drawn: Tensor, *, s
             (gradient,) = torch.autograd.grad(functional.nll_loss(log_mean, labels, reduction="sum"), moved)
             length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None]
             moved = moved.detach() + 2 * epsilon / steps * gradient / length
-            # Back into the pixels' range first: shrinking towards the image, which the ball may ask for, stays in it.
+            # Clamp to the range of pixels first: scaling towards the image, to stay in the ball, stays in this range.
             moved = ((values + moved).clamp(0, 1) - values).renorm(p=2, dim=0, maxnorm=epsilon)
     return (values + moved).detach()

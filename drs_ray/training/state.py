@@ -1,4 +1,4 @@
-"""How far a training has come, as one safetensors file: weights, the optimizer's memory and the random generator."""
+"""The state of a training as one safetensors file: weights, state of the optimizer, state of the random generator."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _KEY = "drs_ray_training"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that the next epoch depends on, on the CPU.
+    """Everything that the next epoch depends on, on the CPU.
 
-    epoch: epochs done. weights: the module's state_dict. optimizer: see `optimizer_tensors`. generator: the state of
-    the generator of order, augmentation and noise, uint8; None before the first epoch. bfloat16: whether it is computed
-    in bfloat16 where that is safe; None: not decided, before the first epoch.
+    epoch: epochs done. weights: the module's state_dict. optimizer: see `optimizer_tensors`. generator: state of the
+    generator of order, augmentation and noise, uint8; None before the first epoch. bfloat16: whether the training
+    computes in bfloat16 where that is safe; None: not decided, before the first epoch.
     """
 
     epoch: int
@@ -36,10 +36,10 @@ class TrainingState:
 
 
 def save_state(location: str, state: TrainingState, settings: Mapping[str, JsonValue]) -> None:
-    """Write a state and the settings it belongs to, to a local path or an s3:// URI: whole, or not at all.
+    """Write a state and its settings to a local path or an s3:// URI, whole or not at all.
 
     Raises:
-        ClassifierError: if the file cannot be written.
+        ClassifierError: the file cannot be written.
     """
     tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in state.weights.items()}
     tensors |= {f"optimizer/{name}": tensor.contiguous() for name, tensor in state.optimizer.items()}
@@ -50,10 +50,10 @@ def save_state(location: str, state: TrainingState, settings: Mapping[str, JsonV
 
 
 def load_state(location: str, settings: Mapping[bool, Mapping[str, JsonValue]]) -> TrainingState | None:
-    """The state at a location, or None if there is no file. `settings`: those it may belong to, by `bfloat16`.
+    """The state at a location, or None if there is no file. `settings`: its allowed settings, by `bfloat16`.
 
     Raises:
-        ClassifierError: a file that cannot be read. ConfigError: one that belongs to other settings.
+        ClassifierError: the file cannot be read. ConfigError: the state belongs to other settings.
     """
     data = read_if_there(location)
     if data is None:

@@ -1,4 +1,4 @@
-"""The classifier in training as a method sees it: values of its own sub-image in, logits out, nothing else to read."""
+"""The classifier in training: a function from values of its own sub-image to logits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ NoiseSource = Callable[[Tensor], Tensor]
 """Values [n, C, d] -> new Gaussian noise of their shape, with the sub-image's sigma."""
 
 Loss = Callable[["Trainee", Tensor, Tensor, NoiseSource, int], tuple[Tensor, Tensor]]
-"""A method: (trainee, values [n, C, d] without noise, labels int64 [n], noise source, epoch from 1) -> the loss, mean
-over the images, and the logits [n, classes] of one noisy copy of each."""
+"""A method: (trainee, values [n, C, d] without noise, labels int64 [n], noise source, epoch from 1) -> the mean loss of
+the images, and the logits [n, classes] of one noisy copy of each image."""
 
 
 class Trainee:
-    """A sub-image's classifier behind its layout. Values are float32 [n, C, d]: the own pixels alone (`Partition`).
+    """A sub-image's classifier with its layout. Values: float32 [n, C, d], only the sub-image's pixels (`Partition`).
 
-    A method that changes values, as an attack does, cannot change another sub-image's pixels or the layout's empty
-    cells: it never has them.
+    A method that changes values, such as an attack, cannot change pixels of other sub-images or empty cells of the
+    layout, because they are not among the values.
     """
 
     def __init__(
@@ -33,9 +33,9 @@ class Trainee:
         network: nn.Module | None = None,
         layout: torch.memory_format = torch.contiguous_format,
     ):
-        """`network` is what training calls: the module, or its wrapper that joins the gradients of several workers.
+        """network: the module called in training, or its wrapper that averages the gradients of several workers.
 
-        layout: in memory, of what it is given.
+        layout: memory format of the inputs.
         """
         self._module = module
         self._network = module if network is None else network
@@ -44,12 +44,12 @@ class Trainee:
         self._layout = layout
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Logits float32 [n, classes], to be trained on."""
+        """Logits float32 [n, classes], with gradients."""
         return self._answer(self._network, values)
 
     @contextmanager
     def fixed(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """The classifier as it votes: in eval mode, its weights without gradients, in this process alone."""
+        """The classifier in eval mode, without gradients of its weights and without other workers."""
         trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         self._module.eval()
         for parameter in trained:
@@ -64,4 +64,4 @@ class Trainee:
     def _answer(self, network: nn.Module, values: Tensor) -> Tensor:
         inputs = self._partition.arrange(values, self._sub_image)
         logits: Tensor = network(inputs.contiguous(memory_format=self._layout))
-        return logits.float()  # bfloat16 under mixed precision: losses are computed in float32
+        return logits.float()  # losses are computed in float32, also with mixed precision

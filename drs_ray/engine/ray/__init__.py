@@ -1,1 +1,1 @@
-"""The engine on Ray. `ray` is imported here and nowhere else."""
+"""The engine on Ray. No other room imports `ray`."""

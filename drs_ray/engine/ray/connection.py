@@ -1,4 +1,4 @@
-"""Joining or starting a Ray. An address without one is refused within seconds: Ray itself needs 14 minutes for that."""
+"""Joins or starts a Ray. An address without a Ray is refused within seconds; Ray itself would take 14 minutes."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from drs_ray.errors import DrsError, EngineError, counted
 
 CONNECT_SECONDS = 10.0
 _HTTP2_BEGIN = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""How a client of gRPC begins (RFC 9113, 3.4): a fixed text, and settings, here none. The server sends its own."""
+"""First bytes of a gRPC client (RFC 9113, 3.4): a fixed text and empty settings. The server sends its settings."""
 _SETTINGS = 4
 _FRAME_TYPE = 3
 
 
 @ray_or_resume()
 def connect(engine: EngineConfig, on_note: Callable[[str], None] = lambda note: None) -> bool:
-    """Start a local Ray, or attach to a running one. Returns False where this process is connected already.
+    """Start a local Ray, or attach to a running one. Returns False if this process is already connected.
 
-    on_note: called with which Ray was joined, where neither the config nor RAY_ADDRESS names it.
+    on_note: called with the address of the joined Ray, if neither the config nor RAY_ADDRESS names it.
 
     Raises:
-        EngineError: no Ray answers at the address, or one of another version, or none can be started here.
+        EngineError: no Ray answers at the address, its version differs, or no Ray can be started on this machine.
     """
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     in_main = threading.current_thread() is threading.main_thread()
-    on_sigterm = signal.getsignal(signal.SIGTERM) if in_main else None  # ray.init puts its own in place
+    on_sigterm = signal.getsignal(signal.SIGTERM) if in_main else None  # ray.init installs its own handler
     options: dict[str, Any] = {"include_dashboard": False} if engine.address == "local" else {}
     try:
         _check_answers(get_ray_address_from_environment("auto", None) if engine.address == "auto" else engine.address)
         ray.init(address=engine.address, log_to_driver=False, logging_level="ERROR", **options)
         if engine.address == "auto" and not os.environ.get("RAY_ADDRESS"):
-            on_note(_joined())
-    except (DrsError, SystemError):  # the latter may be a signal's (`ray_or_resume`)
+            on_note(_joined_text())
+    except (DrsError, SystemError):  # a signal handler may cause a SystemError (`ray_or_resume`)
         raise
-    except Exception as error:  # besides ConnectionError, RuntimeError, ValueError and OSError, Ray raises plain ones
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError, OSError and Exception
         versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
         if "Version mismatch" in str(error) and len(versions) == 2:
             (their_ray, their_python), (ray_, python) = versions
@@ -64,27 +64,27 @@ def connect(engine: EngineConfig, on_note: Callable[[str], None] = lambda note: 
     return True
 
 
-def _joined() -> str:
-    """Which Ray `auto` was, in words."""
-    there = ray.cluster_resources()
+def _joined_text() -> str:
+    """Description of the Ray that `auto` found."""
+    resources = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     return (
         f"engine.address: auto: joined the Ray at {ray.get_runtime_context().gcs_address} ({counted(nodes, 'node')}, "
-        f"{there.get('CPU', 0.0):g} CPUs, {there.get('GPU', 0.0):g} GPUs); RAY_ADDRESS would name another"
+        f"{resources.get('CPU', 0.0):g} CPUs, {resources.get('GPU', 0.0):g} GPUs); RAY_ADDRESS would name another"
     )
 
 
 def _check_answers(address: str) -> None:
-    """See that a gRPC server, as Ray is one, listens at host:port or ray://host:port.
+    """Check that a gRPC server, such as Ray, listens at host:port or ray://host:port.
 
     Raises:
-        EngineError: nobody listens there, or another kind of server.
+        EngineError: nothing listens there, or another kind of server.
     """
     found = re.fullmatch(r"(?:ray://)?([^\s:/]+):(\d+)", address)
     if found is None:
         return
     host, port = found[1], int(found[2])
-    own = [ray.util.get_node_ip_address()] if host in ("localhost", "127.0.0.1") else []  # what Ray makes of it
+    own = [ray.util.get_node_ip_address()] if host in ("localhost", "127.0.0.1") else []  # as Ray resolves it
     reasons = []
     for candidate in (host, *own):
         try:

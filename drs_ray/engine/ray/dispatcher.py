@@ -1,8 +1,8 @@
-"""Feeding units to Ray actors: who does what, whose fault a lost worker is, and what is tried again.
+"""Assigns units to Ray actors, decides the cause of a lost worker, and tries failed units again.
 
-Each live worker has exactly one call in flight, its start or a unit, so blame is exact: an actor that dies gives its
-one unit back. Ray restarts and retries nothing by itself. What finds no room stays pending and is the autoscaler's
-demand; the run never waits for a fixed number of workers. The cost of an answer does not grow with their number.
+Each live worker has exactly one call in flight, its start or a unit, so it is known which unit a dead actor had. Ray
+itself restarts and retries nothing. Actors without room stay pending, and the autoscaler sees them as demand; a run
+never waits for a fixed number of workers. The cost of handling a result does not grow with the number of workers.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from drs_ray.errors import EngineError, StoreError, counted
 _TICK_SECONDS = 1.0
 _FAILED_STARTS_AT_FIRST = 3
 _FAILED_STARTS_LATER = 20
-"""So many failed starts in a row, and no worker of the sub-image left, end the run: more once one has started."""
+"""Failed starts in a row that end the run if no worker of the sub-image is left: before and after a first success."""
 _LONGEST_PAUSE_SECONDS = 30.0
 _SLOWEST_OF_A_FLEET = 20
-"""So many times longer than usual a unit may take on the slowest device of a mixed cluster."""
+"""On the slowest device of a mixed cluster, a unit may take this many times longer than usual."""
 
 
 @dataclass(eq=False)
 class _Pool:
-    """A sub-image: its units to do, and its workers by what they do now."""
+    """A sub-image: its queued units, and the numbers of its starting and working workers."""
 
     sub_image: int
     queue: deque[Unit] = field(default_factory=deque)
@@ -49,7 +49,7 @@ class _Pool:
     has_warned: bool = False
 
     def patience(self, unit: Unit, hang_seconds: float) -> float:
-        """Seconds of silence after which a unit's worker is taken to hang; infinite while no unit's time is known."""
+        """Seconds without an answer after which a worker is taken to hang; infinite until a first unit is done."""
         if not self.samples_done:
             return math.inf
         return hang_seconds + _SLOWEST_OF_A_FLEET * unit.samples * self.seconds_done / self.samples_done
@@ -57,7 +57,7 @@ class _Pool:
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor; `unit` is None while it starts, `since` is when it was given its unit."""
+    """An actor. unit: None while it starts. since: time at which it received its unit."""
 
     actor: Any
     pool: _Pool
@@ -68,12 +68,11 @@ class _Worker:
 class Dispatcher:
     """One run's queues and workers.
 
-    `start(sub_image)` makes an actor and calls its start: (actor, call). `call(actor, unit)` has it do a unit.
-    `done(unit, result)` takes a finished one and names the units that it calls for; they are done first, so that blocks
-    end.
-    `limit()` is the most workers at a time. A worker that is silent for `hang_seconds` more than its unit should take
-    at worst is ended. For messages, `needs` says what a worker needs, and `free(available
-    resources)` what there is of it.
+    `start(sub_image)` makes an actor and calls its start method, and returns (actor, call). `call(actor, unit)` gives a
+    unit to an actor. `done(unit, result)` receives a finished unit and returns the units that follow from it, which are
+    done first, so that blocks end. `limit()` is the largest number of workers. A worker is ended if it does not answer
+    for `hang_seconds` more than the longest plausible time of its unit. For messages, `needs` describes a worker's
+    resources, and `free(available resources)` the free ones.
     """
 
     def __init__(
@@ -103,14 +102,14 @@ class Dispatcher:
         self._failures = UnitFailures(observer)
         self._workers: set[_Worker] = set()
         self._calls: dict[Any, _Worker] = {}
-        self._later: deque[tuple[float, Unit]] = deque()
+        self._paused: deque[tuple[float, Unit]] = deque()
 
     @ray_or_resume()
     def run(self, stall_seconds: float) -> dict[Unit, str]:
-        """Carry all units out; returns those set aside. Every actor is ended on the way out, whatever happens.
+        """Compute all units; returns the units set aside. Every actor is ended at the end, also after an error.
 
         Raises:
-            EngineError: workers cannot start or cannot be had, unit after unit fails, or Ray itself does.
+            EngineError: workers cannot start, too many units in a row fail, or Ray itself fails.
         """
         last_look, waiting_since = float("-inf"), time.monotonic()
         try:
@@ -119,13 +118,13 @@ class Dispatcher:
                 if tick:  # the cluster may have grown or shrunk
                     places, last_look = max(1, self._limit()), time.monotonic()
                     self._end_silent_workers()
-                self._queue_again()
-                self._drop_needless_starts()
-                self._hire(places)
+                self._requeue_paused()
+                self._cancel_needless_starts()
+                self._start_workers(places)
                 if tick:
-                    self._tell_workers()
-                for call in self._answered():
-                    self._answer(self._calls.pop(call), call)
+                    self._report_workers()
+                for call in self._ended_calls():
+                    self._handle_result(self._calls.pop(call), call)
                 if self._working() or not self._calls:
                     waiting_since = time.monotonic()
                 elif time.monotonic() - waiting_since > stall_seconds:
@@ -133,7 +132,7 @@ class Dispatcher:
         finally:
             for worker in self._workers:
                 _kill(worker.actor)
-            with suppress(Exception):  # nothing may hide the error that a run ends with
+            with suppress(Exception):  # an error here must not hide the run's error
                 for pool in self._pools.values():
                     self._observer.workers(pool.sub_image, 0, 0)
         return self._failures.set_aside
@@ -141,35 +140,35 @@ class Dispatcher:
     def _pool(self, unit: Unit) -> _Pool:
         return self._pools.setdefault(unit.sub_image, _Pool(unit.sub_image))
 
-    def _tell_workers(self) -> None:
+    def _report_workers(self) -> None:
         for pool in self._pools.values():
             self._observer.workers(pool.sub_image, pool.working, pool.starting)
 
     def _unfinished(self) -> bool:
-        return self._working() or bool(self._later) or any(pool.queue for pool in self._pools.values())
+        return self._working() or bool(self._paused) or any(pool.queue for pool in self._pools.values())
 
     def _working(self) -> bool:
         return any(pool.working for pool in self._pools.values())
 
-    def _queue_again(self) -> None:
-        """Units whose pause is over go to the end of their queue."""
-        while self._later and self._later[0][0] <= time.monotonic():
-            _, unit = self._later.popleft()
+    def _requeue_paused(self) -> None:
+        """Append units whose pause is over to their queue."""
+        while self._paused and self._paused[0][0] <= time.monotonic():
+            _, unit = self._paused.popleft()
             self._pool(unit).queue.append(unit)
 
-    def _drop_needless_starts(self) -> None:
+    def _cancel_needless_starts(self) -> None:
         if not any(pool.starting and not pool.queue for pool in self._pools.values()):
             return
         for call, worker in list(self._calls.items()):
             if worker.unit is None and not worker.pool.queue:
                 del self._calls[call]
                 worker.pool.starting -= 1
-                self._dismiss(worker)
+                self._end_worker(worker)
 
-    def _hire(self, places: int) -> None:
-        """Fill the places with workers for the sub-images that need them most."""
+    def _start_workers(self, places: int) -> None:
+        """Start workers up to the limit, for the sub-images with the most units per worker."""
         while len(self._calls) < places:
-            pool = self._neediest()
+            pool = self._pool_to_start()
             if pool is None:
                 return
             actor, call = self._start(pool.sub_image)
@@ -178,16 +177,16 @@ class Dispatcher:
             self._calls[call] = worker
             pool.starting += 1
 
-    def _neediest(self) -> _Pool | None:
-        """The sub-image with the most queued units per worker, if starting one more worker for it makes sense."""
+    def _pool_to_start(self) -> _Pool | None:
+        """The sub-image with the most queued units per worker, of those that can use one more worker now."""
         now = time.monotonic()
         wanting = [p for p in self._pools.values() if len(p.queue) > p.starting and now >= p.no_start_before]
         return max(wanting, key=lambda p: len(p.queue) / (1 + p.starting + p.working), default=None)
 
-    def _answered(self) -> Sequence[Any]:
-        """All calls that have ended, so that the cost of waiting for thousands is shared; waits for one for a tick."""
+    def _ended_calls(self) -> Sequence[Any]:
+        """All calls that have ended; if none has, wait a tick for one. One wait for all calls is cheap per call."""
         calls = list(self._calls)
-        if not calls:  # what is left is pausing
+        if not calls:  # the remaining units are pausing
             time.sleep(_TICK_SECONDS)
             return []
         ended: list[Any]
@@ -196,7 +195,7 @@ class Dispatcher:
             ended, _ = ray.wait(calls, num_returns=1, timeout=_TICK_SECONDS)
         return ended
 
-    def _answer(self, worker: _Worker, call: Any) -> None:
+    def _handle_result(self, worker: _Worker, call: Any) -> None:
         pool, unit = worker.pool, worker.unit
         if unit is None:
             pool.starting -= 1
@@ -204,12 +203,12 @@ class Dispatcher:
             pool.working -= 1
         try:
             result = ray.get(call)
-        except RayTaskError as error:  # the worker lives; what it was asked to do raised
+        except RayTaskError as error:  # the worker is alive; its start or its unit raised
             if unit is None:
                 self._start_raised(worker, error)
                 return
             self._raised(unit, error)
-        except (LocalRayletDiedError, RaySystemError):  # not the worker: Ray
+        except (LocalRayletDiedError, RaySystemError):  # Ray failed, not the worker
             raise
         except RayError as error:
             self._lost(worker, error)
@@ -221,10 +220,10 @@ class Dispatcher:
                 pool.samples_done += unit.samples
                 pool.seconds_done += time.monotonic() - worker.since
                 self._failures.done()
-                self._enqueue(self._done(unit, result))
+                self._enqueue_first(self._done(unit, result))
         self._next_unit(worker)
 
-    def _enqueue(self, units: Sequence[Unit]) -> None:
+    def _enqueue_first(self, units: Sequence[Unit]) -> None:
         for unit in reversed(units):
             self._pool(unit).queue.appendleft(unit)
         self._observer.added(units)
@@ -235,23 +234,23 @@ class Dispatcher:
             worker.unit, worker.since = pool.queue.popleft(), time.monotonic()
             pool.working += 1
             self._calls[self._call(worker.actor, worker.unit)] = worker
-        else:  # this sub-image has no more: its place goes to the others
-            self._dismiss(worker)
+        else:  # no more units: workers of other sub-images can take its place
+            self._end_worker(worker)
 
     def _raised(self, unit: Unit, error: RayTaskError) -> None:
         if not isinstance(error.cause, StoreError):
             self._failures.raised(unit, reason_of(error))
         elif self._failures.not_stored(unit, reason_of(error)):
-            self._later.append((time.monotonic() + RETRY_SECONDS, unit))
+            self._paused.append((time.monotonic() + RETRY_SECONDS, unit))
 
     def _lost(self, worker: _Worker, error: RayError) -> None:
-        """The actor is gone, or cut off behind a bad link: end it for certain, it may still hold a GPU."""
-        self._dismiss(worker)
+        """The actor is dead or unreachable. It is ended in any case, because it may still hold a GPU."""
+        self._end_worker(worker)
         pool, unit = worker.pool, worker.unit
         reason = f"{type(error).__name__}: {last_line(error)}"
-        blameless = node_was_lost(error)
+        node_lost = node_was_lost(error)
         if unit is not None:
-            self._give_back(unit, reason, blameless)
+            self._requeue(unit, reason, node_lost)
             return
         self._observer.event(
             f"a worker of sub-image {pool.sub_image} was lost while starting: {reason}",
@@ -259,15 +258,15 @@ class Dispatcher:
             sub_image=pool.sub_image,
             reason=reason,
         )
-        if not blameless:
+        if not node_lost:
             self._start_failed(pool, reason)
 
-    def _give_back(self, unit: Unit, reason: str, blameless: bool) -> None:
-        if self._failures.lost_its_node(unit, reason) if blameless else self._failures.killed_its_worker(unit, reason):
+    def _requeue(self, unit: Unit, reason: str, node_lost: bool) -> None:
+        if self._failures.lost_its_node(unit, reason) if node_lost else self._failures.killed_its_worker(unit, reason):
             self._pool(unit).queue.appendleft(unit)
 
     def _end_silent_workers(self) -> None:
-        """A process may live and yet never answer: a stuck driver call, a dead mount, a stopped machine."""
+        """End workers that live but do not answer: a stuck device driver, a dead mount, a stopped machine."""
         now = time.monotonic()
         for call, worker in list(self._calls.items()):
             pool, unit, silent = worker.pool, worker.unit, now - worker.since
@@ -276,8 +275,8 @@ class Dispatcher:
             if silent > pool.patience(unit, self._hang_seconds):
                 del self._calls[call]
                 pool.working -= 1
-                self._dismiss(worker)
-                self._give_back(unit, f"gave no answer for {silent:.0f} s", blameless=False)
+                self._end_worker(worker)
+                self._requeue(unit, f"gave no answer for {silent:.0f} s", node_lost=False)
             elif not pool.samples_done and not pool.has_warned:
                 pool.has_warned = True
                 self._observer.event(
@@ -288,11 +287,11 @@ class Dispatcher:
                 )
 
     def _start_raised(self, worker: _Worker, error: RayTaskError) -> None:
-        """The first start says what all would say, and ends the run; later the fault is that of one node."""
+        """Before any worker of the sub-image has started, an error ends the run; later it is that of one node."""
         pool = worker.pool
         if not pool.has_started:
             raise start_error(pool.sub_image, error) from error
-        self._dismiss(worker)
+        self._end_worker(worker)
         self._observer.event(
             f"a worker of sub-image {pool.sub_image} could not start: {reason_of(error)}",
             "worker_start_failed",
@@ -302,7 +301,7 @@ class Dispatcher:
         self._start_failed(pool, reason_of(error))
 
     def _start_failed(self, pool: _Pool, reason: str) -> None:
-        """Ends the run if no worker of the sub-image lives or may yet: one bad node among many is no reason to."""
+        """End the run after several failures if the sub-image has no worker; one bad node must not end a run."""
         pool.failed_starts += 1
         allowed = _FAILED_STARTS_LATER if pool.has_started else _FAILED_STARTS_AT_FIRST
         if pool.failed_starts >= allowed and not pool.starting and not pool.working:
@@ -313,13 +312,13 @@ class Dispatcher:
         pause = min(pool.failed_starts * _TICK_SECONDS, _LONGEST_PAUSE_SECONDS)
         pool.no_start_before = time.monotonic() + pause
 
-    def _dismiss(self, worker: _Worker) -> None:
+    def _end_worker(self, worker: _Worker) -> None:
         self._workers.discard(worker)
         _kill(worker.actor)
 
 
 def no_worker(seconds: float, needs: str, free: str) -> EngineError:
-    """What to raise where no worker could be had for so long. needs, free: see `Placement`."""
+    """The error if no worker could be started for `seconds`. needs, free: see `Placement`."""
     return EngineError(
         f"no worker could be had for {seconds:.0f} s: asked for {needs}; free: {free}; free or add such nodes, or ask "
         "for less (engine.cpus_per_worker, gpus_per_worker, resources, labels), then resume"
@@ -327,7 +326,7 @@ def no_worker(seconds: float, needs: str, free: str) -> EngineError:
 
 
 def _kill(actor: Any) -> None:
-    """End an actor, if Ray can still be asked to. If not, the actor ends with the driver that owns it."""
-    with suppress(Exception):  # nothing may hide the error that a run ends with, or keep the other actors alive
-        if ray.is_initialized():  # or ray.kill would start a new Ray
+    """End an actor, if Ray is still connected. Otherwise the actor ends with this process, which owns it."""
+    with suppress(Exception):  # an error here must not hide the run's error or keep other actors alive
+        if ray.is_initialized():  # otherwise ray.kill would start a new Ray
             ray.kill(actor)

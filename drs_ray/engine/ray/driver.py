@@ -1,4 +1,4 @@
-"""The Ray driver: how many workers the connected Ray has room for, and having a run's units done there."""
+"""The Ray driver: finds out how many workers the connected Ray can hold, and computes a run's units there."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from drs_ray.models.precision import has_bfloat16
 
 @ray_or_resume()
 def cluster_gpus(engine: EngineConfig) -> float:
-    """GPUs of the connected cluster's nodes, or of those that the config's labels allow."""
+    """Number of GPUs of the connected cluster, on the nodes that the config's labels allow."""
     placement = Placement.of(engine)
     return float(sum(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if placement.allows(node)))
 
 
 @ray_or_resume()
 def room(engine: EngineConfig) -> int:
-    """How many workers the nodes of the connected cluster, as it is now, can hold."""
+    """How many workers the present nodes of the connected cluster can hold."""
     placement = Placement.of(engine)
     return sum(placement.workers_on(node) for node in ray.nodes())
 
@@ -45,7 +45,7 @@ def workers_have_bfloat16(engine: EngineConfig, device: str, observer: Observer)
     """Whether the device of a worker, placed as the config says, has units for bfloat16.
 
     Raises:
-        ConfigError: this machine can never serve a worker. EngineError: none can be had for `engine.stall_seconds`.
+        ConfigError: this machine can never hold a worker. EngineError: no worker started in `engine.stall_seconds`.
     """
     placement = Placement.of(engine.model_copy(update={"device": device}))
     _check_room(engine, placement, observer)
@@ -60,10 +60,10 @@ def workers_have_bfloat16(engine: EngineConfig, device: str, observer: Observer)
 
 @ray_or_resume()
 def measure_on_ray(units: Sequence[Unit], record: RunRecord, observer: Observer) -> dict[int, list[Measured]]:
-    """Have workers of the connected cluster measure how fast they draw the units; nothing is stored.
+    """Measure how fast workers of the connected cluster draw the units; nothing is stored.
 
     Returns:
-        By sub-image, one for each unit that could be measured.
+        By sub-image, one measurement for each unit that could be measured.
 
     Raises:
         ConfigError, EngineError: as `run_on_ray`.
@@ -77,7 +77,7 @@ def measure_on_ray(units: Sequence[Unit], record: RunRecord, observer: Observer)
     _dispatch(
         units,
         record,
-        _Unheard(observer),
+        _WorkerEvents(observer),
         start=lambda actor, shared, sub_image: actor.load.remote(shared, sub_image, str(Path.cwd())),
         call=lambda actor, unit: actor.measure.remote(unit, PROBE_SECONDS),
         done=keep,
@@ -89,21 +89,21 @@ def measure_on_ray(units: Sequence[Unit], record: RunRecord, observer: Observer)
 def run_on_ray(
     units: Sequence[Unit], record: RunRecord, remaining: RemainingUnits, uri: str, observer: Observer
 ) -> dict[Unit, str]:
-    """Do the units, and those that they call for, on the connected cluster.
+    """Compute the units, and the units of later stages, on the connected cluster.
 
     Args:
-        units: what is to be done.
-        record: the run; its config says which workers, and has the device resolved.
-        remaining: says which units a finished one calls for.
-        uri: where parts go, as every node can reach it.
-        observer: told of every unit and event.
+        units: the units to compute now.
+        record: the run, with the device resolved; its config describes the workers.
+        remaining: returns the units that follow from a finished one.
+        uri: store for the parts, which every node can reach.
+        observer: receives every unit and event.
 
     Returns:
         The units that were set aside, with the reason.
 
     Raises:
-        ConfigError: this machine can never serve a worker.
-        EngineError: workers cannot start or cannot be had, unit after unit fails, or Ray itself does.
+        ConfigError: this machine can never hold a worker.
+        EngineError: workers cannot start, too many units in a row fail, or Ray itself fails.
     """
 
     def done(unit: Unit, outcome: Outcome) -> list[Unit]:
@@ -129,7 +129,7 @@ def _dispatch(
     call: Callable[[Any, Unit], Any],
     done: Callable[[Unit, Any], Sequence[Unit]],
 ) -> dict[Unit, str]:
-    """Give the units to workers placed as the config says; `start(actor, record's reference, sub_image)` begins one."""
+    """Give the units to workers placed by the config; `start(actor, reference to the record, sub_image)` starts one."""
     engine = record.config.engine
     placement = Placement.of(engine)
     _check_room(engine, placement, observer)
@@ -153,7 +153,7 @@ def _dispatch(
         start=begin,
         limit=limit,
         call=call,
-        hang_seconds=engine.hang_seconds + engine.store_seconds,  # storing may take its time, too
+        hang_seconds=engine.hang_seconds + engine.store_seconds,  # retries of a put take time too
         done=done,
         needs=placement.needs,
         free=lambda available: placement.free(available, ray.nodes()),
@@ -162,20 +162,20 @@ def _dispatch(
     return dispatcher.run(engine.stall_seconds)
 
 
-class _Unheard(Observer):
-    """Passes on what is said of workers, not what is said of units that are only measured."""
+class _WorkerEvents(Observer):
+    """Passes on events of workers, but not of units, which are only measured here."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
-        """Units that fail will be named when the run does them."""
+        """Pass on all events but those of units; the run itself will report units that fail."""
         if not kind.startswith("unit_"):
             self._observer.event(message, kind, **fields)
 
 
 def _check_room(engine: EngineConfig, placement: Placement, observer: Observer) -> None:
-    """A local Ray never grows: refuse at once what it can never serve. Of a cluster, say it: it may grow."""
+    """Refuse workers that a local Ray cannot hold, because it never grows. A cluster may grow: warn only."""
     nodes = ray.nodes()
     if any(placement.workers_on(node) for node in nodes):
         return

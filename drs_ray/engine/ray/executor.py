@@ -1,6 +1,6 @@
-"""Units carried out by Ray workers, on a Ray of this machine (`local`) or on a cluster.
+"""Computes units in Ray workers, on a Ray of this machine (`local`) or on a cluster.
 
-Ray is not touched before it is needed; a Ray that runs already is used.
+Ray is imported and connected only when it is needed. A connection that this process already has is used.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from drs_ray.storage import Store
 
 
 class RayExecutor:
-    """See `drs_ray.engine.executor.Executor`. What a local Ray will have is asked of this machine."""
+    """See `drs_ray.engine.executor.Executor`. The resources of a local Ray are read from this machine."""
 
     def __init__(self, engine: EngineConfig, observer: Observer) -> None:
-        """observer: told which Ray `auto` was."""
+        """observer: receives which Ray `auto` is."""
         self._engine = engine
         self._is_local = engine.address == "local"
         self._observer = observer
@@ -71,7 +71,7 @@ class RayExecutor:
     def run(
         self, units: Sequence[Unit], record: RunRecord, remaining: RemainingUnits, store: Store, observer: Observer
     ) -> dict[Unit, str]:
-        """See `Executor.run`. Ray's metrics are told, too."""
+        """See `Executor.run`. Events also go to Ray's metrics."""
         observer.step("starting Ray workers")
         self._connect()
         from drs_ray.engine.ray import driver
@@ -81,7 +81,7 @@ class RayExecutor:
         return driver.run_on_ray(units, record, remaining, store.uri, observers)
 
     def close(self) -> None:
-        """Leave the Ray that this executor started or attached to."""
+        """Stop or leave the Ray that this executor started or joined."""
         if self._is_ours:
             import ray
 

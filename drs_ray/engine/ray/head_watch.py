@@ -1,5 +1,5 @@
-"""Watching the cluster's head. When it is lost, Ray's own code ends the driver's process after a minute, with a line of
-its own and no chance to say how to go on; so the driver looks for itself, and leaves before that.
+"""Watches the cluster's head. A minute after the head is lost, Ray ends the driver's process with its own message. The
+driver therefore checks the head itself, and ends earlier with a message that says how to resume.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ray
 from drs_ray.errors import EngineError
 
 LOST_AFTER_SECONDS = 30.0
-"""A head with fault tolerance may be started again; Ray waits for it for 60 seconds unless it is told otherwise."""
+"""A head with fault tolerance may be restarted; by default, Ray waits 60 seconds for it."""
 _ANSWER_SECONDS = 1.0
 
 
@@ -20,16 +20,16 @@ class Head:
     """The head of the cluster that this process is connected to."""
 
     def __init__(self) -> None:
-        """It answers now."""
-        client = ray.util.client.ray.is_connected()  # ray:// reports a lost head as an error of its own
+        """The head is assumed to answer now."""
+        client = ray.util.client.ray.is_connected()  # with ray://, Ray raises an error for a lost head
         self._address = "" if client else str(ray.get_runtime_context().gcs_address)
         self._answered = time.monotonic()
 
     def answers(self) -> bool:
-        """Whether it can be asked something now.
+        """Whether the head answers now.
 
         Raises:
-            EngineError: it could not for `LOST_AFTER_SECONDS`.
+            EngineError: the head has not answered for `LOST_AFTER_SECONDS`.
         """
         if not self._address:
             return True

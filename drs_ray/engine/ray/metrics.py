@@ -1,8 +1,8 @@
-"""A run's numbers in Ray's Prometheus endpoint, next to Ray's own: docs/operations.md lists them and says where it is.
+"""Exports a run's metrics at Ray's Prometheus endpoint. docs/operations.md lists the metrics and gives the address.
 
-Ray exports them from the driver's node, with the prefix `ray_`, every ten seconds and when the driver leaves; recording
-a number costs two microseconds, so nothing is batched here. A driver that is connected by ray:// is no part of the
-cluster and exports nothing.
+Ray exports the metrics from the driver's node, with the prefix `ray_`, every ten seconds and when the driver
+disconnects. Recording a value takes two microseconds, so nothing is batched here. A driver that is connected by ray://
+is not part of the cluster and exports nothing.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from drs_ray.engine.outcome import Outcome
 
 UNIT_SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0]
 PUT_SECONDS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0]
-"""Upper ends of the histograms' buckets."""
+"""Upper bounds of the buckets of the histograms."""
 
 _RUN = ("run_id",)
 _SUB_IMAGE = ("run_id", "sub_image")
 
 
 class MetricsObserver(Observer):
-    """Counts what happens to a run's units and workers. Every number has the run's id as a tag."""
+    """Counts events of a run's units and workers. Every metric has the run's id as a tag."""
 
     def __init__(self, run_id: str, todo: int) -> None:
-        """May come before Ray is connected; what is told then is not exported.
+        """An observer may be made before Ray is connected; values recorded before are not exported.
 
         Args:
             run_id: the run.
-            todo: how many units are to be done.
+            todo: number of units to compute.
         """
-        self._run = {"run_id": run_id}
+        self._run_tag = {"run_id": run_id}
         self._todo = todo
         self._samples = Counter("drs_ray_samples_total", "Noise samples in stored units.", _SUB_IMAGE)
         self._units = Counter("drs_ray_units_total", "Units stored.", _SUB_IMAGE)
@@ -54,41 +54,41 @@ class MetricsObserver(Observer):
         self._workers = Gauge("drs_ray_workers", "Workers by what they do.", (*_SUB_IMAGE, "state"))
 
     def added(self, units: Sequence[Unit]) -> None:
-        """More is to be done."""
+        """Add the units to the units to compute."""
         self._todo += len(units)
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
-        """Count the unit, and how long it took."""
-        tags = self._run | {"sub_image": str(unit.sub_image)}
+        """Count the unit and record its times."""
+        tags = self._run_tag | {"sub_image": str(unit.sub_image)}
         self._samples.inc(unit.samples, tags)
         self._units.inc(1, tags)
-        self._unit_seconds.observe(outcome.count_seconds, self._run)
-        self._put_seconds.observe(outcome.put_seconds, self._run)
+        self._unit_seconds.observe(outcome.count_seconds, self._run_tag)
+        self._put_seconds.observe(outcome.put_seconds, self._run_tag)
         if outcome.put_retries:
-            self._put_retries.inc(outcome.put_retries, self._run)
-        self._one_less()
+            self._put_retries.inc(outcome.put_retries, self._run_tag)
+        self._decrease_todo()
 
     def workers(self, sub_image: int, working: int, starting: int) -> None:
-        """Show how many there are, and how much they have to do."""
-        tags = self._run | {"sub_image": str(sub_image)}
+        """Record the numbers of workers and of units to compute."""
+        tags = self._run_tag | {"sub_image": str(sub_image)}
         self._workers.set(working, tags | {"state": "working"})
         self._workers.set(starting, tags | {"state": "starting"})
-        self._units_todo.set(self._todo, self._run)
+        self._units_todo.set(self._todo, self._run_tag)
 
     def event(self, message: str, kind: str = "note", **fields: str | float) -> None:
-        """Count what was lost, tried again or set aside."""
+        """Count lost workers, failed starts, and units tried again or set aside."""
         if tells_of_lost_worker(kind, fields):
-            self._workers_lost.inc(1, self._run)
+            self._workers_lost.inc(1, self._run_tag)
         if kind == "worker_start_failed":
-            self._starts_failed.inc(1, self._run)
+            self._starts_failed.inc(1, self._run_tag)
         elif kind == "unit_retried":
-            self._retried.inc(1, self._run | {"reason": "worker"})
+            self._retried.inc(1, self._run_tag | {"reason": "worker"})
         elif kind == "unit_not_stored":
-            self._retried.inc(1, self._run | {"reason": "store"})
+            self._retried.inc(1, self._run_tag | {"reason": "store"})
         elif kind == "unit_set_aside":
-            self._set_aside.inc(1, self._run)
-            self._one_less()
+            self._set_aside.inc(1, self._run_tag)
+            self._decrease_todo()
 
-    def _one_less(self) -> None:
+    def _decrease_todo(self) -> None:
         self._todo -= 1
-        self._units_todo.set(self._todo, self._run)
+        self._units_todo.set(self._todo, self._run_tag)

@@ -1,4 +1,4 @@
-"""`drs-ray submit`: a certification as a job of a running Ray cluster, through the Jobs API of its dashboard."""
+"""`drs-ray submit`: submits a certification to a running Ray cluster, through the Jobs API of its dashboard."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from drs_ray.errors import ConfigError, EngineError, JobEndedError
 
 CONNECT_SECONDS = 10.0
 STOP_SECONDS = 60
-"""`ray job stop` ends a job by SIGTERM, and by SIGKILL after so long: a driver takes seconds to end its workers."""
+"""`ray job stop` sends SIGTERM, and SIGKILL after `STOP_SECONDS`: a driver takes seconds to end its workers."""
 _POLL_SECONDS = 0.2
 _END_SECONDS = 10.0
-_INTERRUPTED = 143  # 128 + SIGTERM: what the command line itself ends with
+_INTERRUPTED = 143  # 128 + SIGTERM, the exit code of an interrupted `drs-ray`
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that the cluster has taken."""
+    """A job that the cluster has accepted."""
 
     client: JobSubmissionClient
     job: str
@@ -43,7 +43,7 @@ class Submission:
 
     @property
     def how_to_go_on(self) -> tuple[str, ...]:
-        """Commands to follow, stop and resume it."""
+        """Commands to follow, stop and resume the job."""
         return (
             f"follow: ray job logs --address {self.address} --follow {self.job}",
             f"stop:   ray job stop --address {self.address} {self.job}",
@@ -52,10 +52,10 @@ class Submission:
         )
 
     def follow(self, on_lines: Callable[[str], None]) -> None:
-        """Pass on what the job prints, until it ends.
+        """Pass on the job's output until the job ends.
 
         Raises:
-            JobEndedError: it failed or was stopped; with the exit code of the job's own command.
+            JobEndedError: the job failed or was stopped; with the exit code of its command.
             EngineError: the connection was lost. The job goes on.
         """
         try:
@@ -96,12 +96,13 @@ def submit_run(config_file: Path, overrides: Sequence[str], working_dir: Path, a
     Args:
         config_file: below the working directory.
         overrides: `key=value`, as for `drs-ray certify --set`.
-        working_dir: what the job gets, as Ray packs it: without what .gitignore and .rayignore name.
-        address: of the cluster's dashboard, http://host:port.
+        working_dir: directory that Ray packs for the job, without entries of .gitignore and .rayignore.
+        address: address of the cluster's dashboard, http://host:port.
 
     Raises:
-        ConfigError: the config, or something that it names is not packed, or too much is; nothing was sent.
-        EngineError: nobody answers there, the token is refused, or the versions differ.
+        ConfigError: a mistake in the config, a file of the config outside the package, or a package that is too large;
+            nothing was sent.
+        EngineError: no dashboard answers, the token is refused, or the versions differ.
     """
     host, port = _endpoint(address)
     config_path = path_within(config_file, working_dir)
@@ -119,15 +120,15 @@ def submit_run(config_file: Path, overrides: Sequence[str], working_dir: Path, a
                 "working_dir": str(working_dir),
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
             },
-            metadata=_notes(config),
+            metadata=_metadata(config),
         )
     except (RuntimeError, OSError) as error:
         raise EngineError(f"{address}: the cluster did not take the job: {last_line(error)}") from error
     return Submission(client, job, address, config.output.uri)
 
 
-def _notes(config: RunConfig) -> dict[str, str]:
-    """What the dashboard shows beside the job."""
+def _metadata(config: RunConfig) -> dict[str, str]:
+    """The job's metadata in the dashboard."""
     return {"output": config.output.uri, "drs-ray": metadata.version("drs-ray")}
 
 
@@ -153,9 +154,9 @@ def _connect(address: str, host: str, port: int) -> JobSubmissionClient:
         raise _nobody_at(address, error) from error
     for name in logging.root.manager.loggerDict:
         if name.startswith("ray."):
-            logging.getLogger(name).setLevel(logging.ERROR)  # each has a level of its own, and reports how it packs
+            logging.getLogger(name).setLevel(logging.ERROR)  # each has its own level, and reports the packing
     try:
-        with _environment_without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would win over the address
+        with _environment_without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would override the address
             client = JobSubmissionClient(address)
     except AuthenticationError as error:
         raise EngineError(
@@ -163,15 +164,15 @@ def _connect(address: str, host: str, port: int) -> JobSubmissionClient:
             f"({error.message.splitlines()[0].split('. ')[0]}); set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a "
             "file with the cluster's token"
         ) from error
-    except ConnectionError as error:  # a tunnel that ends nowhere
+    except ConnectionError as error:  # for example a tunnel without a server at its end
         raise _nobody_at(address, error) from error
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise EngineError(f"--address: what answers at {address} is no Ray dashboard ({last_line(error)})") from error
-    theirs = client._server_ray_version
-    if theirs != ray.__version__:
+    version = client._server_ray_version
+    if version != ray.__version__:
         raise EngineError(
-            f"--address: the cluster at {address} has Ray {theirs}, this machine Ray {ray.__version__}; install the "
-            f"cluster's version here (`pip install ray=={theirs}`), or submit from its head"
+            f"--address: the cluster at {address} has Ray {version}, this machine Ray {ray.__version__}; install the "
+            f"cluster's version here (`pip install ray=={version}`), or submit from its head"
         )
     return client
 

@@ -1,4 +1,4 @@
-"""A group of workers that train one thing together (Ray Train), what they tell the driver, and how they begin again."""
+"""A group of workers that train together (Ray Train): messages to the driver, and restarts from the last state."""
 
 from __future__ import annotations
 
@@ -25,60 +25,60 @@ from drs_ray.errors import ConfigError, DrsError, EngineError, counted
 from drs_ray.models.torch_state import threads_of
 
 MOST_FAILURES = 3
-"""So often a group that lost a worker begins again after its last state; then the training ends."""
+"""Number of restarts of a group that lost a worker; then the training ends."""
 _START_SECONDS = 60.0
-"""How long Ray Train waits for a group's workers before it asks again; it has no name for it but an environment key."""
+"""Time after which Ray Train requests a group's workers again. Ray has only an environment variable for it."""
 _POLL_SECONDS = 0.2
 _END_SECONDS = 60.0
-"""How long a worker whose work cannot succeed waits to be ended with its group."""
+"""Time that a failed worker waits for the driver to end its group."""
 
 
 Send = Callable[[Any, Any], None]
-"""Called by the first worker of a group with a message, and with the state to begin again from (None: as before)."""
+"""Called by the first worker of a group with a message and the state to restart from (None: keep the last one)."""
 
 
 class GroupJob(Protocol):
-    """What a group is to do; it is pickled, and so are its states and messages."""
+    """The work of a group. Jobs, states and messages are pickled."""
 
     def work(self, device: str, rank: int, workers: int, start: Any, send: Send) -> None:
-        """One worker's part, beginning at `start`; torch.distributed is initialized."""
+        """Do the work of one worker from the state `start`; torch.distributed is initialized."""
 
 
 class Mailbox:
-    """The actor between a group and its driver: what the first worker tells, and the state to begin again from.
+    """The actor between a group and its driver: messages of the first worker, and the state to restart from.
 
-    Workers may be on other machines than the driver, and their disks are not used: states travel through Ray.
+    Workers may be on other machines than the driver. States are sent through Ray, not through disks.
     """
 
     def __init__(self, start: Any) -> None:
-        """A job that begins at `start`."""
+        """start: the first state of the job."""
         self._latest = start
-        self._told: list[Any] = []
+        self._messages: list[Any] = []
         self._error: DrsError | None = None
         self._stopped = False
 
     def begin(self) -> Any:
-        """Where a worker begins; None: it is not to begin, because the job failed for good or was stopped."""
+        """The state from which a worker starts; None: do not start, because the job failed or was stopped."""
         return None if self._error is not None or self._stopped else self._latest
 
     def send(self, message: Any, state: Any) -> None:
-        """Keep a message for the driver, and a state, if there is one."""
-        self._told.append(message)
+        """Store a message for the driver, and a state unless it is None."""
+        self._messages.append(message)
         if state is not None:
             self._latest = state
 
     def fail(self, error: DrsError) -> None:
-        """The job failed for a reason that will be the same next time."""
+        """Store an error of the job that a restart would repeat."""
         self._error = self._error or error
 
     def stop(self) -> None:
-        """No worker is to begin any more."""
+        """Let no further worker start."""
         self._stopped = True
 
     def take(self) -> tuple[list[Any], DrsError | None]:
-        """What was told since the last call, and why the job failed, if it did."""
-        told, self._told = self._told, []
-        return told, self._error
+        """The messages since the last call, and the job's error, if there is one."""
+        messages, self._messages = self._messages, []
+        return messages, self._error
 
 
 @ray_or_resume()
@@ -90,22 +90,23 @@ def run_group(
     on_message: Callable[[Any], None],
     on_note: Callable[[str], None],
 ) -> None:
-    """Have a job done by so many workers at once, on the Ray of `engine.address`.
+    """Run a job on `workers` workers at the same time, on the Ray of `engine.address`.
 
-    A worker that dies ends its group, and another group begins at the last state that was told.
+    If a worker dies, its group ends, and a new group starts from the last state that was sent.
 
     Args:
-        job: what to do.
-        engine: which Ray, and what a worker asks for.
-        workers: how many.
-        start: where to begin.
-        on_message: called in this process with what the first worker tells, in order; again where a group began again.
-        on_note: called with a line about what is not as usual.
+        job: the work.
+        engine: which Ray, and the resources of a worker.
+        workers: number of workers.
+        start: the first state.
+        on_message: called in this process with the first worker's messages, in order. After a restart, messages of
+            repeated work are sent a second time.
+        on_note: called with a line of text about anything unusual.
 
     Raises:
         ConfigError: this machine can never hold the workers.
-        DrsError: what the job raised.
-        EngineError: workers cannot be had, or fail again and again.
+        DrsError: the error that the job raised.
+        EngineError: the workers cannot be started, or failed more than `MOST_FAILURES` times.
     """
     connected = connect(engine, on_note)
     try:
@@ -140,7 +141,7 @@ def run_group(
                         label_selector=dict(placement.labels) or None,
                     ),
                     RunConfig(
-                        storage_path=storage,  # Ray Train must have one; states go over the mailbox
+                        storage_path=storage,  # Ray Train requires it; states go through the mailbox
                         failure_config=FailureConfig(
                             max_failures=MOST_FAILURES,
                             controller_failure_limit=int(engine.stall_seconds // _START_SECONDS),
@@ -155,9 +156,9 @@ def run_group(
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each worker of the group runs."""
+    """The function that each worker of the group runs."""
     job, mailbox = config["job"], config["mailbox"]
-    if Path(config["directory"]).is_dir():  # relative paths mean what they mean to the driver; Ray Train has its own
+    if Path(config["directory"]).is_dir():  # Ray Train changes it; relative paths must mean the same as in the driver
         os.chdir(config["directory"])
     torch.set_num_threads(config["threads"])
     start = ray.get(mailbox.begin.remote())
@@ -175,15 +176,15 @@ def _work(config: dict[str, Any]) -> None:
     except DrsError as error:
         ray.get(mailbox.fail.remote(error))
         if context.get_world_size() > 1:  # the others may wait for this one, and the driver ends the group (`_follow`):
-            time.sleep(_END_SECONDS)  # to raise at once would make Ray Train begin another group first
+            time.sleep(_END_SECONDS)  # an error at once would make Ray Train start another group first
             raise
 
 
 def _fit(config: dict[str, Any], scaling: ScalingConfig, run: RunConfig) -> str | None:
-    """Run the group to its end; why it failed, if it did.
+    """Run the group to its end; returns the reason if it failed.
 
-    A task of its own: in the driver's main thread Ray Train would take SIGINT for itself, and in another thread it
-    would still use Ray when an interrupted driver leaves it, which ends the process before it can say how to go on.
+    This is a separate Ray task. In the driver's main thread, Ray Train would handle SIGINT itself. In another thread,
+    it would still use Ray when an interrupted driver disconnects, which ends the process before its last message.
     """
     try:
         TorchTrainer(_work, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
@@ -193,13 +194,13 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, run: RunConfig) -> str 
 
 
 def _follow(fitting: Any, mailbox: Any, on_message: Callable[[Any], None]) -> None:
-    """Pass on what the group tells, until it has ended."""
+    """Pass on the group's messages until it has ended."""
     try:
         ended: list[Any] = []
         while not ended:
             ended, _ = ray.wait([fitting], timeout=_POLL_SECONDS)
-            told, error = ray.get(mailbox.take.remote())
-            for message in told:
+            messages, error = ray.get(mailbox.take.remote())
+            for message in messages:
                 on_message(message)
             if error is not None:
                 raise error
@@ -214,11 +215,11 @@ def _follow(fitting: Any, mailbox: Any, on_message: Callable[[Any], None]) -> No
             )
     finally:
         mailbox.stop.remote()
-        ray.cancel(fitting, force=True)  # nothing to do where it has ended; else its group ends with it
+        ray.cancel(fitting, force=True)  # ends the group too; no effect if the task has ended
 
 
 def _reason(error: Exception) -> str:
-    """What the first worker that failed, or Ray Train itself, raised."""
+    """The error of the failed worker with the lowest rank, or of Ray Train itself."""
     by_rank = getattr(error, "worker_failures", None)
     if not by_rank:
         return last_line(error)
@@ -227,15 +228,15 @@ def _reason(error: Exception) -> str:
 
 
 def _check_room(engine: EngineConfig, placement: Placement, workers: int, on_note: Callable[[str], None]) -> None:
-    """All workers of a group run at once: a local Ray, which never grows, must have room for them."""
+    """Refuse a group that a local Ray, which never grows, cannot hold at the same time. On a cluster, add a note."""
     nodes = ray.nodes()
-    there = sum(placement.workers_on(node) for node in nodes)
-    if there >= workers:
+    room = sum(placement.workers_on(node) for node in nodes)
+    if room >= workers:
         return
     text = f"{counted(workers, 'worker')} with {placement.needs} at once; there: {placement.there(nodes)}"
     if engine.address == "local":
         raise ConfigError(
-            f"training.workers: this machine's Ray has room for {there}: asked for {text}; lower training.workers or "
+            f"training.workers: this machine's Ray has room for {room}: asked for {text}; lower training.workers or "
             "engine.cpus_per_worker, or use a cluster (engine.address: auto)"
         )
     on_note(f"the cluster has no room for {text}; waiting up to {engine.stall_seconds:.0f} s for nodes to come")

@@ -1,4 +1,4 @@
-"""What runs in a Ray actor: a `UnitRunner`, in a process that was made as the run wants it."""
+"""The Ray actor of a worker: a `UnitRunner`, with the working directory and torch settings of the run."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from drs_ray.storage import Store, open_store
 
 
 class RemoteWorker:
-    """The Ray actor around a `UnitRunner`. Starting is a call of its own, so that its errors arrive as they are."""
+    """A Ray actor with a `UnitRunner`. `start` is a separate call, so that the driver receives its errors unchanged."""
 
     def start(self, record_json: bytes, sub_image: int, uri: str, directory: str) -> None:
-        """Load everything, and see that the run is where units will be stored."""
-        record = _settle(record_json, directory)
+        """Load data and classifier, and check that the worker's store holds the run."""
+        record = _prepare_process(record_json, directory)
         self._store = open_store(uri, record.config.output.endpoint_url)
         _check_sees_run(self._store, record)
         self._runner = UnitRunner(record, sub_image)
 
     def load(self, record_json: bytes, sub_image: int, directory: str) -> None:
-        """`start` for a worker that only measures: the run need not be stored."""
-        self._runner = UnitRunner(_settle(record_json, directory), sub_image)
+        """`start` for a worker that only measures; the run need not be stored."""
+        self._runner = UnitRunner(_prepare_process(record_json, directory), sub_image)
 
     def measure(self, unit: Unit, seconds: float) -> Measured:
         """See `UnitRunner.measure`."""
         return self._runner.measure(unit, seconds)
 
     def run(self, unit: Unit, returns_part: bool) -> Outcome:
-        """Do one unit and store its part; the outcome has it only where the next stage depends on it."""
+        """Compute a unit and store its part. The outcome contains the part only if `returns_part`."""
         outcome = self._runner.run(unit, self._store)
         return outcome if returns_part else replace(outcome, part=b"")
 
 
-def _settle(record_json: bytes, directory: str) -> RunRecord:
-    """Make the process as the run wants it, and parse the record.
+def _prepare_process(record_json: bytes, directory: str) -> RunRecord:
+    """Parse the record and apply the run's torch settings.
 
-    Relative paths mean what they mean to the driver, where its directory exists here.
+    If the driver's directory exists on this node, it becomes the working directory, for relative paths.
     """
     if Path(directory).is_dir():
         os.chdir(directory)
@@ -52,7 +52,7 @@ def _settle(record_json: bytes, directory: str) -> RunRecord:
 
 
 def _check_sees_run(store: Store, record: RunRecord) -> None:
-    """A directory that is not shared would swallow all parts: nothing is computed before this worker sees run.json."""
+    """Check that this worker sees run.json; in a directory that is not shared, all parts would be lost."""
     try:
         seen = read_record(store).run_id
     except (CountsError, StoreError) as error:

@@ -1,4 +1,4 @@
-"""What of a working directory a submitted job gets: checked before anything is sent, and said in one line if wrong."""
+"""Checks the working directory of a job before it is sent: its size, and the files that the config names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray._private.ray_constants import get_runtime_env_default_excludes
-from ray._private.runtime_env import packaging  # Ray has no public way to say what it would pack
+from ray._private.runtime_env import packaging  # Ray has no public function for the list of packed files
 
 from drs_ray.config import RunConfig, parse_config, read_config
 from drs_ray.errors import ConfigError
@@ -15,11 +15,11 @@ from drs_ray.errors import ConfigError
 LIMIT_BYTES = 100 * 2**20
 """Ray keeps packages in the head's memory and sends each as one message."""
 NAMED, WORTH_NAMING = 3, 0.01
-"""How many large entries a message names, and from which share of the whole on."""
+"""A message names at most `NAMED` large entries, each at least this share of the whole."""
 
 
 def packed_files(directory: Path) -> dict[str, int]:
-    """Files that Ray packs of a working directory, and their bytes: all but what .gitignore and .rayignore name.
+    """Sizes in bytes of the files that Ray packs of a directory: all but those in .gitignore and .rayignore.
 
     Raises:
         ConfigError: no such directory.
@@ -41,10 +41,10 @@ def packed_files(directory: Path) -> dict[str, int]:
 
 
 def check_size(files: Mapping[str, int], directory: Path) -> None:
-    """Refuse what Ray would not take, before it is packed.
+    """Refuse a directory that is too large for Ray, before it is packed.
 
     Raises:
-        ConfigError: naming the largest entries of the directory.
+        ConfigError: the message names the largest entries.
     """
     total = sum(files.values())
     if total < LIMIT_BYTES:
@@ -65,7 +65,7 @@ def path_within(config_file: Path, directory: Path) -> str:
     """The config's path in the package.
 
     Raises:
-        ConfigError: it is not below the working directory.
+        ConfigError: the config is not below the working directory.
     """
     try:
         return config_file.resolve().relative_to(directory.resolve()).as_posix()
@@ -79,23 +79,23 @@ def path_within(config_file: Path, directory: Path) -> str:
 def checked_config(
     config_file: Path, overrides: Sequence[str], config_path: str, files: Mapping[str, int], directory: Path
 ) -> RunConfig:
-    """The config as the job will find it: variables in paths are the job's, so they are left as they are.
+    """The config as the job will read it. Variables in paths are not expanded, because they are the job's.
 
     Args:
-        config_file: where it is here.
+        config_file: its path on this machine.
         overrides: `key=value`, as for `load_config`.
-        config_path: where it is in the package.
-        files: what is in the package.
+        config_path: its path in the package.
+        files: the files in the package.
         directory: the working directory that is packed.
 
     Raises:
-        ConfigError: a mistake in it, a relative path of it that is not in the package, or an output that would be
-            thrown away with the package.
+        ConfigError: a mistake in the config, a relative path that is not in the package, or an output that would be
+            deleted with the package.
     """
     data = read_config(config_file, overrides)
     section = data.get("dataset")
     names = section.get("classes") if isinstance(section, dict) else None
-    if isinstance(names, str) and isinstance(section, dict):  # a file, which is read where the config is
+    if isinstance(names, str) and isinstance(section, dict):  # a file, which is read together with the config
         _check_packed({"dataset.classes": names}, files, directory)
         here = directory / names
         data["dataset"] = section | {"classes": str(here) if _is_packed_name(names) else None}
@@ -105,7 +105,7 @@ def checked_config(
 
 
 def _check_names(config: RunConfig, config_path: str, files: Mapping[str, int], directory: Path) -> None:
-    """Whatever the config names by a relative path must be in the package, and results must not."""
+    """Check that relative paths in the config are in the package, and the output is not."""
     place = config.output.uri
     if "://" not in place and not place.startswith("$") and not Path(place).is_absolute():
         raise ConfigError(
@@ -123,7 +123,7 @@ def _check_names(config: RunConfig, config_path: str, files: Mapping[str, int], 
 
 
 def _is_packed_name(name: str) -> bool:
-    """Whether a path means something in the package; any other a node finds by itself."""
+    """Whether a path is relative to the package; nodes resolve other paths themselves."""
     return bool(name) and not name.startswith(("/", "~")) and "://" not in name and "$" not in name
 
 
