@@ -56,10 +56,9 @@ class Certificates:
     [N], l2 in pixel units, 0 where abstaining. selected_class: int64 [N], class chosen by the selection samples.
     selection_votes, estimation_votes: int64 [N, K, C]. p_lower: float64 [N, K], lower bound of the selected class's
     probability (if the pooled bound decides: of its mean over the sub-images). rival_upper: float64 [N, K], upper bound
-    of the deciding rival's probability. Both bounds are steps of the computation: only the radius is certified. margin:
-    float64 [N, K], pixel units, signed. rules: the name of each image's rule. alpha: failure probability of one image's
-    certificate, not including what drawing lattice noise adds (docs/theory.md 7: below 1e-7 for n = 100,000 and
-    3x32x32 values).
+    of the deciding rival's probability. Both are steps of the computation: only the radius is certified. margin:
+    float64 [N, K], pixel units, signed. rules: each image's rule. alpha: failure probability of an image's certificate,
+    without what drawing lattice noise adds (docs/theory.md 7: below 1e-7 for n = 100,000 and 3x32x32 values).
     """
 
     image_ids: NDArray[np.int64]
@@ -75,7 +74,6 @@ class Certificates:
     alpha: float
 
     def __len__(self) -> int:
-        """Number of images N."""
         return len(self.prediction)
 
 

@@ -6,8 +6,7 @@ be the radius that it gives for all n votes of each of K sub-images; fewer votes
 vote probability is Phi(a) in every sub-image. Shifts of sigma_k a bring each probability to 1/2, so their true radius
 is at most ||sigma||_2 a under any vote that turns where all sub-images turn (docs/theory.md 4.1, 4.2). All votes are
 for the class with probability Phi(a)^(K n). If R > ||sigma||_2 a, the certificate is then false, so this probability is
-at most alpha. Hence R <= ||sigma||_2 Phi^-1(alpha^(1 / (K n))). A pooled bound with all of alpha attains this limit for
-equal sigmas.
+at most alpha: R <= ||sigma||_2 Phi^-1(alpha^(1 / (K n))). A pooled bound with all of alpha attains it for equal sigmas.
 
 If each sub-image has a bound of its own at level alpha / K (Bonferroni), Phi^-1((alpha / K)^(1 / n)) takes the place of
 the quantile, since sum_k w_k sigma_k a_k / ||w||_2 <= ||sigma||_2 max a_k by Cauchy-Schwarz.

@@ -47,8 +47,7 @@ def log_e_values(
         weights: of the probit vote; None: all 1.
 
     Returns:
-        float64 [N], -inf if the radius of the vote shares is not above `radius`, or a sub-image has no vote for the
-        class.
+        float64 [N], -inf if the vote shares' own radius is not above `radius` or a sub-image has no vote for the class.
 
     Raises:
         ValueError: votes outside [0, samples], sigmas or weights that do not fit, the mean vote for K > 2.
@@ -101,8 +100,8 @@ def _log_likelihood_bound(x: Floats, y: Floats, c: Floats, radius: float) -> Flo
 
     Newton's method approximates the maximiser. The bound is valid without its convergence: for every multiplier >= 0
     the maximum of the Lagrangian over a bounds the supremum, each of its K terms is concave, and a concave function
-    lies below its tangent. The tangent is taken at the point found; if the maximum of a term is not shown to lie within
-    `_BRACKET` of this point, the bound is inf.
+    lies below its tangent. The tangent is taken at the point found; its maximum lies within `_BRACKET` or the bound is
+    inf.
 
     Args:
         x: float64 [N, K], votes for the class, > 0.

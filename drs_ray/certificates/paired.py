@@ -18,8 +18,8 @@ def mcnemar_exact(only_first: ArrayLike, only_second: ArrayLike) -> Floats:
     """Two-sided p-values of McNemar's exact test: the smaller of the two numbers is Binomial(their sum, 1/2).
 
     Args:
-        only_first: number of images with yes for the first classifier and no for the second, int [R].
-        only_second: number of images with no for the first and yes for the second, int [R].
+        only_first: images with yes for the first classifier and no for the second, int [R].
+        only_second: images with no for the first and yes for the second, int [R].
 
     Returns:
         float64 [R]; 1 where the two agree on every image.

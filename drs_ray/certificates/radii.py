@@ -39,10 +39,9 @@ class CertifiedRadii:
     radius: float64 [N], pixel units, 0 if nothing is certified. a_lower: float64 [N, K], quantile of the selected
     class's lower bound. b_upper: float64 [N, K], quantile of the deciding rival's upper bound. margin: float64 [N, K],
     pixel units, signed. level: float64 [N, K], level of these bounds. rival: int64 [N], class of the deciding rival, -1
-    if it has no votes or rivals are not bounded. pooled: bool [N], whether the pooled bound decides, which is one bound
-    on the mean failure probability of all sub-images. halved: bool [N], whether alpha was halved between the pooled
-    bound and the boxes. A rule for a fixed radius has no bounds: a_lower, b_upper and margin are -inf, inf and -inf,
-    and level is alpha.
+    if it has no votes or rivals are not bounded. pooled: bool [N], the pooled bound decides, one bound on the mean
+    failure probability of all sub-images. halved: bool [N], alpha was halved between the pooled bound and the boxes.
+    A rule for a fixed radius has no bounds: a_lower, b_upper and margin are -inf, inf and -inf, and level is alpha.
     """
 
     radius: Floats
@@ -63,8 +62,7 @@ class CertifiedRadii:
     def rival_upper(self) -> Floats:
         """Upper bounds of the deciding rival's probability: float64 [N, K].
 
-        Each bound is at its own level, and which rival decides depends on the votes: no statement about all rivals at
-        once.
+        Each bound has its own level, and the votes decide which rival it is: no statement about all rivals at once.
         """
         return np.asarray(np.nextafter(ndtr(self.b_upper), 1.0))
 
@@ -95,8 +93,7 @@ def certified_radii(
         alpha: failure probability of one image's whole certificate.
         rivals: the other classes' votes, needed by rules with rivals.
         unanimous: bool [N], all selection votes of all sub-images are for the class; needed by pooled rules.
-        share: the stage's share w_j of every level, in (0, 1]; 1 for a fixed number of samples; not used by rules for a
-            fixed radius.
+        share: the stage's share w_j of every level, in (0, 1]; 1 for one stage; not used by rules for a fixed radius.
 
     Raises:
         ValueError: votes outside [0, samples], a rule that does not fit K or the sigmas, alpha outside (0, 1).
@@ -194,8 +191,7 @@ def _pooled(class_votes: Integers, samples: Integers, sigmas: Sequence[float], l
     The number S of failures in all K n samples is a sum of Bernoullis with unequal probabilities. Up to its mean minus
     1, its lower tail is at most that of the binomial with the same mean (Hoeffding 1956, Theorem 4), and level <= 1/4
     keeps the counts at which the bound misses there (docs/theory.md, Lemma 11). If K Q <= 1/2, every failure
-    probability is <= 1/2, where -Phi^-1 is convex, and Jensen's inequality gives the radius. If K Q > 1/2, nothing is
-    certified.
+    probability is <= 1/2, -Phi^-1 is convex there, and Jensen's inequality gives the radius; else nothing is certified.
 
     Raises:
         ValueError: one sub-image, or unequal sigmas.

@@ -159,8 +159,8 @@ def _upper_thresholds(sigma: float) -> list[int]:
     """2**62 * Phi((i + 1/2) / (255 sigma)), rounded to nearest, for i = 0, 1, ... while below 2**62.
 
     Each threshold follows from the one before by a Taylor series. Its terms are at most exp(50) while x + step < 10, so
-    with 60 digits, and terms down to 1e-40, the error before rounding is below 1e-29 after the 230,000 steps of sigma
-    100; 2**-63 is 1e-19.
+    with 60 digits, and terms down to 1e-40, the error before rounding is below 1e-29 (2**-63 is 1e-19) after the
+    230,000 steps of sigma 100.
     """
     result: list[int] = []
     with localcontext(Context(prec=60)):

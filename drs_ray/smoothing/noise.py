@@ -1,9 +1,8 @@
 """Keyed random numbers: every block of samples is a pure function of its key.
 
 A block is keyed by a hash of (run seed, data-set digest, image id, sub-image, phase, block number), not by `seed + i`,
-so that neighbouring seeds and images share no noise. CPU streams are numpy's Philox (counter-based), drawn batch by
-batch. CUDA streams are torch's Philox with a 64-bit seed, drawn a block at a time, because its values depend on the
-size of the draw.
+so that neighbouring seeds and images share no noise. CPU streams are numpy's Philox (counter-based), drawn by batches.
+CUDA streams are torch's 64-bit seeded Philox, drawn by blocks, because its values depend on the size of the draw.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ class Distribution:
     """A distribution of random numbers, from numpy's generators and from torch's; the values of the two differ.
 
     open: from a block's 128-bit digest, a function that overwrites a contiguous CPU tensor of `dtype` with the block's
-    next values, the same however the block is cut. draw: a new tensor of a shape and `dtype`, on the generator's
-    device.
+    next values, however they are cut. draw: a new tensor of a shape and `dtype`, on the generator's device.
     """
 
     dtype: torch.dtype

@@ -66,7 +66,6 @@ class Partition:
     parts: tuple[SubImage, ...]
 
     def __len__(self) -> int:
-        """Number of sub-images K."""
         return len(self.parts)
 
     def pixels(self, sub_image: int) -> Tensor:

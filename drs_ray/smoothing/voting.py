@@ -65,8 +65,7 @@ def count_votes(
         int64 [num_classes], summing to `samples`.
 
     Raises:
-        ClassifierError: the classifier fails, or its logits have another shape, a NaN or +inf, or a sample has only
-            -inf.
+        ClassifierError: the classifier fails; its logits have another shape, NaN, +inf, or a sample with only -inf.
         DataError: an image that the noise law cannot take.
     """
     values = sampler.noise.prepare(sampler.partition.extract(image, key.sub_image), key).to(sampler.device)
