@@ -13,7 +13,7 @@ from drs_ray.config.base import Section
 
 
 class CertificateConfig(Section):
-    """How counts become certificates. Nothing here changes a count; a run can be reduced again at other values."""
+    """How counts become certificates. No key changes a count; a run can be reduced again with other values."""
 
     alpha: float = Field(
         0.001, ge=LEAST_ALPHA, lt=1, description="Failure probability of one image's whole certificate, in (0, 1)."
@@ -54,10 +54,10 @@ class CertificateConfig(Section):
         return value
 
     def rule(self, sigmas: Sequence[float]) -> Rule:
-        """The rule that this section means for sub-images with these sigmas (pixel units).
+        """The rule of this section for sub-images with these sigmas (pixel units).
 
         Raises:
-            ValueError: one that does not fit them.
+            ValueError: the section does not fit the sigmas.
         """
         settings = self.vote, self.confidence, self.weights, self.rivals, self.pooled, self.radius
         try:
@@ -67,14 +67,14 @@ class CertificateConfig(Section):
 
     @property
     def grid(self) -> tuple[float, ...]:
-        """The radii of the table; where one radius is certified they end there, for nothing is said of larger ones."""
+        """The radii of the table; with a fixed radius they end there, since nothing is certified at larger radii."""
         if self.radius is None:
             return self.radii
         return (*(radius for radius in self.radii if radius < self.radius), self.radius)
 
 
 class CertificateKeys(TypedDict, total=False):
-    """Keys of `CertificateConfig`, any of them, as keyword arguments."""
+    """The keys of `CertificateConfig` as optional keyword arguments."""
 
     alpha: float
     vote: str

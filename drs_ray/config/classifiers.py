@@ -1,4 +1,4 @@
-"""The base classifiers: where they come from, how they want their pixels, and the noise that they get."""
+"""The base classifiers: their architectures and weights, their pixel conventions, and their noise."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PixelsConfig(Section):
 
     @property
     def record(self) -> dict[str, JsonValue]:
-        """As plain JSON data: a part of a run's identity, and of the metadata of checkpoints."""
+        """The section as JSON data, for a run's identity and the metadata of checkpoints."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -42,7 +42,7 @@ def _check_entry(entry: str | None, checkpoint: str | None) -> None:
 
 
 class DenoiserConfig(Section):
-    """A denoiser before a base classifier (denoised smoothing). It sees the noisy sub-image of its classifier alone."""
+    """A denoiser before a base classifier (denoised smoothing). It sees only the noisy sub-image of its classifier."""
 
     architecture: str = Field(
         min_length=1, description="dncnn, or your own factory as `module:function`, called with `image_shape`."
@@ -110,11 +110,11 @@ class ClassifierConfig(Section):
 
 
 MUCH_NOISE = 4.0
-"""A sigma above this drowns any image: it is hardly meant in pixel units."""
+"""A larger sigma leaves nothing of an image; it was probably not meant in pixel units."""
 
 
 def sigma_warning(name: str, sigma: float) -> str | None:
-    """What to say of a sigma that is allowed and hardly meant; None: nothing."""
+    """A warning about a sigma that is allowed but probably a mistake, or None."""
     if sigma <= MUCH_NOISE:
         return None
     return (
@@ -124,7 +124,7 @@ def sigma_warning(name: str, sigma: float) -> str | None:
 
 
 def pixels_warning(name: str, pixels: PixelsConfig) -> str | None:
-    """What to say of a mean that is no shade between black and white, or a std beyond their distance."""
+    """A warning about a mean outside the pixel range, or a std above twice its width; None if there is neither."""
     black, white = pixels.range
     odd = [("mean", value) for value in pixels.mean or () if not black <= value <= white]
     odd += [("std", value) for value in pixels.std or () if value > 2 * (white - black)]

@@ -20,9 +20,9 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 class EngineConfig(Section):
     """Where and how the votes are counted.
 
-    device, precision, compile, batch and the number of threads can change the last bits of a logit, and with them a
-    vote near a decision boundary: all but the last belong to the run's identity, keep cpus_per_worker the same when a
-    run is resumed.
+    device, precision, compile, batch and the number of threads can change the last bits of a logit, and so a vote near
+    a decision boundary. All but the number of threads belong to the run's identity: do not change cpus_per_worker when
+    a run is resumed.
     """
 
     address: str = Field(

@@ -1,4 +1,4 @@
-"""Which noise is drawn, and how many samples of it."""
+"""The noise, and the number of noise samples."""
 
 from __future__ import annotations
 
