@@ -8,7 +8,7 @@ from drs_ray.certificates.rule import Rule
 
 
 def rule_in_words(rule: Rule, sub_images: int) -> tuple[str, ...]:
-    """How a rule makes a radius of votes, in plain sentences."""
+    """How votes become a radius by a rule."""
     sentences = []
     if sub_images > 1 and rule.vote == "probit":
         weighted = ", weighted," if rule.weights is not None and len(set(rule.weights)) > 1 else ""
@@ -35,7 +35,7 @@ def rule_in_words(rule: Rule, sub_images: int) -> tuple[str, ...]:
     else:
         sentences.append("p_A: the selected class's probability is bounded from below; all the rest may be one rival.")
     if sub_images > 1 and rule.confidence == "staircase":
-        ways = level_region(rule.confidence, 0.5, sub_images).count(sub_images)  # as many at every alpha
+        ways = level_region(rule.confidence, 0.5, sub_images).count(sub_images)  # the same number at every alpha
         sentences.append(
             f"Staircase: alpha is spent on {ways:,} ways of sharing it between the {sub_images} sub-images, one of "
             "which holds with probability at least 1 - alpha; the least radius over them is certified."
