@@ -63,7 +63,7 @@ __all__ = [
     "write_report",
 ]
 
-_OF_CHECKS = {
+_CHECK_ARGUMENTS = {
     "images": arguments.whole,
     "seed": optional(arguments.whole),
     "level": arguments.number,
@@ -98,7 +98,7 @@ def __getattr__(name: str) -> object:
     samples=arguments.whole,
     confirmation=arguments.whole,
     on_progress=optional(arguments.function),
-    **_OF_CHECKS,
+    **_CHECK_ARGUMENTS,
 )
 def attack(
     uri: str | os.PathLike[str],
@@ -319,7 +319,7 @@ def train(config: RunConfig | str | os.PathLike[str] | Mapping[str, Any]) -> lis
     units=arguments.whole,
     image=optional(arguments.whole),
     observer=_OBSERVER,
-    **_OF_CHECKS,
+    **_CHECK_ARGUMENTS,
 )
 def verify(
     uri: str | os.PathLike[str],

@@ -10,17 +10,17 @@ from drs_ray.config.base import Location, Section, Sigma
 
 
 class PixelsConfig(Section):
-    """How a classifier wants its pixels; done after the noise, in the order of these keys."""
+    """The pixel convention of a classifier: steps after the noise, in the order of these keys."""
 
     resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
         None, description="[height, width] of the classifier's input: bilinear; null: the sub-image as laid out."
     )
     range: tuple[float, float] = Field(
-        (0.0, 1.0), description="What black and white are to the classifier, for example [0, 255] or [-1, 1]."
+        (0.0, 1.0), description="The classifier's values of black and white, for example [0, 255] or [-1, 1]."
     )
-    mean: tuple[float, ...] | None = Field(None, description="Subtracted: one number per channel, in that range.")
+    mean: tuple[float, ...] | None = Field(None, description="Is subtracted: one number per channel, in that range.")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
-        None, description="Divided by: one number per channel, in that range."
+        None, description="Is the divisor: one number per channel, in that range."
     )
 
     @field_validator("range")
@@ -50,8 +50,8 @@ class DenoiserConfig(Section):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
-    checkpoint: Location | None = Field(None, description="As a classifier's. Only a factory may do without.")
-    entry: str | None = Field(None, min_length=1, description="As a classifier's.")
+    checkpoint: Location | None = Field(None, description="As for a classifier. Only a factory needs none.")
+    entry: str | None = Field(None, min_length=1, description="As for a classifier.")
 
     @model_validator(mode="after")
     def _entry_of_a_checkpoint(self) -> Self:
@@ -73,18 +73,18 @@ class ClassifierConfig(Section):
     checkpoint: Location | None = Field(
         None,
         description=".safetensors, .pt, .pth, .ckpt, .pt.tar, .pth.tar, or .pt2 (torch.export); a path or s3:// URI. "
-        "Only a factory may do without.",
+        "Only a factory needs none.",
     )
     entry: str | None = Field(
         None,
         min_length=1,
-        description="Where in the checkpoint the weights are: the key of a state_dict (a.b: within one another), or "
-        "what the names of the weights begin with; null: where they are usually kept.",
+        description="Position of the weights in the checkpoint: the key of a state_dict (a.b: b within a), or the "
+        "prefix of the names of the weights; null: the usual keys.",
     )
     pixels: PixelsConfig | None = Field(
-        None, description="How the classifier wants its pixels; null: in [0, 1] plus noise, as laid out."
+        None, description="The classifier's pixel convention; null: [0, 1] plus noise, as laid out."
     )
-    denoiser: DenoiserConfig | None = Field(None, description="A denoiser before it; null: none.")
+    denoiser: DenoiserConfig | None = Field(None, description="A denoiser before the classifier; null: none.")
     sigma: Sigma = Field(description="Noise standard deviation in pixel units ([0, 1]).")
 
     @model_validator(mode="after")

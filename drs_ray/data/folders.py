@@ -63,7 +63,7 @@ class FolderDataset(Split):
         """
         with ThreadPoolExecutor(_LOOKS) as pool:
             for start in range(0, len(image_ids), _BATCH):
-                for _ in pool.map(self._look_at, image_ids[start : start + _BATCH]):
+                for _ in pool.map(self._check_header, image_ids[start : start + _BATCH]):
                     pass
 
     def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
@@ -86,7 +86,7 @@ class FolderDataset(Split):
     def _file(self, image_id: int) -> Path:
         return self.directory / self.files[self.known(image_id)]
 
-    def _look_at(self, image_id: int) -> None:
+    def _check_header(self, image_id: int) -> None:
         file = self._file(image_id)
         width, height = _size(file)
         if self.image_size is None:

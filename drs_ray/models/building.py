@@ -111,9 +111,9 @@ def call(
         try:
             built = build(**given, **arguments)
         except Exception as error:  # user code, or a library that does not know an argument
-            told_given = ", ".join(f"{key}={value}" for key, value in given.items())
+            given_text = ", ".join(f"{key}={value}" for key, value in given.items())
             raise ClassifierError(
-                f"classifier {name}: called with {told_given} and "
+                f"classifier {name}: called with {given_text} and "
                 f"the arguments {dict(arguments)}, it raised {brief(error)}; correct the function or the arguments"
             ) from error
     if not isinstance(built, nn.Module):

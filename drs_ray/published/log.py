@@ -137,8 +137,10 @@ def parse_log(data: bytes, source: str, radius: float | None = None) -> Publishe
         certified = np.array(columns[PROVED]) == "1"
         radii = np.where(certified, radius or 0.0, 0.0)
     notes = [
-        *_silent(predict, certified, "radius 0, which certifies nothing," if kind == "radii" else "no proved radius"),
-        *_counted(label, predict, certified, correct, source),
+        *_abstention_notes(
+            predict, certified, "radius 0, which certifies nothing," if kind == "radii" else "no proved radius"
+        ),
+        *_correct_notes(label, predict, certified, correct, source),
     ]
     prediction = np.where(certified, predict, ABSTAIN)
     times = tuple(" ".join(text.split()) for text in columns[TIME]) if TIME in names else None
@@ -250,13 +252,13 @@ def _check_ids(ids: list[int], source: str) -> None:
         first[image_id] = number
 
 
-def _silent(predict: Integers, certified: NDArray[np.bool_], said: str) -> Iterator[str]:
-    silent = int(((predict != ABSTAIN) & ~certified).sum())
-    if silent:
-        yield f"a class with {said} counts as an abstention (images: {silent:,})"
+def _abstention_notes(predict: Integers, certified: NDArray[np.bool_], found: str) -> Iterator[str]:
+    count = int(((predict != ABSTAIN) & ~certified).sum())
+    if count:
+        yield f"a class with {found} counts as an abstention (images: {count:,})"
 
 
-def _counted(
+def _correct_notes(
     label: Integers, predict: Integers, certified: NDArray[np.bool_], correct: Integers, source: str
 ) -> Iterator[str]:
     """The column `correct` must follow from the others; some code prints a running total instead."""

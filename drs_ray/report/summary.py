@@ -40,7 +40,7 @@ class Certified(Protocol):
         """Failure probability of one certificate."""
 
 
-NOT_SAID = "-"
+UNKNOWN = "-"
 """Shown for radii of a log of predictions beyond 0."""
 
 
@@ -48,7 +48,7 @@ NOT_SAID = "-"
 class AtRadius:
     """Certified accuracy at one radius (pixel units), as numbers of images, because shares are exact only as ratios.
 
-    said: False where nothing is known, which is beyond radius 0 of a log of predictions; certified is 0 there. ci_low,
+    known: False where nothing is known, which is beyond radius 0 of a log of predictions; certified is 0 there. ci_low,
     ci_high: pointwise 95 % Clopper-Pearson. guaranteed: certified minus the number of certificates that may have failed
     (see `certificates.curve`).
     """
@@ -59,12 +59,12 @@ class AtRadius:
     guaranteed: int
     ci_low: float
     ci_high: float
-    said: bool = True
+    known: bool = True
 
     @property
     def accuracy_text(self) -> str:
         """Certified accuracy, rounded down."""
-        return NOT_SAID if not self.said else format_ratio_down(self.certified, self.images, SHARE_DIGITS)
+        return UNKNOWN if not self.known else format_ratio_down(self.certified, self.images, SHARE_DIGITS)
 
     @property
     def guaranteed_text(self) -> str:
@@ -74,7 +74,7 @@ class AtRadius:
     @property
     def interval_text(self) -> str:
         """The 95 % interval, both ends rounded outwards."""
-        if not self.said:
+        if not self.known:
             return ""
         return f"[{format_down(self.ci_low, SHARE_DIGITS)}, {format_up(self.ci_high, SHARE_DIGITS)}]"
 
@@ -157,7 +157,7 @@ class RunSummary:
     @property
     def acr_text(self) -> str:
         """ACR, rounded down."""
-        return NOT_SAID if not self.has_radii else format_down(self.acr, SHARE_DIGITS)
+        return UNKNOWN if not self.has_radii else format_down(self.acr, SHARE_DIGITS)
 
     @property
     def sigma_text(self) -> str:
@@ -382,7 +382,7 @@ def at_radii(
             round(guaranteed * images),
             float(low),
             float(high),
-            said=has_radii or radius == 0,
+            known=has_radii or radius == 0,
         )
         for radius, accuracy, low, high, guaranteed in zip(
             curve.radii, curve.certified_accuracy, curve.ci_low, curve.ci_high, curve.guaranteed_low, strict=True
