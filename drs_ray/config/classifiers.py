@@ -50,8 +50,8 @@ class DenoiserConfig(Section):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
-    checkpoint: Location | None = Field(None, description="As for a classifier. Only a factory needs none.")
-    entry: str | None = Field(None, min_length=1, description="As for a classifier.")
+    checkpoint: Location | None = Field(None, description="As a classifier's. Only a factory needs none.")
+    entry: str | None = Field(None, min_length=1, description="As a classifier's.")
 
     @model_validator(mode="after")
     def _entry_of_a_checkpoint(self) -> Self:
