@@ -183,8 +183,8 @@ class SmoothedClassifier:
         self._unnamed: dict[int, bytes] = {}  # position in a call -> digest of the image whose noise it keyed
         self._samplers = [Sampler(partition, sigma, block, batch, where, law) for sigma in self._sigmas]
         one_vote = csr_array(np.eye(1, self._classes, dtype=np.int64))
-        nobody = np.zeros(1, np.int64)
-        self._certified(Counts(nobody, nobody, (one_vote,) * k, (one_vote,) * k), 0.001)  # does the rule fit?
+        zero = np.zeros(1, np.int64)
+        self._certified(Counts(zero, zero, (one_vote,) * k, (one_vote,) * k), 0.001)  # raises if the rule does not fit
         for doubt in [sigma_warning("sigmas", sigma) for sigma in self._sigmas]:
             if doubt is not None:
                 warnings.warn(doubt, stacklevel=4)  # the caller's line, outside two decorators

@@ -51,9 +51,9 @@ def best_radius(
         ValueError: a rule that does not fit K or the sigmas.
     """
     every = np.full((2, len(sigmas)), samples)  # two images: a pooled rule has other levels if selection is unanimous
-    nobody = Rivals(np.arange(2), np.full(2, -1), np.zeros_like(every), num_classes - 1)
+    no_votes = Rivals(np.arange(2), np.full(2, -1), np.zeros_like(every), num_classes - 1)
     unanimous = np.array([False, True])
-    found = certified_radii(every, every, sigmas, rule, alpha, rivals=nobody, unanimous=unanimous, share=share)
+    found = certified_radii(every, every, sigmas, rule, alpha, rivals=no_votes, unanimous=unanimous, share=share)
     return float(found.radius.max())
 
 
