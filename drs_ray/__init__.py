@@ -1,6 +1,6 @@
 """drs-ray: certified robustness of image classifiers by (dual) randomized smoothing, as distributed batch jobs on Ray.
 
-The public API. Importing it loads neither torch nor Ray; the functions that need them import them when called.
+This module is the public API. Importing it loads neither torch nor Ray; functions import them when they are called.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ __all__ = [
     "write_report",
 ]
 
-_OF_CHECKS = {
+_CHECK_ARGUMENTS = {
     "images": arguments.whole,
     "seed": optional(arguments.whole),
     "level": arguments.number,
@@ -83,7 +83,7 @@ _LOADED_WHEN_USED = {
 
 
 def __getattr__(name: str) -> object:
-    """The names above come with torch, scipy or pyarrow: they are imported when they are first asked for."""
+    """Import the names of `_LOADED_WHEN_USED` at their first use, because they need torch, scipy or pyarrow."""
     if name == "__version__":
         from importlib.metadata import version
 
@@ -98,7 +98,7 @@ def __getattr__(name: str) -> object:
     samples=arguments.whole,
     confirmation=arguments.whole,
     on_progress=optional(arguments.function),
-    **_OF_CHECKS,
+    **_CHECK_ARGUMENTS,
 )
 def attack(
     uri: str | os.PathLike[str],
@@ -114,19 +114,19 @@ def attack(
     on_progress: Callable[[int, int], None] | None = None,
     endpoint_url: str | None = None,
 ) -> AttackReport:
-    """Search perturbations that change a run's certified predictions; `check()` the report.
+    """Search for perturbations that change a run's certified predictions; call `check()` on the report.
 
     Args:
         uri: directory (text or a Path) or s3:// URI of a reduced run.
-        images: how many of its images, at random.
-        steps: steps of the descent that finds an image's direction.
+        images: number of images to attack, drawn at random.
+        steps: steps of the descent that finds the direction of an image's perturbation.
         samples: noise samples of each sub-image and step.
         confirmation: fresh noise samples of each sub-image by which a norm is confirmed.
-        level: probability at most that any confirmation of the attack is wrong, in (0, 1).
-        seed: repeats an earlier attack; None: a new one.
+        level: upper limit of the probability that any confirmation of the attack is wrong, in (0, 1).
+        seed: the seed of an earlier attack repeats it; None: a new seed.
         device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
-        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where the same data and weights are here.
-        on_progress: called with how many images are done, of how many.
+        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where this machine has the same data and weights.
+        on_progress: called with the number of attacked images and the number of all images to attack.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
@@ -149,7 +149,7 @@ def attack(
 
 
 def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> AuditReport:
-    """Derive a run's radii again from its counts, in ball arithmetic; `check()` the report (extra `audit`).
+    """Derive a run's radii again from its counts, in ball arithmetic (extra `audit`); call `check()` on the report.
 
     Args:
         uri: directory (text or a Path) or s3:// URI of a reduced run.
@@ -167,11 +167,11 @@ def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> Au
 def certify(
     config: RunConfig | str | os.PathLike[str] | Mapping[str, Any], observer: Observer | None = None
 ) -> RunResult:
-    """Certify the images of a config, or resume; see `drs_ray.engine.run.certify_run`.
+    """Certify the images of a config, or resume the run; see `drs_ray.engine.run.certify_run`.
 
     Args:
-        config: of `load_config`, or what that takes: the path of a YAML file, or the same as a mapping.
-        observer: told of progress and events.
+        config: the result of `load_config`, or its argument: the path of a YAML file, or a mapping with the same keys.
+        observer: receives progress and events.
 
     Raises:
         As `load_config` and `certify_run`.
@@ -182,14 +182,14 @@ def certify(
 
 
 def read_run(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> ReportedRun:
-    """A reduced run: record, certificates, curve and the figures derived from them; or an imported run.
+    """Read a reduced run (record, certificates, curve and the figures derived from them) or an imported run.
 
     Args:
         uri: directory (text or a Path) or s3:// URI of the run.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
-        CountsError: no run there, or it is not reduced yet. StoreError: the place cannot be read.
+        CountsError: `uri` has no run, or the run is not reduced yet. StoreError: `uri` cannot be read.
     """
     from drs_ray.published.imported_run import read_reported_run
 
@@ -198,7 +198,7 @@ def read_run(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> Re
 
 @checked(image_id=arguments.whole)
 def read_certificate(uri: str | os.PathLike[str], image_id: int, endpoint_url: str | None = None) -> ImageCertificate:
-    """One certificate with every number between its votes and its radius.
+    """Read one certificate with every number between its votes and its radius.
 
     Raises:
         ConfigError, CountsError: see `drs_ray.results.image_certificate.read_certificate`.
@@ -210,7 +210,7 @@ def read_certificate(uri: str | os.PathLike[str], image_id: int, endpoint_url: s
 
 @checked(runs=arguments.runs, kind=arguments.text, radii=optional(arguments.numbers))
 def export(runs: Sequence[ReportedRun], kind: str, radii: Sequence[float] | None = None) -> str:
-    """Runs as text: `tsv` (certify.py's log) or `csv` of one run, a `markdown` or `latex` table of one or several.
+    """Write runs as text: `tsv` (certify.py's log) or `csv` of one run, a `markdown` or `latex` table of one or more.
 
     Raises:
         ConfigError: an unknown format, or runs that do not fit it.
@@ -241,20 +241,20 @@ def import_log(
     radii: Sequence[float] | None = None,
     endpoint_url: str | None = None,
 ) -> ImportedResult:
-    """Keep a published log (certify.py's format) as a run to compare with, marked as imported and not verified.
+    """Store a published log (certify.py's format) as a run for comparisons, marked as imported and not verified.
 
     Args:
         file: the log.
-        uri: directory (text or a Path) or s3:// URI to keep it in.
-        dataset: name of the data set, as in the run that it is to be compared with.
-        sigmas: noise standard deviation of each sub-image (one number will do for one), pixel units.
-        estimation: samples per image and sub-image that the radii are from.
+        uri: directory (text or a Path) or s3:// URI of the new run.
+        dataset: name of the data set, as in the run to compare with.
+        sigmas: noise standard deviation of each sub-image, pixel units; a single number for one sub-image.
+        estimation: samples per image and sub-image from which the radii were computed.
         selection: samples per image and sub-image that chose the class; None: 100, or 0 for a log of predictions.
         alpha: failure probability of one certificate.
-        split: of the data set.
-        radius_rule: how margins of sub-images were joined: linear, square-root, clipped or unknown.
-        radius: pixel units: the one that was asked for, where the log says of each image whether it was certified.
-        radii: the curve's grid, increasing, pixel units; None: that of configs.
+        split: split of the data set.
+        radius_rule: how the margins of the sub-images were combined: linear, square-root, clipped or unknown.
+        radius: pixel units; the fixed radius of a log that says of each image only whether it was certified.
+        radii: the curve's grid, increasing, pixel units; None: the default grid of configs.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
@@ -294,7 +294,7 @@ def reduce(
         certificate: keys of the config's `certificate` section to change.
 
     Raises:
-        ConfigError: a key or value that cannot be. CountsError: counts that are missing or cannot be trusted.
+        ConfigError: an unknown key or an invalid value. CountsError: counts that are missing or cannot be trusted.
     """
     from drs_ray.counts.run_record import read_record
     from drs_ray.results.reduce import reduce_run
@@ -305,7 +305,7 @@ def reduce(
 
 
 def train(config: RunConfig | str | os.PathLike[str] | Mapping[str, Any]) -> list[str]:
-    """Train the config's sub-image classifiers, or go on; returns the checkpoints' paths or URIs. See `train_run`.
+    """Train the config's sub-image classifiers, or resume; returns the checkpoints' paths or URIs. See `train_run`.
 
     Args:
         config: as for `certify`.
@@ -319,7 +319,7 @@ def train(config: RunConfig | str | os.PathLike[str] | Mapping[str, Any]) -> lis
     units=arguments.whole,
     image=optional(arguments.whole),
     observer=_OBSERVER,
-    **_OF_CHECKS,
+    **_CHECK_ARGUMENTS,
 )
 def verify(
     uri: str | os.PathLike[str],
@@ -334,18 +334,18 @@ def verify(
     observer: Observer | None = None,
     endpoint_url: str | None = None,
 ) -> VerifyReport:
-    """Recompute random stored units of a run in this process and compare their votes; `check()` the report.
+    """Recompute random stored units of a run in this process and compare votes; call `check()` on the report.
 
     Args:
         uri: directory (text or a Path) or s3:// URI of the run; it need not be finished.
-        units: how many units.
-        images: how many images of each, at random.
-        image: id of one image, which is recomputed in all of its units, in place of a random draw.
-        seed: repeats a draw; None: a new one.
+        units: number of units.
+        images: number of images of each unit, drawn at random.
+        image: id of one image to recompute in all of its units, in place of a random draw.
+        seed: the seed of an earlier draw repeats it; None: a new seed.
         device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
         level: probability that a run without fault fails where votes cannot be compared exactly, in (0, 1).
-        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where the same data and weights are here.
-        observer: told of progress.
+        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where this machine has the same data and weights.
+        observer: receives progress.
         endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
@@ -378,10 +378,10 @@ def write_report(
     """Write report.html and the figure for one or several runs side by side; returns the files' keys.
 
     Args:
-        runs: at least one run. Its counts, where they are, are read for what the report says about fewer samples.
+        runs: at least one run. If its counts exist, the report shows from them what fewer samples would certify.
         directory: directory or s3:// URI to write to.
-        compare_rules: beside each run, what the plain rule makes of the same counts.
-        common: of runs on different images, compare those that all have; the report says how many they are.
+        compare_rules: show beside each run the result of the plain rule on the same counts.
+        common: of runs on different images, compare the images that all runs have; the report gives their number.
         endpoint_url: endpoint of an S3-compatible server, if not the runs' own or the default.
 
     Raises:

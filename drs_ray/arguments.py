@@ -1,4 +1,4 @@
-"""Checks of arguments of public functions: the value as it is wanted, or one line that says what is wrong with it."""
+"""Checks of the arguments of public functions: a check converts a value, or raises an error of one line."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 from drs_ray.errors import ConfigError
 
 Check = Callable[[str, Any], Any]
-"""From an argument's name and value to the value; a ConfigError where it cannot be."""
+"""A function from an argument's name and value to the converted value; it raises ConfigError for an invalid value."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def checked(**checks: Check) -> Callable[[_Function], _Function]:
-    """Check the arguments that are named here before the function is called, those among its `**options` too.
+    """Check the named arguments before the function is called, also those among its `**options`.
 
-    Default values are not checked. What is missing, or has an unknown name, is left to Python.
+    Default values are not checked. Python itself refuses missing arguments and unknown names.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -83,19 +83,19 @@ def flag(name: str, value: Any) -> bool:
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:
-    """Something to be called."""
+    """A callable."""
     if not callable(value):
         raise ConfigError(f"{name} must be a function, got {shown(value)}")
     return value  # type: ignore[no-any-return]
 
 
 def optional(check: Check) -> Check:
-    """None, or what the check allows."""
+    """None, or a value that the check accepts."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def several(check: Check, what: str, *, or_one: bool = False) -> Check:
-    """A list, a tuple or any other iterable but text, as a tuple; `or_one`: a value that is none stands for itself."""
+    """A list, a tuple or any other iterable except text, as a tuple; `or_one`: any other value becomes a 1-tuple."""
 
     def listed(name: str, value: Any) -> tuple[Any, ...]:
         plain = value.tolist() if hasattr(value, "tolist") else value  # arrays and tensors
@@ -109,7 +109,7 @@ def several(check: Check, what: str, *, or_one: bool = False) -> Check:
 
 
 def instance_of(kind: str, described: str) -> Check:
-    """An instance of `module:class`, which is imported when it is looked at."""
+    """An instance of `module:class`; the module is imported at the first check."""
 
     def is_one(name: str, value: Any) -> Any:
         module, _, cls = kind.partition(":")
@@ -121,7 +121,7 @@ def instance_of(kind: str, described: str) -> Check:
 
 
 def shown(value: object) -> str:
-    """A value in an error: as written where that is short, else its type."""
+    """A value for an error message: its repr if that is short, else its type."""
     plain = isinstance(value, str | int | float | list | tuple | dict | os.PathLike | None)
     written = repr(value) if plain else ""
     return written if 0 < len(written) <= 80 and written.isprintable() else f"a {type(value).__name__}"

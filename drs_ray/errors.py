@@ -1,20 +1,20 @@
-"""What can go wrong, as one tree of exceptions: the command line prints their message as one line, without a traceback.
+"""The exceptions of drs-ray. The command line prints the message of one as one line, without a traceback.
 
-A message says what was given, the rule, the value and the remedy. Anything that is not a `DrsError` is a bug.
+A message gives the name of the faulty thing, the rule, the value and the remedy. Any other exception is a bug.
 """
 
 from __future__ import annotations
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """A number and what it counts, as messages say it: `1 image`, `1,200 images`, `2 classes`."""
+    """A number with its noun, for messages: `1 image`, `1,200 images`, `2 classes`."""
     if plural is None:
         plural = noun + ("es" if noun.endswith(("s", "x", "ch")) else "s")
     return f"{count:,} {noun if count == 1 else plural}"
 
 
 class DrsError(Exception):
-    """Base of all errors that drs-ray raises on purpose; `exit_code` is what the command line ends with."""
+    """Base of all errors that drs-ray raises on purpose; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
@@ -34,9 +34,9 @@ class ClassifierError(DrsError):
 
 
 class StoreError(DrsError):
-    """A place (directory or bucket) that cannot be read or written.
+    """A directory or bucket that cannot be read or written.
 
-    `transient`: the server is overloaded, failing or not to be reached, so that the same request may succeed later.
+    `transient`: the server is overloaded, failing or unreachable, so that the same request may succeed later.
     """
 
     def __init__(self, message: str, transient: bool = False) -> None:
@@ -45,11 +45,11 @@ class StoreError(DrsError):
 
 
 class MissingObjectError(StoreError):
-    """The store works, but holds no object under the key that was asked for."""
+    """The store works, but has no object under the requested key."""
 
 
 class CountsError(DrsError):
-    """Vote counts that are truncated, foreign, duplicated, missing or do not add up."""
+    """Vote counts that are truncated, of another run, duplicated, missing or do not add up."""
 
 
 class SoundnessError(DrsError):
@@ -57,7 +57,7 @@ class SoundnessError(DrsError):
 
 
 class EngineError(DrsError):
-    """A run that the engine could not carry through."""
+    """A run that the engine could not complete."""
 
 
 class UnitsSetAsideError(EngineError):
@@ -67,7 +67,7 @@ class UnitsSetAsideError(EngineError):
 
 
 class JobEndedError(EngineError):
-    """A submitted job that did not end well; `exit_code` is that of the job's own command."""
+    """A submitted job that did not succeed; `exit_code` is the exit code of the job's own command."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -77,7 +77,7 @@ class JobEndedError(EngineError):
 class InterruptedRunError(BaseException):
     """The user or the scheduler asked the run to stop (exit code 128 + signal, as shells expect).
 
-    Not an `Exception`, like KeyboardInterrupt: no handler on its way may take it for a unit's or a classifier's fault.
+    Like KeyboardInterrupt it is no `Exception`, so that no handler takes it for a fault of a unit or a classifier.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -1,8 +1,8 @@
 """`SmoothedClassifier`: certificates and predictions in a notebook, with the votes and the rules of the batch system.
 
-No Ray, no store: the same `count_votes`, the same keyed noise and the same rules. For the same partition, classifiers,
-sigmas, law, seed, data set, block, batch, precision, compilation, image ids and number of torch threads, votes and
-certificates are a run's.
+It uses the same `count_votes`, keyed noise and rules as a run, without Ray and without a store. With the same
+partition, classifiers, sigmas, law, seed, data set, block, batch, precision, compilation, image ids and number of torch
+threads it gives the votes and certificates of a run.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ ImageIds = Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Certificates:
-    """Certificates of N images, K sub-images, C classes; every number that they were derived from is here.
+    """Certificates of N images, K sub-images, C classes, with every number that they were derived from.
 
     image_ids: int64 [N], the ids that the noise was keyed by. prediction: int64 [N], -1 = abstains. radius: float64
     [N], l2 in pixel units, 0 where abstaining. selected_class: int64 [N], class chosen by the selection samples.
     selection_votes, estimation_votes: int64 [N, K, C]. p_lower: float64 [N, K], lower bound of the selected class's
-    probability (where the pooled bound decides: of its mean). rival_upper: float64 [N, K], upper bound of the deciding
-    rival's. Both are steps of the computation: the radius is what is certified. margin: float64 [N, K], pixel units,
-    signed. rules: the rule that each image got. alpha: failure probability of one image's certificate, but for what the
-    drawing of lattice noise adds (docs/theory.md 7: below 1e-7 for n = 100,000 and 3x32x32 values).
+    probability (if the pooled bound decides: of its mean over the sub-images). rival_upper: float64 [N, K], upper bound
+    of the deciding rival's probability. Both are steps of the computation: only the radius is certified. margin:
+    float64 [N, K], pixel units, signed. rules: each image's rule. alpha: failure probability of an image's certificate,
+    without what drawing lattice noise adds (docs/theory.md 7: below 1e-7 for n = 100,000 and 3x32x32 values).
     """
 
     image_ids: NDArray[np.int64]
@@ -74,7 +74,6 @@ class Certificates:
     alpha: float
 
     def __len__(self) -> int:
-        """Number of images N."""
         return len(self.prediction)
 
 
@@ -82,8 +81,8 @@ class SmoothedClassifier:
     """The smoothed classifier of K base classifiers on a partition: predicts, certifies, and abstains where unsure.
 
     Every image's noise is keyed by (seed, data set, image id, sub-image, phase, block). The same call gives the same
-    answer; calls with other numbers of samples share samples. So quote one certificate per image: the larger one of
-    several is not a certificate. Images of different calls that are counted together need different `image_ids`.
+    answer; calls with different numbers of samples share samples. So quote one certificate per image: the largest of
+    several is not a certificate. Images of different calls that are evaluated together need different `image_ids`.
     """
 
     @checked(
@@ -116,32 +115,32 @@ class SmoothedClassifier:
         precision: Literal["auto"] | Precision = "auto",
         compile: bool = False,
     ) -> None:
-        """Put everything together; the classifiers are tried on the first images, when their channels are known.
+        """Check the arguments. The classifiers are tried on the first images, when the number of channels is known.
 
         Args:
             partition: how images are split and laid out, from `make_partition`.
             classifiers: K modules, float32 [b, C, h, w] of the sub-image as laid out -> logits [b, num_classes]. Each
-                call of `predict` and `certify` takes them as they are then, in eval mode, and votes with copies that
-                are made as the batch system makes them (`drs_ray.models.inference`); they stay as they are. One module
-                will do for K = 1.
-            sigmas: K noise standard deviations, pixel units, in [0.001, 100]; rounded to float32, as the noise is. One
-                number will do for K = 1.
+                call of `predict` and `certify` copies them, in eval mode, as the batch system does
+                (`drs_ray.models.inference`), and votes with the copies; the modules are not changed. A single module
+                is allowed for K = 1.
+            sigmas: K noise standard deviations, pixel units, in [0.001, 100]; rounded to float32, as the noise is. A
+                single number is allowed for K = 1.
             num_classes: number of classes C.
             rule: how votes become certificates; None: the config's default for this K (probit vote with rivals,
                 staircase for K > 1, pooled too where K > 1 and sigmas and weights are equal).
-            weights: of the default rule's probit vote, fixed before the images are seen; None: all 1.
-            law: lattice, for 8-bit images (multiples of 1/255), or gaussian for any.
-            seed: root of every noise key.
-            dataset: digest of the data set that `image_ids` count in (`Dataset.digest`), to repeat a run's votes; any
+            weights: weights of the default rule's probit vote, fixed before the images are seen; None: all 1.
+            law: lattice, for 8-bit images (multiples of 1/255), or gaussian for any images.
+            seed: part of every noise key.
+            dataset: digest of the data set to which `image_ids` refer (`Dataset.digest`), to repeat a run's votes; any
                 other text keys other noise.
             block: samples per keyed block of noise.
             batch: forward batch; None: 125 on the CPU, 1000 on CUDA, at most `block`.
-            device: where copies and noise are; CPU and CUDA noise are different streams.
-            precision: float32 or bfloat16, of the copies; auto: bfloat16 where the device has units for it.
+            device: device of the copies and the noise; CPU and CUDA noise are different streams.
+            precision: float32 or bfloat16, of the copies; auto: bfloat16 if the device has units for it.
             compile: vote with compiled copies, as a run with `engine.compile: true`.
 
         Raises:
-            ConfigError: a value that cannot be, a rule that does not fit. ClassifierError: not a torch module.
+            ConfigError: an invalid value, or a rule that does not fit. ClassifierError: not a torch module.
         """
         k = len(partition)
         if isinstance(classifiers, nn.Module) and not isinstance(classifiers, nn.ModuleList):
@@ -181,18 +180,18 @@ class SmoothedClassifier:
         )
         self._compile = compile
         self._compiled: dict[tuple[int, str, int], VotingClassifier] = {}
-        self._unnamed: dict[int, bytes] = {}  # images that were keyed by their place in a call
+        self._unnamed: dict[int, bytes] = {}  # position in a call -> digest of the image whose noise it keyed
         self._samplers = [Sampler(partition, sigma, block, batch, where, law) for sigma in self._sigmas]
         one_vote = csr_array(np.eye(1, self._classes, dtype=np.int64))
-        nobody = np.zeros(1, np.int64)
-        self._certified(Counts(nobody, nobody, (one_vote,) * k, (one_vote,) * k), 0.001)  # does the rule fit?
+        zero = np.zeros(1, np.int64)
+        self._certified(Counts(zero, zero, (one_vote,) * k, (one_vote,) * k), 0.001)  # raises if the rule does not fit
         for doubt in [sigma_warning("sigmas", sigma) for sigma in self._sigmas]:
             if doubt is not None:
-                warnings.warn(doubt, stacklevel=4)  # of who calls, outside two decorators
+                warnings.warn(doubt, stacklevel=4)  # the caller's line, outside two decorators
                 break
 
     def rule(self) -> Rule:
-        """How votes become certificates, whatever alpha is."""
+        """How votes become certificates, for any alpha."""
         if self._fixed_rule is not None:
             return self._fixed_rule
         return Rule.resolved(self._sigmas, weights=self._weights)
@@ -208,8 +207,8 @@ class SmoothedClassifier:
         """The smoothed classifier's class of each image, or -1; wrong with probability at most alpha.
 
         K = 1: PREDICT of Cohen et al. 2019, a two-sided binomial test of the two classes with the most votes. K > 1:
-        of the n samples, min(100, n // 2) choose a class and the others certify it; the class is returned where its
-        certified radius is > 0, which says that it wins the vote at x itself.
+        of the n samples, min(100, n // 2) choose a class and the others certify it; the class is returned if its
+        certified radius is > 0, which implies that it wins the vote at x itself.
 
         Args:
             x: float32 [N, C, H, W] or [C, H, W], in [0, 1].
@@ -250,13 +249,13 @@ class SmoothedClassifier:
             alpha: failure probability of one image's whole certificate.
             selection: samples of each sub-image that choose the class.
             image_ids: N different ids in [0, 2^63) that key the noise, also as an array or tensor of whole numbers;
-                those of a data set to repeat a run's votes; None: 0 .. N - 1.
+                use the ids of the data set to repeat a run's votes; None: 0 .. N - 1.
 
         Returns:
             One certificate per image (N = 1 for a single image).
 
         Raises:
-            ConfigError: n, alpha, selection or ids that cannot be. DataError: images of another shape or range.
+            ConfigError: invalid n, alpha, selection or ids. DataError: images of another shape or range.
             ClassifierError: a classifier that fails, or whose logits have another shape or are not finite.
         """
         n, selection = whole("n", n, 1), whole("selection", selection, 1)
@@ -287,7 +286,7 @@ class SmoothedClassifier:
             rule = self.rule()
             votes = selected_votes(counts, rule)
             radii = votes.radii(self._sigmas, rule, alpha)
-        except ValueError as error:  # the rule's own words: what does not fit, and what was given
+        except ValueError as error:  # its message says what does not fit
             raise ConfigError(str(error)) from error
         return rule, votes, radii
 
@@ -306,7 +305,7 @@ class SmoothedClassifier:
         return votes
 
     def _ids_of(self, images: Tensor, image_ids: ImageIds | None) -> NDArray[np.int64]:
-        """The ids given, or 0, 1, ...; a warning where these have keyed the noise of other images before."""
+        """The given ids, or 0, 1, ... with a warning if these have keyed the noise of other images before."""
         if image_ids is not None:
             return _ids(image_ids, len(images))
         digests = [hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images]
@@ -314,13 +313,13 @@ class SmoothedClassifier:
             warnings.warn(
                 "image 0 and those after it share their noise with other images of an earlier call, which makes their "
                 "certificates depend on each other; give every image of a data set its own id: image_ids=[...]",
-                stacklevel=4,  # of who calls, outside a decorator
+                stacklevel=4,  # the caller's line, outside a decorator
             )
             self._unnamed.update(enumerate(digests))
         return np.arange(len(images))
 
     def _images(self, x: Tensor | NDArray[np.float32]) -> Tensor:
-        """The images on the CPU, float32 [N, C, H, W], checked."""
+        """Check the images; return them on the CPU, float32 [N, C, H, W]."""
         height, width = self._partition.height, self._partition.width
         if not isinstance(x, Tensor | np.ndarray):
             raise DataError(f"x must be a tensor or a numpy array, got {type(x).__name__}")
@@ -342,7 +341,7 @@ class SmoothedClassifier:
         return images
 
     def _voting_classifiers(self, channels: int) -> list[VotingClassifier]:
-        """Copies of the classifiers that vote, made anew: between two calls, somebody may have trained a classifier."""
+        """New copies of the classifiers for voting, because a classifier may have been trained since the last call."""
         return [self._voting_classifier(k, module, channels) for k, module in enumerate(self._classifiers)]
 
     def _voting_classifier(self, k: int, module: nn.Module, channels: int) -> VotingClassifier:
@@ -378,7 +377,7 @@ def _warn_abstains(n: int, what: str, alpha: float, least: int) -> None:
     warnings.warn(
         f"with {n:,} {what} of each sub-image every image abstains, whatever the votes, at alpha {alpha:g}; use "
         f"{least:,} at least",
-        stacklevel=4,  # of who calls, outside a decorator
+        stacklevel=4,  # the caller's line, outside a decorator
     )
 
 

@@ -1,7 +1,7 @@
-"""Derive every radius of a run again from its counts, by other code, on a node of the cluster that is near its store.
+"""Derive every radius of a run again from its counts, by separate code, on a cluster near the run's store.
 
-`ray job submit --working-dir . -- python jobs/audit.py RUN`. Needs the extra `audit` there, no GPU. Arguments and exit
-codes are those of `drs-ray audit`.
+`ray job submit --working-dir . -- python jobs/audit.py RUN`. The cluster needs the extra `audit`, but no GPU. Arguments
+and exit codes are those of `drs-ray audit`.
 """
 
 from drs_ray.cli import main

@@ -1,6 +1,6 @@
-"""Certify on the cluster that this is submitted to: `ray job submit --working-dir . -- python jobs/certify.py CONFIG`.
+"""Certify on the cluster of this job: `ray job submit --working-dir . -- python jobs/certify.py CONFIG`.
 
-Arguments and exit codes are those of `drs-ray certify`; the address is `auto`, the cluster's own, unless one is given.
+Arguments and exit codes are those of `drs-ray certify`; the default address is `auto`, which means this cluster.
 """
 
 from drs_ray.cli import main

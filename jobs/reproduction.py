@@ -1,8 +1,8 @@
 """RS against DRS on CIFAR-10, from training to certificates: `make reproduction DATA=DIR`, or any part of it.
 
 Each experiment trains the classifiers of one config of `jobs/configs/reproduction/` and certifies its images, on one
-thread; several run at a time. Whatever ends it, run the same command again: checkpoints that are whole and votes that
-are stored are kept. See docs/reproduction.md.
+thread; several run at a time. After any interruption, run the same command again: finished checkpoints and stored votes
+are kept. See docs/reproduction.md.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from drs_ray.errors import DrsError, InterruptedRunError
 
 CONFIGS = Path(__file__).parent / "configs" / "reproduction"
 PUBLISHED = {"train": "5f6a5743d0b2", "test": "dd2a9f58e487"}
-"""How the digests begin of the data that docs/reproduction.md is about. Others are used as well, with a warning."""
+"""First digits of the digests of the data of docs/reproduction.md; other data give a warning."""
 SECONDS_BETWEEN_LINES = 60.0
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run: its name, its config's name, what it changes of it, and the experiment whose classifier it starts from.
+    """One run. config: name of its config; changes: overrides of the config; seed: of training and noise.
 
-    seed: of training and noise.
+    after: the experiment whose classifier training starts from.
     """
 
     name: str
@@ -46,16 +46,16 @@ class Experiment:
 
     @property
     def file(self) -> Path:
-        """Its config."""
+        """Path of its config."""
         return CONFIGS / f"{self.config}.yaml"
 
     @property
     def classifiers(self) -> int:
-        """How many its config has."""
+        """Number of classifiers in its config."""
         return len(load_config(self.file).classifiers)
 
     def with_architecture(self, name: str | None) -> Experiment:
-        """The same with other networks, beside it."""
+        """The same experiment with another architecture and another name; None: unchanged."""
         if name is None:
             return self
         networks = (f"classifiers.{k}.architecture={name}" for k in range(self.classifiers))
@@ -63,7 +63,7 @@ class Experiment:
         return replace(self, name=f"{self.name}-{name}", changes=(*self.changes, *networks), after=after)
 
     def settings(self, common: Sequence[str]) -> list[str]:
-        """All that is set over the config file: checkpoints and output by the experiment's name, then `common`."""
+        """All overrides of the config file: checkpoints and output by the experiment's name, then `common`."""
         count = self.classifiers
         start = [] if self.after is None else [f"training.start_from={checkpoint(self.after, 0, 1)}"]
         return [
@@ -78,19 +78,18 @@ class Experiment:
 
 
 def checkpoint(name: str, sub_image: int, count: int) -> str:
-    """Where an experiment's classifier is written."""
+    """Path of an experiment's classifier."""
     return f"checkpoints/reproduction/{name}{f'-{sub_image}' if count > 1 else ''}.safetensors"
 
 
 _CONSISTENCY = ("training.method=consistency", "training.consistency.kl_weight=5")
 
-
 _FEWER = ("budget.estimation=12500", "budget.stages=5")
-"""Of all but the first pair: what they answer, a difference between two of them, needs no more."""
+"""Budget of all experiments but the first pair: a difference between two experiments needs no more samples."""
 
 
 def _pair(sigma: str, seed: int) -> list[Experiment]:
-    """RS and DRS, of which the second or later seed shows how far training moves the figures."""
+    """RS and DRS; further seeds show how much the figures depend on training."""
     ending = f"-seed{seed}" if seed else ""
     return [Experiment(f"{kind}-{sigma}{ending}", f"{kind}-{sigma}", seed, _FEWER) for kind in ("rs", "drs")]
 
@@ -113,7 +112,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         for kind in ("rs", "drs")
     ),
 )
-"""In order: the first ones answer the main question, later ones its details."""
+"""In order of importance: the first ones answer the main question, later ones its details."""
 
 TUNED_RATES = ("0.002", "0.005", "0.01")
 TUNING: tuple[Experiment, ...] = tuple(
@@ -133,12 +132,12 @@ TUNING: tuple[Experiment, ...] = tuple(
     for kind in ("rs", "drs")
     for rate in TUNED_RATES
 )
-"""How the learning rate was chosen: three epochs without every 10th training image, then 200 of those certified."""
+"""Choice of the learning rate: three epochs without every 10th training image; 200 of these images are certified."""
 
 
 @dataclass
 class ProgressBoard:
-    """What each experiment is doing, for one line about all of them a minute; and when the rest may be done."""
+    """The state of every experiment, for a progress message each minute, and the expected remaining time."""
 
     total: int
     started: float = field(default_factory=time.monotonic)
@@ -150,7 +149,7 @@ class ProgressBoard:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
-        """An experiment's next command; none begins after `stop`."""
+        """Start an experiment's next command; after `stop` this raises."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.lock:
             if self.stopped:
@@ -162,25 +161,25 @@ class ProgressBoard:
             return child
 
     def stop(self) -> None:
-        """End the commands that run; what they have stored stays."""
+        """End all running commands; what they have stored remains."""
         with self.lock:
             self.stopped = True
             for child in self.children.values():
                 child.terminate()
 
     def note(self, name: str, line: str) -> None:
-        """The last line that an experiment's command printed."""
+        """Keep the last line that an experiment's command printed."""
         with self.lock:
             self.lines[name] = line
 
     def finish(self, name: str) -> None:
-        """It needs no more time."""
+        """Mark an experiment as done."""
         with self.lock:
             self.done.add(name)
             self.lines.pop(name, None)
 
     def text(self) -> str:
-        """How far all of it is."""
+        """The progress message."""
         with self.lock:
             done, whole = sum(self.weights[name] for name in self.done), sum(self.weights.values())
             left = (time.monotonic() - self.started) * (whole - done) / done if done else None
@@ -190,20 +189,20 @@ class ProgressBoard:
 
 
 def weight(config: RunConfig) -> float:
-    """Expected cost, in images of full size that are trained on or voted on."""
+    """Expected cost, in forward passes of full-size images."""
     training = config.training
     copies = training.consistency.copies if training.method == "consistency" else 1
     share = 1 / config.partition.sub_images if config.partition.layout == "packed" else 1.0
     trained = 50_000 * training.epochs * copies * 3  # a backward pass costs about two forward passes
-    certified = 500 * config.budget.estimation / 8  # about what stages leave of it
+    certified = 500 * config.budget.estimation / 8  # stages draw about an eighth
     return len(config.classifiers) * share * (trained + certified)
 
 
 def warn_of_other_data(config: RunConfig) -> None:
-    """Say it where the data are not those of the published table; their digests are in every run's run.json.
+    """Warn if the data are not those of docs/reproduction.md.
 
     Raises:
-        ConfigError, DataError: no such data.
+        ConfigError, DataError: there are no such data.
     """
     for split, digest in PUBLISHED.items():
         found = open_dataset(config.dataset, split).digest
@@ -219,7 +218,7 @@ def run(experiment: Experiment, common: Sequence[str], earlier: dict[str, Future
     """Train and certify one experiment.
 
     Raises:
-        RuntimeError: a command that failed, with its last line.
+        RuntimeError: a command failed; with its last line.
     """
     if experiment.after in earlier:
         earlier[experiment.after].result()
@@ -246,7 +245,7 @@ def run(experiment: Experiment, common: Sequence[str], earlier: dict[str, Future
 def run_all(
     chosen: Sequence[Experiment], common: dict[str, list[str]], workers: int, board: ProgressBoard
 ) -> list[str]:
-    """All of them, in order, `workers` at a time; a line about each a minute. Returns what failed, a line each."""
+    """Run the experiments in order, `workers` at a time, with a progress message each minute; returns the failures."""
     futures: dict[str, Future[None]] = {}
     with ThreadPoolExecutor(workers) as pool:
         for experiment in chosen:

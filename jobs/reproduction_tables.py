@@ -24,7 +24,7 @@ from drs_ray.results.reduce import RunResult, compare_rule, read_result
 from drs_ray.storage import LocalStore
 
 BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
-"""The tables stand between these lines of docs/reproduction.md."""
+"""The lines of docs/reproduction.md around the tables."""
 
 
 def tables(folder: Path) -> str:
@@ -72,14 +72,14 @@ def _rules(results: Sequence[RunResult], names: Sequence[str], stores: Sequence[
 
 
 def published(result: RunResult) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """What the published code of DRS prints on CIFAR-10 from the same votes: no certificate (theory 9, items 1 to 3).
+    """The radii that the published code of DRS prints on CIFAR-10 from the same votes. They are no certificates.
 
-    The root of the sum of squares of sigma Phi^-1(p), each p with alpha in full, negative ones set to 0. p is the
-    Clopper-Pearson lower bound at the estimation samples of the run's own certificate.
+    See theory 9, items 1 to 3: the root of the sum of squares of sigma Phi^-1(p), where negative terms are set to 0. p
+    is the Clopper-Pearson lower bound, each with all of alpha, at the estimation samples of the run's own certificate.
 
     Returns:
-        Radius, float64 [N], pixel units, 0 where it abstains; and whether it is the label's, bool [N]. In the order of
-        the certificates.
+        In the order of the certificates: radius, float64 [N], pixel units, 0 where the code abstains; and whether the
+        class is the label, bool [N].
     """
     table, sigmas = result.certificates, np.array(result.record.config.sigmas)
     votes = np.array(table["class_votes"].to_pylist(), np.float64)
@@ -91,7 +91,7 @@ def published(result: RunResult) -> tuple[NDArray[np.float64], NDArray[np.bool_]
 
 
 def _pairs(results: dict[str, RunResult]) -> Iterator[str]:
-    """RS against each other run with the same total sigma and seed."""
+    """RS compared with every other run of the same total sigma and seed."""
 
     def rows() -> Iterator[list[str]]:
         for name, other in results.items():

@@ -1,7 +1,7 @@
 """`make cluster-up` and `make cluster-down`: a Ray cluster of a head and worker nodes on this machine, with a token.
 
 `python -m cluster.local up [--workers N] [--cpus N]` starts it and writes a file of shell exports to `source`;
-`python -m cluster.local down` ends it: its own processes, no other Ray's.
+`python -m cluster.local down` ends only the processes of this cluster.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from cluster.local.cluster import LocalCluster
 from cluster.local.node import Node
 
-HOME = Path(f"/tmp/drs-ray-{os.getuid()}")  # short, for the sockets below it
+HOME = Path(f"/tmp/drs-ray-{os.getuid()}")  # short, because paths of sockets have a limit
 
 
 def main() -> int:
-    """Parse, do, and print what to do next."""
+    """Parse the command line and run the command."""
     parser = argparse.ArgumentParser(prog="python -m cluster.local", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("up", help="start it")
@@ -56,7 +56,7 @@ def up(workers: int, cpus: float) -> int:
 
 
 def down() -> int:
-    """End all nodes that `up` has started, and forget the token."""
+    """End all nodes that `up` has started, and delete the token."""
     for session in sorted(HOME.glob("*/session")):
         node = Node.find(session.parent)
         if node is not None:

@@ -1,6 +1,6 @@
-"""A Ray cluster of this machine's own: a head and further nodes as separate processes on loopback, with a token.
+"""A Ray cluster on this machine: a head and further nodes as separate processes on loopback, with a token.
 
-Linux only: each node has a loopback address of its own, so that a driver cannot mistake one node for another.
+Linux only: each node has its own loopback address, so that a driver cannot mistake one node for another.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from cluster.local.node import Node, flags
 
 
 class LocalCluster:
-    """Starts a head, then nodes; `access` is what a driver or `drs-ray submit` needs to find and enter it."""
+    """Starts a head, then nodes; `access` is the environment with which a driver or `drs-ray submit` connects."""
 
     def __init__(
         self, home: Path, settings: Mapping[str, str] | None = None, in_child: Callable[[], None] | None = None
     ) -> None:
-        """Make the token.
+        """Create the token.
 
         Args:
-            home: an existing directory that nobody else may read, with a short path; nodes get directories below it.
-            settings: environment of all nodes, jobs and workers, beside this process's own.
+            home: an existing directory that no other user may read, with a short path; nodes get directories below it.
+            settings: environment of all nodes, jobs and workers, in addition to that of this process.
             in_child: called in every node's first process before Ray is started.
         """
         self._home = home
@@ -40,11 +40,11 @@ class LocalCluster:
         self._dashboard = 0
 
     def start_head(self, *, cpus: float = 0, dashboard: bool = True) -> Node:
-        """Start a head; also a new one after the first was killed. Nodes of the old one do not come over.
+        """Start a head, or a new head after the first was killed. Nodes of the old head do not join the new one.
 
         Args:
-            cpus: that it gives to workers. None, as on a real cluster: the driver runs there.
-            dashboard: with the server that jobs are submitted to.
+            cpus: CPUs for workers; 0, as on a real cluster, where only the driver runs on the head.
+            dashboard: whether to start the dashboard with the server for job submission.
         """
         self._port, client_port = free_port(), free_port()
         self._dashboard = free_port() if dashboard else 0
@@ -67,7 +67,7 @@ class LocalCluster:
         resources: Mapping[str, float] | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Node:
-        """A node that is ready for work. gpus: which Ray hands out, whether the machine has them or not."""
+        """Start a node and wait until it is ready. gpus: number that Ray assigns; the machine need not have them."""
         options = {
             "address": f"{self._head_address}:{self._port}",
             "num-cpus": cpus,
@@ -87,7 +87,7 @@ class LocalCluster:
 
     @property
     def _secret(self) -> dict[str, str]:
-        # Said to every process: `ray start --address` does not turn authentication on by itself.
+        # Every process needs both: `ray start --address` does not turn authentication on by itself.
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token)}
 
     def _next_address(self) -> str:
@@ -95,7 +95,7 @@ class LocalCluster:
         return f"127.0.{self._count // 250}.{2 + self._count % 250}"
 
     def _launch(self, address: str, options: Sequence[str]) -> Node:
-        # A job's `python` is the first on the head's PATH: this environment's.
+        # A job's `python` is the first on the head's PATH: the one of this environment.
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
         environment = os.environ | {"PATH": path} | self._secret | dict(self._settings)
         node = Node.start(self._home / str(self._count), address, environment, options, self._in_child)
@@ -108,7 +108,7 @@ class LocalCluster:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """A free port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,16 +1,15 @@
-"""Which radii vote counts can give at all: of one of our rules, and a test of published radii without their counts.
+"""Which radii vote counts can give at all: the largest radius of a rule, and a test of radii published without counts.
 
-The test is not for our rules alone: for every certificate that is sound for the class that was selected, is a function
-of the estimation votes (a randomised bound, Voracek 2024, is not, and may give more), and does not fall where votes for
-that class are added. Say it gives R to a class that got all n votes of each of K sub-images; fewer votes give no more.
-Take half-spaces whose vote probability is Phi(a) in every sub-image.
-Shifts of sigma_k a bring each of them to 1/2, so that their true radius is at most ||sigma||_2 a under any vote that
-turns where all sub-images turn (docs/theory.md 4.1, 4.2). All votes are for the class with probability Phi(a)^(K n),
-and if R is above ||sigma||_2 a it is false then: this probability is at most alpha. Hence
-R <= ||sigma||_2 Phi^-1(alpha^(1 / (K n))). A pooled bound with all of alpha attains it for equal sigmas.
+The test applies to every certificate that is sound for the selected class, is a function of the estimation votes (a
+randomised bound, Voracek 2024, is not, and may give more), and does not fall when votes for that class are added. Let R
+be the radius that it gives for all n votes of each of K sub-images; fewer votes give no more. Take half-spaces whose
+vote probability is Phi(a) in every sub-image. Shifts of sigma_k a bring each probability to 1/2, so their true radius
+is at most ||sigma||_2 a under any vote that turns where all sub-images turn (docs/theory.md 4.1, 4.2). All votes are
+for the class with probability Phi(a)^(K n). If R > ||sigma||_2 a, the certificate is then false, so this probability is
+at most alpha: R <= ||sigma||_2 Phi^-1(alpha^(1 / (K n))). A pooled bound with all of alpha attains it for equal sigmas.
 
-With a bound of its own for each sub-image, at level alpha / K (Bonferroni), Phi^-1((alpha / K)^(1 / n)) takes the place
-of the quantile, since sum_k w_k sigma_k a_k / ||w||_2 <= ||sigma||_2 max a_k by Cauchy-Schwarz.
+If each sub-image has a bound of its own at level alpha / K (Bonferroni), Phi^-1((alpha / K)^(1 / n)) takes the place of
+the quantile, since sum_k w_k sigma_k a_k / ||w||_2 <= ||sigma||_2 max a_k by Cauchy-Schwarz.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _MOST_SAMPLES = 1 << 30
 def best_radius(
     rule: Rule, sigmas: Sequence[float], samples: int, alpha: float, num_classes: int, share: float = 1.0
 ) -> float:
-    """The largest radius that a rule can certify, whatever the votes: that of an image with all votes for one class.
+    """The largest radius that a rule can certify: the radius of an image with all votes for one class.
 
     Args:
         rule: how votes become certificates.
@@ -51,10 +50,10 @@ def best_radius(
     Raises:
         ValueError: a rule that does not fit K or the sigmas.
     """
-    every = np.full((2, len(sigmas)), samples)  # a pooled rule has levels of its own where selection is unanimous
-    nobody = Rivals(np.arange(2), np.full(2, -1), np.zeros_like(every), num_classes - 1)
+    every = np.full((2, len(sigmas)), samples)  # two images: a pooled rule has other levels if selection is unanimous
+    no_votes = Rivals(np.arange(2), np.full(2, -1), np.zeros_like(every), num_classes - 1)
     unanimous = np.array([False, True])
-    found = certified_radii(every, every, sigmas, rule, alpha, rivals=nobody, unanimous=unanimous, share=share)
+    found = certified_radii(every, every, sigmas, rule, alpha, rivals=no_votes, unanimous=unanimous, share=share)
     return float(found.radius.max())
 
 
@@ -72,7 +71,7 @@ def least_samples(rule: Rule, sigmas: Sequence[float], alpha: float, num_classes
 
 
 def largest_radius(sigmas: Sequence[float], samples: int, alpha: float) -> float:
-    """The largest radius that a sound certificate from votes alone can have, pixel units, rounded up; see the module.
+    """The largest radius of a sound certificate from votes alone (see the module), pixel units, rounded up.
 
     Args:
         sigmas: K noise standard deviations, pixel units.
@@ -83,7 +82,7 @@ def largest_radius(sigmas: Sequence[float], samples: int, alpha: float) -> float
 
 
 def largest_bonferroni_radius(sigmas: Sequence[float], samples: int, alpha: float) -> float:
-    """The largest radius where every sub-image has a bound of its own at level alpha / K; see `largest_radius`."""
+    """The largest radius if every sub-image has a bound of its own at level alpha / K; see `largest_radius`."""
     return _unanimous(sigmas, alpha / len(sigmas), samples)
 
 
@@ -99,7 +98,7 @@ def least_alpha(radius: float, sigmas: Sequence[float], samples: int) -> float:
 
 
 def samples_to_reach(radius: float, sigmas: Sequence[float], alpha: float) -> float:
-    """The smallest n, not rounded, at which `largest_radius`, without its rounding, reaches a radius; inf if none does.
+    """The smallest n, not rounded, at which `largest_radius`, without its rounding, reaches a radius; inf if no n does.
 
     Args: see `least_alpha`; alpha: failure probability of one certificate, in (0, 1).
     """
@@ -108,14 +107,14 @@ def samples_to_reach(radius: float, sigmas: Sequence[float], alpha: float) -> fl
 
 
 def _log_unanimous(radius: float, sigmas: Sequence[float]) -> float:
-    """log Phi(R / ||sigma||_2): of one vote of the half-space that has this radius."""
+    """log Phi(R / ||sigma||_2): the log probability of one vote of the half-space with this radius."""
     return float(log_ndtr(radius / np.linalg.norm(sigmas)))
 
 
 def is_attained(low: Floats, high: Floats, sigma: float, samples: int, alpha: float) -> NDArray[np.bool_]:
     """Whether some count k gives sigma Phi^-1(Clopper-Pearson lower bound of k of n at level alpha) in [low, high].
 
-    That is the radius of Cohen et al. 2019 (K = 1, the class alone); other sound rules have other radii. In doubt yes.
+    That is the radius of Cohen et al. 2019 (K = 1, p_A alone); other sound rules have other radii. In doubt: True.
 
     Args:
         low: float64 [N], > 0, pixel units.
@@ -133,7 +132,7 @@ def is_attained(low: Floats, high: Floats, sigma: float, samples: int, alpha: fl
 
 
 def _unanimous(sigmas: Sequence[float], level: float, votes: int) -> float:
-    """||sigma||_2 times the quantile of level^(1 / votes), the bound where all votes are for the class; 0 below 1/2."""
+    """||sigma||_2 Phi^-1(level^(1 / votes)), from the bound if all votes are for the class; 0 if the bound is < 1/2."""
     quantile = float(ndtri_exp(np.log(level) / votes))
     norm = float(np.linalg.norm(sigmas))
     return norm * max(quantile + _TOLERANCE * (1 + abs(quantile)), 0.0)

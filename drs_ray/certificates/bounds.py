@@ -1,7 +1,7 @@
 """One-sided Clopper-Pearson bounds, as standard-normal quantiles that are safe to the last bit.
 
-Everything is expressed in a = Phi^-1(p_lower), since that is what radii are made of and since near p = 1 the
-probability itself loses all its digits. The conservative direction is down.
+Bounds are expressed as a = Phi^-1(p_lower), because radii are computed from a and because near p = 1 the probability
+itself loses all its digits. The conservative direction is down.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc, betainccinv, betaincinv, ndtri, ndtri_exp
 
 QUANTILE_SLACK = 1e-8
-"""Subtracted from every quantile: betaincinv and betainccinv are accurate to 8.5e-10 in it up to n = 1e9."""
+"""Subtracted from every quantile, which betaincinv and betainccinv give to 8.5e-10 up to n = 1e9."""
 
 LEAST_LEVEL = 1e-100
-"""betaincinv loses its digits somewhere below (at 1e-300 it returns NaN, or bounds that are too high)."""
+"""betaincinv loses its digits somewhere below this level (at 1e-300 it returns NaN, or bounds that are too high)."""
 
 
 def lower_quantile(successes: ArrayLike, samples: ArrayLike, level: ArrayLike) -> NDArray[np.float64]:
     """Phi^-1 of the one-sided Clopper-Pearson lower bound of a probability.
 
     With probability >= 1 - level over the samples, the true probability p satisfies Phi^-1(p) >= the value returned.
-    Clopper and Pearson 1934: p_lower = Beta^-1(level; k, n - k + 1). Read off the smaller of p_lower and 1 - p_lower,
-    so that nothing is lost near 0 or 1; for k = n in closed form, p_lower = level^(1/n).
+    Clopper and Pearson 1934: p_lower = Beta^-1(level; k, n - k + 1). The quantile is computed from the smaller of
+    p_lower and 1 - p_lower, so that no digits are lost near 0 or 1; for k = n from p_lower = level^(1/n).
 
     Args:
         successes: counts k, 0 <= k <= n.
@@ -30,7 +30,7 @@ def lower_quantile(successes: ArrayLike, samples: ArrayLike, level: ArrayLike) -
         level: error probabilities in [1e-100, 1). All three are broadcast.
 
     Returns:
-        float64, broadcast shape; -inf for k = 0 (nothing is known) or n = 0.
+        float64, broadcast shape; -inf for k = 0 or n = 0.
 
     Raises:
         ValueError: counts outside [0, n] or levels outside [1e-100, 1).
@@ -73,7 +73,7 @@ def quantile_table(
         raise ValueError("successes must be in [0, samples]")
     counts, trials = successes.ravel(), samples.ravel()
     width = int(trials.max(initial=0)) + 1
-    kinds, kind = np.unique(trials, return_inverse=True)  # few: trials * width would overflow beyond 3e9 samples
+    kinds, kind = np.unique(trials, return_inverse=True)  # trials * width would overflow beyond 3e9 samples
     distinct, row = np.unique(kind * width + counts, return_inverse=True)
     table = lower_quantile((distinct % width)[:, None], kinds[distinct // width][:, None], levels)
     return table, row.reshape(successes.shape)

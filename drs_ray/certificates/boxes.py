@@ -1,4 +1,4 @@
-"""Which box of levels has the least radius, without going through all of them: K = 9 sub-images have millions."""
+"""Finds the box of levels with the least radius without computing all boxes: K = 9 sub-images have millions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def least_box(
 ) -> Integers:
     """The box with the least radius for each of P pairs of a class and a rival.
 
-    Boxes give sub-image k the level of index i_k, the indices adding up to L - 1 (`confidence.Region`).
+    A box gives sub-image k the level of index i_k; the indices add up to L - 1 (`confidence.Region`).
 
     Args:
         a: float64 [P, K, L], lower bounds of Phi^-1(p_A) at every level.
@@ -46,7 +46,7 @@ def least_box(
 def _least_sum(terms: Floats) -> Integers:
     """Indices i_k that add up to L - 1 and make the sum of terms[k, i_k] least: float64 [K, L, P] -> int64 [K, P].
 
-    A min-plus product, sub-image by sub-image (docs/theory.md 5.4), then back along its minima.
+    Computed by a min-plus product, sub-image by sub-image (docs/theory.md 5.4), and by tracing back its minima.
     """
     sub_images, levels, pairs = terms.shape
     least = [terms[0]]  # least[k][j]: the least sum over sub-images 0..k with indices that add up to j

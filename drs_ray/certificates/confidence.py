@@ -1,8 +1,8 @@
-"""How the sub-images of one image share its failure probability alpha: boxes of levels, of which one holds.
+"""How the sub-images of one image share its failure probability alpha: by boxes, which give each of them a level.
 
-A confidence rule is a region: levels, and a number that the indices of a box's levels add up to. With probability
->= 1 - alpha there is a box in which every sub-image satisfies its Clopper-Pearson bounds at its level; so the least
-radius over the boxes is certified, whatever the radius formula. Proofs: docs/theory.md 5.3, 5.4.
+A confidence rule is a region: levels, and the sum of the level indices of every box. With probability >= 1 - alpha
+there is a box in which every sub-image satisfies its Clopper-Pearson bounds at its level; so the least radius over the
+boxes is certified, whatever the radius formula. Proofs: docs/theory.md 5.3, 5.4.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import betainc, betaincinv
 
 EXTRA_LEVELS = 22
-"""The staircase has K + 22 levels: more gain little, and each costs time."""
+"""The staircase has K + 22 levels: more levels gain little, and each costs time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Region:
 
     @property
     def total(self) -> int:
-        """What the indices of every box add up to."""
+        """The sum of the level indices of every box."""
         return len(self.levels) - 1
 
     def count(self, sub_images: int) -> int:
@@ -39,7 +39,7 @@ class Region:
         return math.comb(self.total + sub_images - 1, sub_images - 1)
 
     def boxes(self, sub_images: int) -> NDArray[np.float64]:
-        """All boxes one by one: float64 [count, K] of levels. For few sub-images: K = 9 has millions."""
+        """The levels of all boxes: float64 [count, K]. For few sub-images: K = 9 has millions of boxes."""
         return np.asarray(self.levels[np.array(list(_compositions(self.total, sub_images)))], np.float64)
 
 
@@ -63,17 +63,18 @@ def bonferroni(alpha: float, sub_images: int) -> Region:
 
 @lru_cache(maxsize=64)
 def staircase(alpha: float, sub_images: int) -> Region:
-    """Levels q, q^2, ..., q^(M + 1) with M = K + 21: the boxes together miss alpha of K independent uniforms.
+    """Levels q, q^2, ..., q^(M + 1) with M = K + 21: K independent uniforms lie in no box with probability <= alpha.
 
-    With T_k super-uniform, the number of the first power of q below T_k is at most geometric, and their sum is at most
-    M with probability >= 1 - P(NegBin > M) = 1 - I_q(M + 1, K) >= 1 - alpha. M -> infinity is Fisher's product region.
+    For independent super-uniform T_k let G_k be the largest integer i with T_k <= q^i. G_k is stochastically at most
+    geometric, and the sum of the G_k is at most M with probability >= 1 - P(NegBin > M) = 1 - I_q(M + 1, K)
+    >= 1 - alpha (docs/theory.md, Theorem 9). For M -> infinity the boxes fill Fisher's product region.
     """
     total = sub_images + EXTRA_LEVELS - 1
     q = _safely_below(float(betaincinv(total + 1, sub_images, alpha)))
     while betainc(total + 1, sub_images, q) > alpha:
         q = _safely_below(q)
     levels = np.power(q, np.arange(1, total + 2, dtype=np.float64))
-    levels.flags.writeable = False  # it is shared by everybody who asks
+    levels.flags.writeable = False  # the cache returns the same array to every caller
     return Region(levels)
 
 

@@ -1,4 +1,4 @@
-"""Certified accuracy over a grid of radii, with the two kinds of uncertainty that it has."""
+"""Certified accuracy over a grid of radii, with its two kinds of uncertainty."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RHO = 0.01
 class Curve:
     """Certified accuracy at each radius; all float64 [R].
 
-    ci_low, ci_high: pointwise 95 % Clopper-Pearson interval, if the images are a random sample of a population.
+    ci_low, ci_high: pointwise 95 % Clopper-Pearson interval, valid if the images are a random sample of a population.
     guaranteed_low: with probability >= 99 % over the noise, at least this share of this very test set is correctly
     classified and robust at the radius.
     """
@@ -43,8 +43,8 @@ def certified_accuracy_curve(
         radius: float64 [N], certified radii, 0 where abstaining.
         correct: bool [N], prediction equals label (False where abstaining).
         alpha: failure probability of one certificate.
-        planned: images whose certificates may fail, if these N are only some of them: however they were chosen, no more
-            of theirs fail than of all.
+        planned: number of all certified images, if the N images are only some of them. However the N were chosen, no
+            more certificates fail among them than among all.
 
     Raises:
         ValueError: no images.
@@ -62,17 +62,17 @@ def certified_accuracy_curve(
 
 
 def share_interval(successes: ArrayLike, trials: int, level: float) -> tuple[Floats, Floats]:
-    """Two-sided Clopper-Pearson interval for the share that `successes` of `trials` are a sample of; both float64."""
+    """Two-sided Clopper-Pearson interval for the probability of a success: low and high, float64."""
     found = np.asarray(successes, np.float64)
     tail = (1 - level) / 2
-    with np.errstate(invalid="ignore"):  # the two ends are set by hand
+    with np.errstate(invalid="ignore"):  # 0 and `trials` successes are set by hand
         low = np.where(found == 0, 0.0, betaincinv(found, trials - found + 1, tail))
         high = np.where(found == trials, 1.0, betaincinv(found + 1, trials - found, 1 - tail))
     return low, high
 
 
 def band_half_width(images: int, level: float = CI_LEVEL) -> float:
-    """Half the width of the simultaneous band: the whole curve of the population lies in it with this confidence.
+    """Half the width of the simultaneous band, which has the whole curve of the population with confidence `level`.
 
     Dvoretzky, Kiefer and Wolfowitz with Massart's constant (1990): sup |F_n - F| <= sqrt(ln(2 / (1 - level)) / (2 n)).
     """
@@ -80,7 +80,7 @@ def band_half_width(images: int, level: float = CI_LEVEL) -> float:
 
 
 def failed_certificates(images: int, alpha: float, rho: float = RHO) -> int:
-    """m*: with probability >= 1 - rho at most so many of independent certificates fail, each with probability alpha."""
+    """m*: with probability >= 1 - rho at most m* of independent certificates fail, each with probability alpha."""
     return int(binom.ppf(1 - rho, images, alpha))
 
 

@@ -1,9 +1,9 @@
-"""Is the image robust at one radius that was fixed beforehand? An e-value against "its radius is at most r".
+"""Whether an image is robust at one given radius r: an e-value against the hypothesis "its radius is at most r".
 
 The numerator is a Jeffreys mixture of the votes' likelihoods, the denominator the largest likelihood among the vote
-probabilities whose radius is at most r (docs/theory.md, section 12). The e-value may be looked at after every sample:
-with probability >= 1 - alpha it never reaches 1 / alpha where the radius is at most r. So looks cost no alpha. Values
-are natural logarithms, and every shortcut makes them smaller.
+probabilities whose radius is at most r (docs/theory.md, section 12). The e-value may be evaluated after every sample:
+if the radius is at most r, then with probability >= 1 - alpha it never reaches 1 / alpha. So looks cost no alpha.
+Values are natural logarithms, and every shortcut makes them smaller.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from drs_ray.certificates.votes import Integers
 _NEWTON_STEPS = 60
 _CLOSE = 1e-12
 _BISECTIONS = 50
-_BRACKET = 1e-3  # around the maximiser found, in quantiles: where its signs do not show a maximum, nothing is certified
-_SLACK = 1e-6  # of every logarithm, and _SLACK_PER_SAMPLE: rounding is below a hundredth of the two together
+_BRACKET = 1e-3  # half width in quantiles; nothing is certified if the slopes at its ends do not show a maximum inside
+_SLACK = 1e-6  # subtracted from every logarithm; rounding is below a hundredth of it plus _SLACK_PER_SAMPLE
 _SLACK_PER_SAMPLE = 1e-12
 
 
@@ -34,9 +34,9 @@ def log_e_values(
     vote: str = "probit",
     weights: Sequence[float] | None = None,
 ) -> Floats:
-    """Evidence that N images are robust at `radius`: log E, against the hypothesis that their radius is at most that.
+    """Evidence that N images are robust at `radius`: log E against the hypothesis that their radius is at most this.
 
-    The image is certified at `radius` at level alpha where log E >= log(1 / alpha), whenever one looks.
+    An image is certified at `radius` at level alpha as soon as log E >= log(1 / alpha), after any number of samples.
 
     Args:
         class_votes: int64 [N, K], estimation votes for the class that the selection samples chose.
@@ -47,7 +47,7 @@ def log_e_values(
         weights: of the probit vote; None: all 1.
 
     Returns:
-        float64 [N], -inf where the votes' own radius is not above `radius` or a sub-image has no vote for the class.
+        float64 [N], -inf if the vote shares' own radius is not above `radius` or a sub-image has no vote for the class.
 
     Raises:
         ValueError: votes outside [0, samples], sigmas or weights that do not fit, the mean vote for K > 2.
@@ -58,7 +58,7 @@ def log_e_values(
     rows, where = np.unique(np.concatenate([class_votes, against], axis=1), axis=0, return_inverse=True)
     x, y = np.split(rows.astype(np.float64), 2, axis=1)
     found = np.full(len(rows), -np.inf)
-    some = (x > 0).all(axis=1)  # without a vote, p^k = 0 is the most likely, and then the radius is -inf
+    some = (x > 0).all(axis=1)  # without votes for the class p^k = 0 is the most likely, with the radius -inf
     x, y = x[some], y[some]
     mixture = (betaln(x + 0.5, y + 0.5) - math.log(math.pi)).sum(axis=1)
     slack = _SLACK + _SLACK_PER_SAMPLE * (x + y).sum(axis=1)
@@ -74,9 +74,9 @@ def largest_fixed_radius(
     vote: str = "probit",
     weights: Sequence[float] | None = None,
 ) -> float:
-    """The largest radius that `samples` of each sub-image can certify at level alpha, all of them for one class.
+    """The largest radius that `samples` of each sub-image can certify at level alpha, if all votes are for one class.
 
-    Pixel units, rounded down; 0 where no radius can be certified.
+    Pixel units, rounded down; 0 if no radius can be certified.
     """
     every = np.full((1, len(sigmas)), samples, np.int64)
     low, high = 0.0, 10.0 * float(_coefficients(sigmas, vote, weights).sum())
@@ -88,7 +88,7 @@ def largest_fixed_radius(
 
 
 def _coefficients(sigmas: Sequence[float], vote: str, weights: Sequence[float] | None) -> Floats:
-    """c [K] such that the radius of quantiles a is sum_k c_k a_k (Theorems 3 and 4)."""
+    """c [K], with which the radius from quantiles a is sum_k c_k a_k (Theorems 3 and 4)."""
     one_each = np.eye(len(sigmas))
     if vote == "mean":
         return mean_radius(one_each, sigmas)
@@ -98,9 +98,10 @@ def _coefficients(sigmas: Sequence[float], vote: str, weights: Sequence[float] |
 def _log_likelihood_bound(x: Floats, y: Floats, c: Floats, radius: float) -> Floats:
     """An upper bound of sup { sum_k x_k log Phi(a_k) + y_k log Phi(-a_k) : sum_k c_k a_k <= radius }, float64 [N].
 
-    Newton's method finds where the supremum is, or nearly. The bound does not rest on it: for every multiplier >= 0 the
-    Lagrangian's maximum over a bounds the supremum, each of its K terms is concave, and a concave function lies below
-    its tangent. The tangent is taken at the point found; its maximum lies within `_BRACKET` or the bound is inf.
+    Newton's method approximates the maximiser. The bound is valid without its convergence: for every multiplier >= 0
+    the maximum of the Lagrangian over a bounds the supremum, each of its K terms is concave, and a concave function
+    lies below its tangent. The tangent is taken at the point found; its maximum lies within `_BRACKET` or the bound is
+    inf.
 
     Args:
         x: float64 [N, K], votes for the class, > 0.
@@ -109,7 +110,7 @@ def _log_likelihood_bound(x: Floats, y: Floats, c: Floats, radius: float) -> Flo
         radius: of the hypothesis.
     """
     a = np.full_like(x, radius / c.sum())
-    with np.errstate(all="ignore"):  # what overflows here ends in the last line's inf
+    with np.errstate(all="ignore"):  # the last line turns overflows into inf
         for _ in range(_NEWTON_STEPS):
             slope, curvature = _slope(x, y, a), _curvature(x, y, a)
             multiplier = (c * slope / curvature).sum(axis=1) / (c * c / curvature).sum(axis=1)

@@ -1,7 +1,7 @@
 """Two classifiers on the same images: McNemar's exact test, Holm's correction, and an interval for the difference.
 
-All of it is about the population that the images are a random sample of. What counts for an image is yes or no (is it
-certified at a radius?), so that only images on which the two disagree say anything about which of them is better.
+All statements are about the population of which the images are a random sample. Each image has a yes or no for each
+classifier (is it certified at a radius?), so only images on which the two disagree tell which classifier is better.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def mcnemar_exact(only_first: ArrayLike, only_second: ArrayLike) -> Floats:
     """Two-sided p-values of McNemar's exact test: the smaller of the two numbers is Binomial(their sum, 1/2).
 
     Args:
-        only_first: images that the first has and the second has not, int [R].
-        only_second: the other way round, int [R].
+        only_first: images with yes for the first classifier and no for the second, int [R].
+        only_second: images with no for the first and yes for the second, int [R].
 
     Returns:
         float64 [R]; 1 where the two agree on every image.
@@ -30,7 +30,7 @@ def mcnemar_exact(only_first: ArrayLike, only_second: ArrayLike) -> Floats:
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """p-values adjusted for their number by Holm's step-down (1979): valid however the tests depend on each other.
+    """p-values adjusted for their number by Holm's step-down (1979): valid under any dependence between the tests.
 
     Rejecting those that are <= q keeps the probability of any false rejection at or below q. float64, same shape.
     """
@@ -47,7 +47,7 @@ def difference_interval(
 ) -> tuple[Floats, Floats]:
     """Interval for the share of the second minus that of the first; coverage at least `level`, whatever the shares.
 
-    The difference of the two shares on which they disagree, each in its Clopper-Pearson interval at (1 + level) / 2:
+    It is the difference of the two shares of disagreement, each in its Clopper-Pearson interval at (1 + level) / 2:
     both hold at once with probability >= level. Wider than approximate intervals (Tango, Newcombe), never too narrow.
 
     Returns:

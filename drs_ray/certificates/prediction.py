@@ -1,4 +1,4 @@
-"""PREDICT of randomized smoothing (K = 1): the smoothed classifier's class, or abstain, without a radius."""
+"""PREDICT of randomized smoothing (K = 1): the smoothed classifier's class without a radius, or abstain."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _ROUNDING_UP = 1 + 1e-9  # betainc is accurate to 1e-13
 
 
 def least_samples(alpha: float) -> int:
-    """The fewest votes that `predicted_classes` takes for an answer, all of them being for one class."""
+    """The fewest votes with which `predicted_classes` can return a class: all votes are for this class."""
     return next(votes for votes in itertools.count(1) if 2 * 0.5**votes * _ROUNDING_UP <= alpha)
 
 
 def predicted_classes(votes: csr_array, alpha: float) -> Integers:
-    """The class with the most votes, where a two-sided binomial test tells it from the runner-up; else -1.
+    """The class with the most votes, if a two-sided binomial test tells it from the runner-up; else -1.
 
-    With probability >= 1 - alpha over the samples, what is returned is -1 or the most probable class, however the
-    classes share the rest (Cohen et al. 2019, Prop. 2; Hung & Fithian 2019, "Rank verification"). Given the n_A + n_B
+    With probability >= 1 - alpha over the samples the result is -1 or the most probable class, whatever the other
+    classes' probabilities (Cohen et al. 2019, Prop. 2; Hung & Fithian 2019, "Rank verification"). Given the n_A + n_B
     votes of the two, p-value = 2 P(Binomial(n_A + n_B, 1/2) >= n_A), at most 1.
 
     Args:

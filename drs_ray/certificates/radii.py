@@ -1,9 +1,9 @@
-"""Counts to certificates: bounds at every level of a rule, a radius in every box of levels, and the least of them.
+"""From counts to certificates: bounds at every level of a rule, a radius in every box of levels, and the least radius.
 
-With rivals, the selected class and each rival have half of a level: the radius needs the bounds of the class and of one
-rival, which the votes do not choose (docs/theory.md, Theorem 6a). Where no selection vote of an image went against its
-class, alpha is halved between its boxes and the pooled rule, and the larger radius is certified: which images these are
-is fixed before their estimation votes are seen.
+With rivals, the selected class and each rival get half of a level: the radius needs the bounds of the class and of one
+rival, which does not depend on the votes (docs/theory.md, Theorem 6a). If all selection votes of an image are for its
+class, a pooled rule halves alpha between the image's boxes and the pooled bound and certifies the larger radius. These
+images are fixed before their estimation votes are seen.
 """
 
 from __future__ import annotations
@@ -26,23 +26,22 @@ from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Integers, Rivals, first_of_most
 
 PAIR_SHARE = 0.5
-"""Share of a level that the selected class and each rival have, where rivals are bounded."""
+"""Share of a level that the selected class and each rival get, if rivals are bounded."""
 LARGEST_POOLED_LEVEL = 0.25
 """The pooled rule is proved for levels up to this one."""
-_CHUNK = 2**18  # numbers in the largest arrays of one step: they stay in the cache
+_CHUNK = 2**18  # numbers in the largest arrays of one step, so that they fit the CPU's cache
 
 
 @dataclass(frozen=True, eq=False)
 class CertifiedRadii:
-    """Radii of N images and the bounds, in the box that decides, that they follow from.
+    """Radii of N images, and the bounds in the deciding box from which they follow.
 
-    radius: float64 [N], pixel units, 0 where nothing is certified. a_lower: float64 [N, K], quantile of the selected
+    radius: float64 [N], pixel units, 0 if nothing is certified. a_lower: float64 [N, K], quantile of the selected
     class's lower bound. b_upper: float64 [N, K], quantile of the deciding rival's upper bound. margin: float64 [N, K],
-    pixel units, signed. level: float64 [N, K], what these bounds are at. rival: int64 [N], class of the deciding rival,
-    -1 where it is one without votes or where rivals are not bounded. pooled: bool [N], where the pooled bound decides:
-    all sub-images share it, on their mean failure probability. halved: bool [N], alpha was halved between the pooled
-    bound and the others, whichever decides. A rule for a fixed radius makes no bounds: -inf, inf and
-    -inf stand in their place, and alpha for the level.
+    pixel units, signed. level: float64 [N, K], level of these bounds. rival: int64 [N], class of the deciding rival, -1
+    if it has no votes or rivals are not bounded. pooled: bool [N], the pooled bound decides, one bound on the mean
+    failure probability of all sub-images. halved: bool [N], alpha was halved between the pooled bound and the boxes.
+    A rule for a fixed radius has no bounds: a_lower, b_upper and margin are -inf, inf and -inf, and level is alpha.
     """
 
     radius: Floats
@@ -61,15 +60,15 @@ class CertifiedRadii:
 
     @property
     def rival_upper(self) -> Floats:
-        """What the deciding rival's probability is bounded by: float64 [N, K].
+        """Upper bounds of the deciding rival's probability: float64 [N, K].
 
-        Each at its own level, and which rival decides depends on the votes: no statement about all rivals at once.
+        Each bound has its own level, and the votes decide which rival it is: no statement about all rivals at once.
         """
         return np.asarray(np.nextafter(ndtr(self.b_upper), 1.0))
 
 
 def rule_names(rule: Rule, halved: NDArray[np.bool_]) -> NDArray[np.object_]:
-    """The name that stands in each certificate: with the pooled rule or without (`CertifiedRadii.halved`)."""
+    """The name of the rule in each certificate: with the pooled rule or without (`CertifiedRadii.halved`)."""
     return np.where(halved, rule.name, rule.name_of_boxes).astype(object)
 
 
@@ -90,12 +89,11 @@ def certified_radii(
         class_votes: int64 [N, K], estimation votes for the class that the selection samples chose.
         samples: int64 [N, K], estimation samples.
         sigmas: K noise standard deviations, pixel units.
-        rule: how bounds are made and joined.
+        rule: how votes become a radius.
         alpha: failure probability of one image's whole certificate.
         rivals: the other classes' votes, needed by rules with rivals.
-        unanimous: bool [N], no selection vote of any sub-image went against the class; needed by pooled rules.
-        share: the stage's share w_j of every level, in (0, 1]; 1 for a fixed number of samples. Not used by rules for a
-            fixed radius, which need none.
+        unanimous: bool [N], all selection votes of all sub-images are for the class; needed by pooled rules.
+        share: the stage's share w_j of every level, in (0, 1]; 1 for one stage; not used by rules for a fixed radius.
 
     Raises:
         ValueError: votes outside [0, samples], a rule that does not fit K or the sigmas, alpha outside (0, 1).
@@ -111,7 +109,7 @@ def certified_radii(
         return _not_negative(_least(class_votes, samples, against, sigmas, rule, alpha, share))
     if unanimous is None:
         raise ValueError(f"rule '{rule.name}' needs to know where the selection votes are unanimous")
-    both = unanimous & (samples == samples[:, :1]).all(axis=1)  # as many samples of every sub-image
+    both = unanimous & (samples == samples[:, :1]).all(axis=1)  # the pooled rule needs equal numbers of samples
     pooled = _pooled(class_votes, samples, sigmas, min(alpha / 2, LARGEST_POOLED_LEVEL) * share)
     least = pooled
     for here, level in ((~both, alpha), (both, alpha / 2)):
@@ -125,7 +123,7 @@ def certified_radii(
 def _at_fixed_radius(
     class_votes: Integers, samples: Integers, sigmas: Sequence[float], rule: Rule, radius: float, alpha: float
 ) -> CertifiedRadii:
-    """`radius` where its e-value has reached 1 / alpha, else 0; at every stage, for looks cost nothing."""
+    """`radius` if its e-value has reached 1 / alpha, else 0. No stage needs a share of alpha."""
     log_e = log_e_values(class_votes, samples, sigmas, radius, vote=rule.vote, weights=rule.weights)
     no_bound = np.full(class_votes.shape, -np.inf)
     return CertifiedRadii(
@@ -149,7 +147,7 @@ def _least(
     alpha: float,
     share: float,
 ) -> CertifiedRadii:
-    """The least radius over the boxes and the rivals, with the bounds there (it may be negative)."""
+    """The least radius over the boxes and the rivals, which may be negative, with its bounds."""
     images, sub_images = class_votes.shape
     region = level_region(rule.confidence, alpha, sub_images)
     levels = region.levels * share * (1.0 if rivals is None else PAIR_SHARE)
@@ -188,15 +186,15 @@ def _least(
 
 
 def _pooled(class_votes: Integers, samples: Integers, sigmas: Sequence[float], level: float) -> CertifiedRadii:
-    """R = sigma sqrt(K) (-Phi^-1(Q)), Q the bound on the mean failure probability of all sub-images.
+    """R = sigma sqrt(K) (-Phi^-1(Q)), Q the upper bound on the mean failure probability of all sub-images.
 
-    The failures S of all K n samples are a sum of Bernoullis with unequal probabilities; below its mean, its lower tail
-    is at most that of the binomial with the same mean (Hoeffding 1956, Theorem 4; level <= 1/4 keeps S there). Where
-    K Q <= 1/2 every failure probability is <= 1/2, -Phi^-1 is convex there, and Jensen's inequality gives the radius.
-    Where K Q > 1/2 nothing is certified.
+    The number S of failures in all K n samples is a sum of Bernoullis with unequal probabilities. Up to its mean minus
+    1, its lower tail is at most that of the binomial with the same mean (Hoeffding 1956, Theorem 4), and level <= 1/4
+    keeps the counts at which the bound misses there (docs/theory.md, Lemma 11). If K Q <= 1/2, every failure
+    probability is <= 1/2, -Phi^-1 is convex there, and Jensen's inequality gives the radius; else nothing is certified.
 
     Raises:
-        ValueError: one sub-image, which has nothing to pool, or unequal sigmas.
+        ValueError: one sub-image, or unequal sigmas.
     """
     sub_images = class_votes.shape[-1]
     if sub_images == 1 or len(set(sigmas)) > 1:
@@ -220,7 +218,7 @@ def _pooled(class_votes: Integers, samples: Integers, sigmas: Sequence[float], l
 
 
 def _replaced(radii: CertifiedRadii, where: NDArray[np.bool_], other: CertifiedRadii) -> CertifiedRadii:
-    """`radii`, with `other` where that is so: `other` has all images, or those alone."""
+    """`radii` with the images of `where` taken from `other`, which has all images or only those."""
 
     def merged(name: str) -> Any:
         values, new = getattr(radii, name).copy(), getattr(other, name)

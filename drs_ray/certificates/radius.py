@@ -1,7 +1,7 @@
 """From bounds to a certified l2 radius, for the probit and the mean vote.
 
-Bounds are quantiles: a_k <= Phi^-1(p^k_A) for the class A that is certified and b_k >= Phi^-1(p^k_B) for a rival B.
-Where only p_A is bounded, b_k = -a_k. Radii may be negative: R <= 0 means that nothing is certified.
+Bounds are quantiles: a_k <= Phi^-1(p^k_A) for the certified class A, and b_k >= Phi^-1(p^k_B) for a rival B. If only
+p_A is bounded, b_k = -a_k. Radii may be negative: R <= 0 means that nothing is certified.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 def margins(a_lower: Floats, b_upper: Floats, sigmas: Sequence[float]) -> Floats:
-    """What randomized smoothing would certify on each sub-image alone: m_k = sigma_k (a_k - b_k) / 2, signed.
+    """The radius of randomized smoothing on each sub-image alone: m_k = sigma_k (a_k - b_k) / 2, signed.
 
     A sub-image that votes for another class has a negative margin and subtracts. Cohen et al. 2019, Theorem 1.
 
@@ -55,9 +55,9 @@ def probit_radius(margin: Floats, weights: Sequence[float] | None = None) -> Flo
 
 
 def normalised_weights(weights: Sequence[float] | None, sub_images: int) -> Floats:
-    """The weights of the probit vote, the largest 1: float64 [K].
+    """The weights of the probit vote, scaled so that the largest is 1: float64 [K].
 
-    The radius depends on their direction alone; squares of tiny weights would vanish in the norm.
+    The radius does not depend on the scale; squares of tiny weights would underflow in the norm.
 
     Raises:
         ValueError: not K positive weights.
@@ -107,7 +107,7 @@ def cross_pairing_radius(a_lower: Floats, b_upper: Floats, sigmas: Sequence[floa
 
 
 def _one_each(name: str, values: Sequence[float], sub_images: int) -> Floats:
-    """One positive number per sub-image: numpy would stretch a single one over all, which makes radii too large."""
+    """Require one positive number per sub-image: numpy would broadcast a single one, which makes radii too large."""
     array = np.asarray(values, np.float64)
     if array.shape != (sub_images,) or not np.all(np.isfinite(array) & (array > 0)):
         raise ValueError(f"{name} must be {sub_images} positive numbers, one per sub-image, got {list(values)}")

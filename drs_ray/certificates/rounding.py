@@ -1,4 +1,4 @@
-"""Numbers as text, rounded to the safe side: what is displayed never claims more than what was computed."""
+"""Numbers as text, rounded to the safe side: a displayed number never claims more than the computed one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONGEST = 400  # digits: the largest float64 has 309 before the point
 
 
 def format_down(value: float, digits: int) -> str:
-    """The largest number with so many decimals that is <= the float's exact binary value: 0.4996 -> "0.49".
+    """The largest number with `digits` decimals that is <= the float's exact binary value: 0.4996 -> "0.49".
 
     0.3 is 0.2999... in binary and gives "0.29"; shares of images are exact ratios: see `format_ratio_down`.
     """
@@ -19,7 +19,7 @@ def format_down(value: float, digits: int) -> str:
 
 
 def format_up(value: float, digits: int) -> str:
-    """The smallest number with so many decimals that is >= the float's exact binary value (upper ends of intervals)."""
+    """The smallest number with `digits` decimals that is >= the float's exact binary value (for upper ends)."""
     return _fixed(value, digits, ROUND_CEILING)
 
 
@@ -39,14 +39,14 @@ def exact_text(value: float) -> str:
 
 
 def apart(low: float, high: float, digits: int) -> tuple[str, str]:
-    """low rounded up and high rounded down, with as many decimals as it takes to show that low < high.
+    """low rounded up and high rounded down, with enough decimals to show that low < high.
 
-    For messages that say so of two numbers: 0.97761 and 0.977999 are "0.9777" and "0.9779", not "0.978" and "0.977".
+    For messages that say so: 0.97761 and 0.977999 become "0.9777" and "0.9779", not "0.978" and "0.977".
 
     Args:
         low: finite.
-        high: finite; where it is not above `low`, both are given in full.
-        digits: decimals, if they are enough.
+        high: finite; if it is not above `low`, both are written in full.
+        digits: smallest number of decimals.
     """
     while low < high:
         texts = format_up(low, digits), format_down(high, digits)
@@ -57,7 +57,7 @@ def apart(low: float, high: float, digits: int) -> tuple[str, str]:
 
 
 def shortest_between(low: float, high: float) -> float:
-    """The smallest of the numbers in [low, high] with the fewest significant digits: 0.0099 and 0.0111 have 0.01.
+    """The smallest of the numbers in [low, high] with the fewest significant digits: 0.01 for 0.0099 and 0.0111.
 
     Args:
         low: > 0.

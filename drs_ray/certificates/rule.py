@@ -1,4 +1,4 @@
-"""How votes become a radius, by name. Fixed before the estimation votes are seen; needs neither numpy nor scipy."""
+"""Rules by which votes become a radius, and their names. This module needs neither numpy nor scipy."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ VOTES = ("probit", "mean")
 CONFIDENCES = ("bonferroni", "staircase")
 """How sub-images share alpha: see `drs_ray.certificates.confidence`."""
 RULES_VERSION = 2
-"""Raised when the radius changes that a config means: an adaptive run's stages were decided by its own rules."""
+"""Must be raised when a config comes to mean another radius: an adaptive run continues only under its own rules."""
 _POOLED = " with pooled"
 
 LEAST_ALPHA = 1e-50
-"""Smallest failure probability that is allowed: tests of bounds and levels go down to it."""
+"""Smallest allowed failure probability: the tests of bounds and levels go down to it."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How counts become a radius. Fixed before the estimation votes are seen; its name stands in every certificate.
+    """How counts become a radius. It is fixed before the estimation votes are seen; every certificate has its name.
 
-    vote: probit or mean. confidence: one of `CONFIDENCES`. weights: of the probit vote, None: all
-    1. rivals: bound the rivals too. pooled: use the pooled rule too for images whose selection votes are unanimous.
-    radius: None, or certify this radius (pixel units) or nothing, by an e-value instead of bounds.
+    vote: probit or mean. confidence: one of `CONFIDENCES`. weights: of the probit vote, None: all 1. rivals: bound the
+    rivals too. pooled: use the pooled rule too for images whose selection votes are unanimous. radius: None, or the one
+    radius (pixel units) at which images are certified, by an e-value instead of bounds, or abstain.
     """
 
     vote: str = "probit"
@@ -33,7 +33,7 @@ class Rule:
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a vote without a radius, and weights that the mean vote or the pooled rule would ignore."""
+        """Refuse unknown votes, values of a wrong type, and settings that exclude each other."""
         if self.vote not in VOTES:
             raise ValueError(f"vote must be one of {', '.join(VOTES)}, got '{self.vote}'")
         if not isinstance(self.confidence, str):
@@ -62,7 +62,7 @@ class Rule:
         pooled: bool | None = None,
         radius: float | None = None,
     ) -> Rule:
-        """The rule that settings mean for K sub-images, all that is automatic decided.
+        """The rule of these settings for K sub-images, with all automatic choices made.
 
         Args:
             sigmas: K noise standard deviations, pixel units.
@@ -70,8 +70,8 @@ class Rule:
             confidence: one of `CONFIDENCES`, or auto: staircase for K > 1, else bonferroni.
             weights: of the probit vote, one per sub-image; None: all 1.
             rivals: whether to bound the rivals too.
-            pooled: None: wherever its theorem applies, K > 1 with equal sigmas and equal weights.
-            radius: None, or certify this one (pixel units) or nothing; then rivals, confidence and pooling are unused.
+            pooled: None: pool if the pooled rule's theorem applies, K > 1 with equal sigmas and equal weights.
+            radius: see `Rule`; with a radius, rivals, confidence and pooled are not used.
 
         Raises:
             ValueError: settings that do not fit K, the sigmas or each other; the message names their key.
@@ -98,7 +98,7 @@ class Rule:
 
     @property
     def name(self) -> str:
-        """For example `probit pairs staircase`, and ` with pooled` where some images get the pooled rule too."""
+        """For example `probit pairs staircase`, and ` with pooled` if some images get the pooled rule too."""
         return self.name_of_boxes + (_POOLED if self.pooled else "")
 
     @classmethod
@@ -106,7 +106,7 @@ class Rule:
         """The rule that has this `name`.
 
         Raises:
-            ValueError: no rule has it.
+            ValueError: no rule has this name.
         """
         boxes, pooled = name.removesuffix(_POOLED), name.endswith(_POOLED)
         vote, bounded, confidence, *rest = [*boxes.split(" "), "", "", ""]
@@ -122,7 +122,7 @@ class Rule:
 
     @property
     def name_of_boxes(self) -> str:
-        """The name that stands in the certificate of an image whose boxes have all of alpha."""
+        """The rule's name in the certificate of an image whose boxes have all of alpha."""
         weights = "" if self.weights is None else f" w={','.join(map(repr, self.weights))}"
         if self.radius is not None:
             return f"{self.vote} p_A e-value r={self.radius!r}{weights}"

@@ -1,8 +1,8 @@
 """Adaptive sampling: cumulative stages, the share of every level that a stage may spend, and when an image is done.
 
-Valid under any stopping rule: at stage j all bounds hold at their level times w_j, sum_j w_j <= 1, so with probability
->= 1 - alpha they hold at every stage at once, looked at or not (docs/theory.md). Stopping may look at the data as it
-likes, and the best radius over the stages that were looked at is a certificate.
+Valid under any stopping rule: stage j takes every bound at its level times w_j, sum_j w_j <= 1, so that with
+probability >= 1 - alpha the radii of all planned stages are true at once, evaluated or not (docs/theory.md 5.7). So a
+stopping rule may depend on the data, and the largest radius over the evaluated stages is a certificate.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from drs_ray.certificates.rule import Rule
 from drs_ray.certificates.votes import Integers, Rivals
 
 LAST_SHARE = 0.8
-"""Share w_J of the last stage; the earlier ones have the rest, equally."""
+"""Share w_J of the last stage; the earlier stages share the rest equally."""
 LOOKS = 2
-"""Stages in each doubling of a run at a fixed radius, where looks cost no alpha but every stage costs units of work."""
+"""Stages in each doubling of a run at a fixed radius: looks cost no alpha, but every stage costs units of work."""
 FORECAST_LEVEL = 0.05
-"""Error level of the optimistic forecast. It decides what is drawn, never what is certified."""
+"""Error level of the optimistic forecast. It decides which samples are drawn, never what is certified."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Schedule:
         return [(start, end - start) for start, end in zip(starts, self.samples, strict=True)]
 
     def up_to(self, samples: int) -> Schedule:
-        """The stages that end at or before `samples`; their shares stay what was planned."""
+        """The stages that end at or before `samples`; their shares stay as planned."""
         count = sum(end <= samples for end in self.samples)
         return Schedule(self.samples[:count], self.shares[:count])
 
@@ -52,10 +52,10 @@ def doubling_schedule(samples: int, stages: int, *, looks: int = 1, block: int =
     """Stages that double up to `samples`; one stage is a fixed number of samples.
 
     Args:
-        samples: of the last stage.
-        stages: their number, without those of `looks`.
+        samples: cumulative samples at the last stage.
+        stages: number of stages, without those that `looks` adds.
         looks: stages in each doubling, in equal ratios.
-        block: those between two doublings end at multiples of it, rounded up; without room for one it is left out.
+        block: the added stages end at multiples of it, rounded up; a stage that does not fit is left out.
 
     Raises:
         ValueError: fewer than 1 stage, or so many that the first would be empty.
@@ -88,10 +88,10 @@ def is_open(
     schedule: Schedule,
     radii: Sequence[float],
 ) -> NDArray[np.bool_]:
-    """Which images deserve the next stage: the next radius of the grid is still within reach of the last stage.
+    """Which images go on to the next stage: those that by a forecast can reach the next radius of the grid.
 
-    The forecast scales optimistic bounds of the votes so far to the last stage. An image whose best radius has reached
-    the top of the grid is done, and so is one that cannot even be certified at a radius > 0.
+    The forecast scales optimistic bounds of the votes so far to the last stage. An image stops when its best radius has
+    reached the top of the grid, or when not even a radius > 0 is forecast.
 
     Args:
         best_radius: float64 [N], the best certified radius so far.
@@ -125,6 +125,6 @@ def is_open(
 
 
 def _scaled_up(votes: Integers, samples: Integers, final: Integers) -> Integers:
-    """An optimistic number of votes among `final` samples: the upper 5 % bound of their share, all if all so far."""
+    """A forecast of the votes among `final` samples, by the upper 5 % bound of their share; all if all are so far."""
     upper = ndtr(-lower_quantile(samples - votes, samples, FORECAST_LEVEL))
     return np.where(votes == samples, final, np.minimum(np.ceil(final * upper), final)).astype(np.int64)

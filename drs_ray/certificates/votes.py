@@ -1,4 +1,4 @@
-"""Votes as certificates need them: of the selected class and of each rival, per image and sub-image."""
+"""The votes that certificates need: of the selected class and of each rival, per image and sub-image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Rivals:
-    """Votes of the classes other than the selected one, one entry per image and rival that may be the closest.
+    """Votes of the classes other than the selected one, one entry per image and rival that may have the least radius.
 
     A rival with no more votes than another one in every sub-image has no smaller radius and may be left out.
 
-    image: int64 [P], positions in 0..N-1, increasing, every image at least once. classes: int64 [P], -1: one without
-    votes. votes: int64 [P, K]. count: C - 1, the number of rivals that there are.
+    image: int64 [P], positions in 0..N-1, increasing, every image at least once. classes: int64 [P], -1: a rival
+    without votes. votes: int64 [P, K]. count: C - 1, the number of all rivals.
     """
 
     image: Integers
@@ -29,7 +29,7 @@ class Rivals:
     count: int
 
     def of(self, images: NDArray[np.bool_]) -> Rivals:
-        """Those of some of the images, bool [N], which are numbered anew."""
+        """The rivals of the images that are True in `images`, bool [N]; these images get new positions."""
         here = images[self.image]
         position = np.cumsum(images) - 1
         return Rivals(position[self.image[here]], self.classes[here], self.votes[here], self.count)
@@ -69,10 +69,10 @@ def votes_of(votes: Sequence[csr_array], rows: Integers, classes: Integers) -> I
 
 
 def rivals_of(votes: Sequence[csr_array], selected: Integers) -> Rivals:
-    """The rivals of the selected classes [N], without those that the one with the most votes outdoes everywhere.
+    """The rivals of the selected classes [N], without those that have nowhere more votes than the strongest rival.
 
-    An image whose other classes have no vote gets one entry that stands for them. Sparse votes stay sparse: what 1000
-    classes cost is the classes that are seen.
+    The strongest rival of an image has the most votes in total. An image whose other classes have no votes gets one
+    entry for all of them. Votes stay sparse: the cost depends on the classes that have votes, not on C.
     """
     images, num_classes = votes[0].shape
     row, column = (np.asarray(part, np.int64) for part in total(votes).tocoo().coords)
@@ -91,10 +91,9 @@ def rivals_of(votes: Sequence[csr_array], selected: Integers) -> Rivals:
 
 
 def first_of_most(values: NDArray[Any], image: Integers, images: int) -> Integers:
-    """Per image the position of its largest value [P], the first on a tie; `image` [P] is increasing and has them all.
+    """Per image the position of its largest value, the first on a tie: int64 [N].
 
-    Returns:
-        int64 [N].
+    values: [P], one per entry. image: [P], the image of each entry, increasing; every image has an entry.
     """
     starts = np.searchsorted(image, np.arange(images))
     largest = np.flatnonzero(values == np.maximum.reduceat(values, starts)[image])

@@ -1,1 +1,1 @@
-"""Checks of a run after the fact: its votes counted again, its radii derived again, its certificates attacked."""
+"""Checks of a stored run: its votes are counted again, its radii derived again, its certificates attacked."""

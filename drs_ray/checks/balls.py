@@ -1,7 +1,7 @@
 """A radius from counts in ball arithmetic, written from docs/theory.md 5.9 and sharing no code with the certificates.
 
-Every number is a ball (python-flint's `arb`, 128 bits) that provably holds the exact value, or a lower bound that a
-ball has proved. scipy only guesses where a quantile lies: a wrong guess costs time, never truth.
+Every number is a ball (python-flint's `arb`, 128 bits) that provably contains the exact value, or a lower bound that a
+ball has proved. scipy only guesses quantiles: a wrong guess costs time, but no result is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from drs_ray.errors import SoundnessError
 
 BITS = 128
 SLACK = 1e-8
-"""Theory 5.2: taken off every quantile bound before it is stored."""
+"""Subtracted from every quantile bound in stored radii (theory 5.2)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AuditedRule:
         """Read a name such as `probit pairs staircase w=1.0,2.0 with pooled`.
 
         Raises:
-            ValueError: no such rule, or one that has no theorem for these sub-images.
+            ValueError: no rule has this name, or it has no theorem for these sub-images.
         """
         boxes, pooled = name.removesuffix(" with pooled"), name.endswith(" with pooled")
         vote, bounded, confidence, *rest = [*boxes.split(" "), "", "", ""]
@@ -56,7 +56,7 @@ class AuditedRule:
 
     @property
     def scale(self) -> float:
-        """How much of the radius one unit of every quantile bound is, rounded to nearest (Theorems 3, 4, 12)."""
+        """Change of the radius if every quantile bound changes by 1, rounded to nearest (Theorems 3, 4, 12)."""
         if self.vote == "mean" and len(self.sigmas) == 2:
             return 2 / math.hypot(*(1 / sigma for sigma in self.sigmas))
         return math.fsum(w * s for w, s in zip(self.weights, self.sigmas, strict=True)) / math.hypot(*self.weights)
@@ -75,7 +75,7 @@ class StageVotes:
 
 
 def radius_lower(rule: AuditedRule, stage: StageVotes, chosen: int, classes: int, alpha: float, unanimous: bool) -> arb:
-    """A ball whose lower end is at most the exact radius of theory 5.9, without the slack of 1e-8; 0 where none.
+    """A ball whose lower end is at most the exact radius of theory 5.9, without the slack of 1e-8; 0 if none is > 0.
 
     Args:
         rule: how counts become a radius.
@@ -83,7 +83,7 @@ def radius_lower(rule: AuditedRule, stage: StageVotes, chosen: int, classes: int
         chosen: the class that the selection votes chose.
         classes: C.
         alpha: failure probability of the whole certificate.
-        unanimous: no selection vote went against `chosen`.
+        unanimous: all selection votes are for `chosen`.
     """
     ctx.prec = BITS
     share = arb(stage.share.numerator) / stage.share.denominator
@@ -107,11 +107,11 @@ def _boxes(rule: AuditedRule, stage: StageVotes, chosen: int, classes: int, alph
         levels = [_low(arb(alpha) / sub_images * part)]
     n = stage.samples
     lower = [[quantile_lower(votes.get(chosen, 0), n, u) for u in levels] for votes in stage.votes]
-    if any(bounds[0] == -math.inf for bounds in lower):  # no vote at all: a_k is -infinity at every level
+    if any(bounds[0] == -math.inf for bounds in lower):  # no vote for the class: a_k is -infinity at every level
         return arb(0)
     least: arb | None = None
     for rival in _strongest(stage.votes, chosen, classes) if against else [None]:
-        upper: list[list[float]] = []  # b_k = min(b, -a_k); every float is exact, and so is its negative
+        upper: list[list[float]] = []  # b_k = min(b, -a_k); negating a float is exact
         for votes, bounds in zip(stage.votes, lower, strict=True):
             own = [math.inf] * len(levels)
             if rival is not None:
@@ -162,12 +162,12 @@ def _pooled(rule: AuditedRule, stage: StageVotes, chosen: int, alpha: float, sha
 
 
 def _strongest(votes: Sequence[Mapping[int, int]], chosen: int, classes: int) -> list[int]:
-    """The rivals that no other one dominates (4.6): with as many votes or fewer in every sub-image, R is no smaller."""
+    """The rivals that no other one dominates (4.6): a rival with no more votes in any sub-image has no smaller R."""
     by_votes: dict[tuple[int, ...], int] = {}
     for rival in {c for mine in votes for c in mine} - {chosen}:
         by_votes[tuple(mine.get(rival, 0) for mine in votes)] = rival
     front: dict[tuple[int, ...], int] = {}
-    for counts in sorted(by_votes, reverse=True):  # who dominates comes first
+    for counts in sorted(by_votes, reverse=True):  # dominating rivals come first
         if not any(all(x <= y for x, y in zip(counts, other, strict=True)) for other in front):
             front[counts] = by_votes[counts]
     return list(front.values()) or [next(c for c in range(classes) if c != chosen)]
@@ -189,7 +189,7 @@ def staircase_level(sub_images: int, alpha: float) -> float:
                  for j in range(sub_images))  # fmt: skip
         return sum(terms, arb(0))
 
-    low, high = 0.0, 1.0  # the proof of `missed(low) <= alpha` is kept at every step
+    low, high = 0.0, 1.0  # `missed(low) <= alpha` stays proved at every step
     for _ in range(200):
         middle = (low + high) / 2
         if not low < middle < high:
@@ -203,9 +203,9 @@ def staircase_level(sub_images: int, alpha: float) -> float:
 
 @lru_cache(maxsize=2**21)
 def quantile_lower(k: int, n: int, level: float) -> float:
-    """A number that is proved to be at most Phi^-1(L_u(k)), and below it by about 1e-12: Clopper-Pearson, 5.2.
+    """A number a that is proved to be at most Phi^-1(L_u(k)), and is below it by about 1e-12: Clopper-Pearson, 5.2.
 
-    L_u(k) is where P(X >= k) = u for X binomial, and P(X >= k) rises with p: so P(X >= k) <= u at Phi(a) proves it.
+    At p = L_u(k), P(X >= k) = u for X binomial, and P(X >= k) rises with p: so P(X >= k) <= u at p = Phi(a) proves it.
     """
     ctx.prec = BITS
     if k == 0 or level <= 0:
@@ -224,16 +224,16 @@ def quantile_lower(k: int, n: int, level: float) -> float:
 
 
 def _upper_tail(k: int, n: int, a: float) -> tuple[arb, float]:
-    """P(X >= k) for X binomial(n, Phi(a)), rounded up by what the sum leaves out; and d log P / da, about."""
+    """P(X >= k) for X binomial(n, Phi(a)), rounded up by a bound on omitted terms; and, roughly, d log P / da."""
     q = _normal(-arb(a))
     p = _normal(arb(a))
     log_term = arb(n + 1).lgamma() - arb(k + 1).lgamma() - arb(n - k + 1).lgamma() + k * p.log() + (n - k) * q.log()
     first = term = total = log_term.exp()
     odds = p / q
     for j in range(k, n):
-        ratio = odds * (n - j) / (j + 1)  # of the next term to this one; it falls with j
+        ratio = odds * (n - j) / (j + 1)  # of the next term to this one; it decreases with j
         term = term * ratio
-        if j % 16 == 0 and ratio < 0.999 and term < total * 1e-15:  # what is left is less than a geometric series
+        if j % 16 == 0 and ratio < 0.999 and term < total * 1e-15:  # a geometric series bounds the other terms
             total = total + term / (1 - ratio)
             break
         total = total + term
@@ -254,5 +254,5 @@ def _least(values: Sequence[arb]) -> arb:
 
 
 def _low(value: arb) -> float:
-    """A double at or below the ball: a level that is too small gives a bound that is too low, which is safe."""
+    """A double at or below the ball: too small a level gives too low a bound, which is safe."""
     return math.nextafter(float(value.lower()), 0.0)

@@ -1,4 +1,4 @@
-"""Audit of a run: its certificates are derived again from its counts, read here as docs/results.md describes them."""
+"""Audit of a run: derives its certificates again from its counts, which are read as docs/results.md describes them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from drs_ray.errors import ConfigError, CountsError, MissingObjectError, Soundne
 from drs_ray.storage import Store
 
 FAR_BELOW = 1e-6
-"""A stored radius below the documented one by more than this share is told as a warning: it wastes, and is sound."""
+"""A stored radius below the documented one by more than this share gives a warning: it is sound, but too small."""
 _NAMED = 10
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found.
+    """The findings of an audit.
 
-    images, certified: how many there are, and with a radius > 0. rule, alpha: of the certificates. too_large: by image
-    id, why its radius is not proved. inconsistent: by image id, what else of its row does not follow from the counts.
-    far_below: by image id, a radius that is smaller than it needs to be. closest: the least difference between the
-    exact formula's proved value and a stored radius, pixel units; None where nothing is certified.
+    images, certified: number of images, and of those with a radius > 0. rule, alpha: of the certificates. too_large: by
+    image id, why its radius is not proved. inconsistent: by image id, what else of its row does not follow from the
+    counts. far_below: by image id, a radius that is smaller than necessary. closest: the least difference between the
+    exact formula's proved value and a stored radius, pixel units; None if nothing is certified.
     """
 
     uri: str
@@ -71,7 +71,7 @@ class _Image:
     rows: dict[tuple[str, int], list[tuple[int, int, dict[int, int]]]]
 
     def votes(self, phase: str, sub_image: int, end: int) -> dict[int, int]:
-        """Votes of all rows that end at or before `end`; classes without votes are left out."""
+        """Votes of all rows that end at or before `end`, without classes that have none."""
         summed: dict[int, int] = defaultdict(int)
         for first, samples, votes in self.rows[phase, sub_image]:
             if first + samples <= end:
@@ -80,7 +80,7 @@ class _Image:
         return {class_: count for class_, count in summed.items() if count}
 
     def drawn(self, phase: str, sub_image: int) -> int:
-        """Samples of a phase, which the rows must tile from 0 on, each with as many votes."""
+        """Samples of a phase; its rows must follow each other without gaps from 0 on, with one vote per sample."""
         end = 0
         for first, samples, votes in sorted(self.rows.get((phase, sub_image), []), key=lambda row: row[0]):
             if first != end or samples < 1 or sum(votes.values()) != samples or min(votes.values()) < 0:
@@ -93,7 +93,7 @@ def audit_run(store: Store) -> AuditReport:
     """Derive every certificate of a reduced run again from its counts in ball arithmetic. Nothing is written.
 
     Raises:
-        ConfigError: python-flint is missing. CountsError: no reduced run of drs-ray's own, or unreadable files.
+        ConfigError: python-flint is missing. CountsError: no reduced run of drs-ray, or unreadable files.
     """
     try:
         from drs_ray.checks.balls import SLACK, AuditedRule, StageVotes, radius_lower
@@ -179,7 +179,7 @@ def audit_run(store: Store) -> AuditReport:
 def _drawn(
     image: _Image, sub_images: int, selection: int, schedule: list[tuple[int, Fraction]], classes: int
 ) -> tuple[int, int]:
-    """Estimation samples of an image, the same for its sub-images, and the class that its selection votes choose.
+    """Estimation samples of each sub-image of an image, and the class that its selection votes choose.
 
     Raises:
         ValueError: rows that do not add up, or numbers of samples that are not planned.
@@ -201,7 +201,7 @@ def _drawn(
 def _row_problem(
     row: Mapping[str, Any], image: _Image, selected: int, drawn: int, at: int, alpha: float, name: str, sub_images: int
 ) -> str | None:
-    """The first column of a certificate that does not follow from the counts, but for the radius and the bounds."""
+    """The first column of a certificate, except radius and bounds, that does not follow from the counts."""
     prediction = selected if row["radius"] > 0 else -1
     votes = [image.votes("estimation", k, at) for k in range(sub_images)]
     drawn_in_all = sum(samples for rows in image.rows.values() for _, samples, _ in rows)
@@ -270,7 +270,7 @@ def _table(store: Store, key: str, missing: str, damaged: str) -> pa.Table:
 
 
 def _unit_tables(store: Store, run_id: str) -> Iterator[pa.Table]:
-    """The rows of every unit once: a compacted object wins over a small part (docs/results.md)."""
+    """The rows of every unit once: from a compacted object, if there is one, else from its part (docs/results.md)."""
     keys = [item.key for item in store.list(COUNTS_PREFIX)]
     seen: set[str] = set()
     for key in sorted(keys, key=lambda key: not key.startswith(COMPACTED_PREFIX)):

@@ -1,4 +1,4 @@
-"""Recounting: units are counted again in this process, and their votes set beside those that are stored."""
+"""Recounting: units are counted again in this process, and paired with the stored votes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _Votes = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Difference:
-    """Votes of one image that are not what the run's classifier gives.
+    """Stored votes of one image that differ from the recount.
 
-    phase: whose samples; first_sample, samples: which. classes: those whose votes differ, with the votes that are
-    stored and those counted here. labels: (stored, the data set's) where these differ.
+    phase, first_sample, samples: of the votes. classes: classes whose votes differ; stored, counted: their stored and
+    recounted votes. labels: (stored, the data set's) if these differ.
     """
 
     unit: str
@@ -46,7 +46,6 @@ class Difference:
     labels: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        """One line."""
         last = self.first_sample + self.samples - 1
         what = [] if self.labels is None else [f"the label is {self.labels[0]}, here {self.labels[1]}"]
         counts = list(zip(self.classes, self.stored, self.counted, strict=True))
@@ -60,7 +59,7 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """Stored votes and those counted here, int64 [C], with the labels of both."""
+    """Stored and recounted votes, int64 [C], with both labels."""
 
     unit: str
     image_id: int
@@ -72,7 +71,7 @@ class Compared:
     counted: NDArray[np.int64]
 
     def difference(self, level: float | None) -> Difference | None:
-        """What differs: any vote where level is None, else the classes with a p-value of at most `level`."""
+        """The difference: of all votes if level is None, else of the classes with a p-value of at most `level`."""
         if level is None:
             differs = self.stored != self.counted
         else:
@@ -105,13 +104,13 @@ def recount(
     """Count some images of stored units again, and pair the votes.
 
     Args:
-        todo: stored units, and the same with the images that are to be counted.
-        record: the run.
+        todo: stored units, each with its part for the images to count.
+        record: the run's record.
         device: cpu or cuda.
-        exact: count as the run's workers did, and pair row by row; else all rows of an image and phase at once.
-        store: where the run is.
-        parts: where its units are.
-        observer: told of progress.
+        exact: count as the run's workers did, and pair row by row; else all rows of an image and phase together.
+        store: the run's store.
+        parts: positions of the run's units.
+        observer: receives progress.
 
     Raises:
         CountsError: a part that cannot be trusted. DataError, ClassifierError: see `UnitRunner`.
@@ -171,7 +170,7 @@ def _row_pair(unit: str, counted: CountsRow, there: Mapping[_RowKey, tuple[int, 
 
 
 def _by_phase(rows: Iterable[Compared]) -> list[Compared]:
-    """Rows of one unit joined to one per image and phase: more samples find smaller differences."""
+    """Sum the rows of one unit per image and phase: more samples find smaller differences."""
     joined: dict[tuple[int, str], Compared] = {}
     for row in rows:
         before = joined.get((row.image_id, row.phase))

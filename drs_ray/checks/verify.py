@@ -1,15 +1,15 @@
-"""An audit: random units of a run are counted again here, and their votes compared with the stored ones.
+"""`drs-ray verify`: counts random units of a run again in this process, and compares their votes with the stored ones.
 
-Nothing is written. On the kind of device that the run had, votes must be the same. On another kind the noise or the
-last bits of logits differ: votes are then compared by an exact test per class (certificates/homogeneity.py), so that an
-honest run fails with probability at most `level` over the whole check. Bonferroni: each comparison has the level
-divided by the most comparisons that there can be, a number that depends on no vote.
+Nothing is written. On the run's kind of device, votes must be equal. On another kind the noise or the last bits of
+logits differ; votes are then compared by an exact test per class (certificates/homogeneity.py), and an honest run fails
+with probability at most `level` over the whole check. Bonferroni: each comparison has the level divided by the largest
+possible number of comparisons, which depends on no vote.
 
-With adaptive stages the votes decide which units exist, and so how likely one is chosen. But a unit that is chosen
-would also be chosen if its block ended with its stage, and its own votes have no part in that. Summed over all stored
-units, the chances of this are at most R times the units drawn, R being the most units of a block over those of its
-first stage (which are stored for each block that went on). So the level is divided by R too; R = 1 for a fixed number
-of samples.
+With adaptive stages the votes decide which units exist, and so how likely a unit is chosen. But a chosen unit would
+also be chosen if its block ended with its stage, and its own votes have no part in that. Summed over all stored units,
+the probabilities of this are at most R times the units drawn, where R is the largest number of units of a block divided
+by those of its first stage (which are stored for each block with further stages). So the level is divided by R too;
+R = 1 for a fixed number of samples.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from drs_ray.models.torch_state import plain_torch
 from drs_ray.storage import Store
 
 CONFIDENCE = 0.95
-"""What the check would have shown is said for this probability."""
+"""Probability with which the check finds the differences that the report names."""
 
 _SEED_BITS = 32
 
@@ -45,12 +45,12 @@ _SEED_BITS = 32
 class VerifyReport:
     """What was compared, and what differs.
 
-    uri: where the run is. image: the one that was asked for, None for a random draw. device, hardware: what it was
-    counted on again. level: of the homogeneity test. inexact: why votes need not be the same here; empty where they
-    were compared exactly. units: how many are stored. checked: keys of those that were drawn. images: how many were
-    counted again, over all these. samples: of these images in these units; samples_stored: of all stored units.
-    comparisons: rows where exact, else images and phases. shifts: by phase, the difference of vote shares that a
-    comparison finds with 95 % probability; empty where exact.
+    uri: of the run. image: the requested image, None for a random draw. device, hardware: of the recount. level: of the
+    homogeneity test. inexact: why votes may differ on this machine; empty if they were compared exactly. units: number
+    of stored units. checked: keys of the checked units. images: number of recounted images, summed over the checked
+    units. samples: of these images in these units; samples_stored: of all stored units. comparisons: number of compared
+    rows if exact, else of compared images and phases. shifts: by phase, the difference of vote shares that a comparison
+    finds with 95 % probability; empty if exact.
     """
 
     uri: str
@@ -72,17 +72,17 @@ class VerifyReport:
 
     @property
     def exact(self) -> bool:
-        """Whether votes had to be the same."""
+        """Whether votes had to be equal."""
         return not self.inexact
 
     @property
     def share_found(self) -> float:
-        """Were at least this share of the votes' images wrong, the check would meet one with 95 % probability.
+        """If at least this share of images were wrong, the check would find a wrong one with 95 % probability.
 
-        The share is the mean, over sub-images and their stored units, of the unit's images with a wrong row: it is the
-        chance that the first image of a random unit is wrong, and units are drawn without replacement and evenly from
-        the sub-images, which makes it no smaller. 0 where everything was compared; 1 for an image that was named, which
-        says nothing of others.
+        The share is the mean, over sub-images and their stored units, of the share of a unit's images with a wrong row.
+        It is the probability that the first image of a random unit is wrong; units are drawn without replacement and
+        evenly from the sub-images, which does not make the check's probability smaller. 0 if everything was compared; 1
+        for a requested image, which tells nothing about others.
         """
         if self.image is not None:
             return 1.0
@@ -92,7 +92,7 @@ class VerifyReport:
         """Raise unless all votes agree.
 
         Raises:
-            CountsError: naming how many comparisons differ, and the first.
+            CountsError: naming the number of differing comparisons, and the first.
         """
         if not self.differences:
             return
@@ -123,21 +123,21 @@ def verify_run(
     """Recompute random stored units of a run in this process, and compare their votes.
 
     Args:
-        store: where the run is; it need not be finished.
-        units: how many of its stored units, spread over the sub-images.
-        images: how many images of each, at random; all samples of an image in that unit are recomputed.
-        image: id of one image, which is recomputed in all of its units, in place of a random draw. The level holds if
-            it was chosen without a look at its votes.
-        seed: repeats a draw; None: one that nobody can know beforehand.
+        store: the run's store; the run need not be finished.
+        units: number of stored units, spread over the sub-images.
+        images: number of images of each unit, drawn at random; all samples of an image in the unit are recomputed.
+        image: id of one image to recompute in all of its units, in place of a random draw. The level holds if the image
+            was chosen without knowledge of its votes.
+        seed: the seed of an earlier draw repeats it; None: an unpredictable seed.
         device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
         level: probability that a run without fault fails where votes cannot be compared exactly, in (0, 1).
-        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where the same data and weights are here.
-        observer: told of progress.
+        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where this machine has the same data and weights.
+        observer: receives progress.
 
     Raises:
-        ConfigError: an argument that cannot be.
-        CountsError: no run, no counts, or a part that cannot be trusted as it is.
-        DataError, ClassifierError: the data, weights or code found here are not those that the run names.
+        ConfigError: an invalid argument.
+        CountsError: no run, no counts, or a part that cannot be trusted.
+        DataError, ClassifierError: the data, weights or code of this machine are not those that the run names.
     """
     _check_arguments(units, images, level)
     observer = observer or Observer()
@@ -188,9 +188,9 @@ def verify_run(
 
 
 def choose_units(stored: Sequence[Unit], count: int, seed: int) -> list[Unit]:
-    """`count` of the units at random, or all: as many of each sub-image, while it has any.
+    """`count` random units, or all if there are fewer: equally many of each sub-image, as far as it has them.
 
-    A function of the seed and the units' keys alone, by a hash: it is the same with any version of any library.
+    The choice is a hash of the seed and the units' keys, so that it does not depend on versions of libraries.
     """
     ranked: list[tuple[int, bytes, Unit]] = []
     for sub_image in sorted({unit.sub_image for unit in stored}):
@@ -204,16 +204,16 @@ def choose_units(stored: Sequence[Unit], count: int, seed: int) -> list[Unit]:
 
 
 def _some_images(unit: Unit, count: int, seed: int) -> Unit:
-    """The unit with `count` of its images at random, in their order."""
+    """The unit with only `count` random images, in their order."""
     drawn = sorted(unit.positions, key=lambda position: _lot(seed, "image", unit.key, position))[:count]
     return replace(unit, positions=tuple(sorted(drawn)))
 
 
 def _units_of(image_id: int, stored: Sequence[Unit], record: RunRecord, store: Store) -> dict[Unit, Unit]:
-    """The stored units that an image is in, and the same for that image alone.
+    """The stored units of an image, each with its part for this image alone.
 
     Raises:
-        ConfigError: an image that is not of the run. CountsError: none of its units is stored.
+        ConfigError: the image is not one of the run. CountsError: none of its units is stored.
     """
     position = position_of(image_id, record, store)
     found = {unit: replace(unit, positions=(position,)) for unit in stored if position in unit.positions}
@@ -227,7 +227,7 @@ def _lot(seed: int, *what: str | int) -> bytes:
 
 
 def _level_of_each(record: RunRecord, level: float, units: int, images: int) -> float:
-    """The level of one comparison of one class: over all that there can be, it adds up to `level` (see the module)."""
+    """The level of one comparison of one class; over all possible comparisons it sums to `level` (see the module)."""
     every, block = blocks(record), blocks(record)[0]
     by_stage = [len(stage_units(record, block, stage, block[:1])) for stage in range(len(record.schedule.samples))]
     most_units = min(units, len(every) * sum(by_stage))
@@ -237,10 +237,10 @@ def _level_of_each(record: RunRecord, level: float, units: int, images: int) -> 
 
 
 def _level_of_one_image(record: RunRecord, level: float) -> float:
-    """The level of one comparison of one class, for an image that was named and not drawn.
+    """The level of one comparison of one class, for a requested image.
 
-    All of its stored units are checked. Which exist is decided by votes of earlier stages, never by a unit's own, so
-    that a comparison's level is kept whether or not the unit could have been missing: plain Bonferroni over all stages.
+    All of its stored units are checked. The votes of earlier stages decide which units exist, never a unit's own votes.
+    So a comparison keeps its level, and the level is divided by all comparisons of all stages (Bonferroni).
     """
     block = blocks(record)[0]
     units = sum(len(stage_units(record, block, stage, block[:1])) for stage in range(len(record.schedule.samples)))
@@ -248,7 +248,7 @@ def _level_of_one_image(record: RunRecord, level: float) -> float:
 
 
 def _shifts(compared: Iterable[Compared], level: float) -> dict[str, float]:
-    """By phase what the comparison of the fewest samples finds."""
+    """By phase the difference that the comparison with the fewest samples finds."""
     fewest: dict[str, int] = {}
     for item in compared:
         fewest[item.phase] = min(item.samples, fewest.get(item.phase, item.samples))
@@ -264,14 +264,14 @@ def _check_arguments(units: int, images: int, level: float) -> None:
 
 
 def _kind_differences(record: RunRecord, device: str) -> Iterator[str]:
-    """Why votes need not be the same here: the noise generator or the last bits of logits may differ."""
+    """Why votes may differ on this machine: the noise generator or the last bits of logits may differ."""
     if device != record.config.engine.device:
         yield f"the run is for {record.config.engine.device}, this is {device}"
         return
     hardware, there = (re.sub(r", \d+ cores$", "", name) for name in (hardware_of(device), record.hardware))
     if hardware != there:
         yield f"the run began on {there}, this is {hardware}"
-    for name in ("torch", "numpy"):  # numpy too: only its raw streams are promised to stay as they are
+    for name in ("torch", "numpy"):  # numpy guarantees only its raw streams
         version = metadata.version(name)
         if record.software.get(name) != version:
             yield f"the run began with {name} {record.software.get(name)}, this is {version}"

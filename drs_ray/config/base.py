@@ -1,6 +1,6 @@
-"""What all sections of the config are made of: a strict model, paths with variables, noise levels in float32.
+"""Common parts of all sections of the config: a strict model, paths with variables, noise levels in float32.
 
-sigma and radii are in pixel units: pixels lie in [0, 1] and an l2 distance of 1 is one full-scale pixel.
+sigma and radii are in pixel units: pixels lie in [0, 1], and an l2 distance of 1 is one full-scale pixel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 
 def float32(value: float) -> float:
-    """The nearest float32: noise is added in float32, so its standard deviation is one, and certificates use it too."""
+    """The nearest float32. Noise is added in float32, so sigma is a float32, in certificates too."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
@@ -39,22 +39,22 @@ def expanded(text: str) -> str:
 
 
 def expanded_where_read(text: str, info: ValidationInfo) -> str:
-    """A validator: variables are expanded where a user's file is read, not where a run's record is."""
+    """A validator: variables are expanded when a user's file is read, not when a run's record is read."""
     return expanded(text) if info.context == AS_READ else text
 
 
 AS_READ = "as the user wrote it"
-"""Context of a validation that expands variables: those of a run's record are expanded already, maybe elsewhere."""
+"""Context of a validation that expands variables. A run's record has them expanded, perhaps on another machine."""
 
 Location = Annotated[str, AfterValidator(expanded_where_read)]
 """A path or URI; a config file may name environment variables in it."""
 
 Sigma = Annotated[float, Field(ge=1e-3, le=100), AfterValidator(float32)]
-"""Noise standard deviation in pixel units; far below 1/255 the sum of pixel and noise would hardly be Gaussian."""
+"""Noise standard deviation in pixel units; far below 1/255 the sum of pixel and noise is hardly Gaussian."""
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, and a key it does not know is an error."""
+    """A part of the config: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 

@@ -13,23 +13,24 @@ from drs_ray.config.base import Section
 
 
 class CertificateConfig(Section):
-    """How counts become certificates. Nothing here changes a count; a run can be reduced again at other values."""
+    """How counts become certificates. No key changes a count; a run can be reduced again with other values."""
 
     alpha: float = Field(
         0.001, ge=LEAST_ALPHA, lt=1, description="Failure probability of one image's whole certificate, in (0, 1)."
     )
     vote: Literal["probit", "mean"] = Field(
         "probit",
-        description="How sub-images are joined: probit for any number of them, mean (the DRS paper's) for two.",
+        description="How the votes of sub-images are combined: probit for any number of them, mean (the DRS paper's) "
+        "for two.",
     )
     rivals: bool = Field(True, description="Bound the other classes too, not only the selected one.")
     confidence: Literal["auto", "bonferroni", "staircase"] = Field(
-        "auto", description="How sub-images share alpha; auto: staircase for two or more of them, else bonferroni."
+        "auto", description="How sub-images share alpha; auto: staircase for two or more sub-images, else bonferroni."
     )
     pooled: bool | None = Field(
         None,
-        description="Where selection votes are unanimous, pool the samples of all sub-images too, for half of alpha; "
-        "null: where there are two or more with equal sigmas and weights, as it needs.",
+        description="For images with unanimous selection votes, pool the samples of all sub-images too, with half of "
+        "alpha; null: if possible, which needs two or more sub-images with equal sigmas and weights.",
     )
     weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None, description="Weight of each sub-image in the probit vote; null: all 1."
@@ -37,8 +38,8 @@ class CertificateConfig(Section):
     radius: float | None = Field(
         None,
         gt=0,
-        description="Certify this one radius (pixel units) or nothing, from fewer samples with budget.stages of 11; "
-        "replaces rivals, confidence and pooled. null: the largest radius that an image's votes certify.",
+        description="Certify only this radius (pixel units), from fewer samples with budget.stages of 11; replaces "
+        "rivals, confidence and pooled. null: certify the largest radius that an image's votes allow.",
     )
     radii: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
@@ -54,10 +55,10 @@ class CertificateConfig(Section):
         return value
 
     def rule(self, sigmas: Sequence[float]) -> Rule:
-        """The rule that this section means for sub-images with these sigmas (pixel units).
+        """The rule of this section for sub-images with these sigmas (pixel units).
 
         Raises:
-            ValueError: one that does not fit them.
+            ValueError: the section does not fit the sigmas.
         """
         settings = self.vote, self.confidence, self.weights, self.rivals, self.pooled, self.radius
         try:
@@ -67,14 +68,14 @@ class CertificateConfig(Section):
 
     @property
     def grid(self) -> tuple[float, ...]:
-        """The radii of the table; where one radius is certified they end there, for nothing is said of larger ones."""
+        """The radii of the table; with a fixed radius they end there, since nothing is certified at larger radii."""
         if self.radius is None:
             return self.radii
         return (*(radius for radius in self.radii if radius < self.radius), self.radius)
 
 
 class CertificateKeys(TypedDict, total=False):
-    """Keys of `CertificateConfig`, any of them, as keyword arguments."""
+    """The keys of `CertificateConfig` as optional keyword arguments."""
 
     alpha: float
     vote: str

@@ -1,4 +1,4 @@
-"""What class numbers mean: lists of class names, read from a file and compared."""
+"""Lists of class names in order of class number: reading them from a file, and comparing them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def read_class_names(file: Path) -> list[str]:
-    """The names of a text file, one per line in order of class number; blank lines do not count.
+    """The names in a text file, one per line in order of class number; blank lines do not count.
 
     Raises:
-        ValueError: it cannot be read, or is not UTF-8.
+        ValueError: the file cannot be read, or is not UTF-8.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -22,7 +22,7 @@ def read_class_names(file: Path) -> list[str]:
 
 
 def first_difference(there: Sequence[str] | None, here: Sequence[str] | None) -> str | None:
-    """Where two lists of class names differ first, in words; None if they are the same, or if one is not known."""
+    """The first difference of two lists of class names, in words; None if they are equal or one is not known."""
     if not there or not here or list(there) == list(here):
         return None
     pairs = enumerate(zip(there, here, strict=False))
@@ -32,7 +32,7 @@ def first_difference(there: Sequence[str] | None, here: Sequence[str] | None) ->
 
 
 def out_of_number_order(names: Sequence[str]) -> bool:
-    """Whether names that differ in one number alone (0, 1, 10, 2 or n1, n10, n2) are not in its order."""
+    """Whether names that differ only in one number (0, 1, 10, 2 or n1, n10, n2) are not in the order of this number."""
     parts = [re.fullmatch(r"(\D*)(\d+)(\D*)", name, re.ASCII) for name in names]
     numbers = [int(part[2]) for part in parts if part is not None]
     around = {(part[1], part[3]) for part in parts if part is not None}
@@ -40,5 +40,5 @@ def out_of_number_order(names: Sequence[str]) -> bool:
 
 
 def shown(name: object) -> str:
-    """A file's name or path that can be printed: bytes that are not UTF-8 are escaped."""
+    """A file's name or path for printing: bytes that are not UTF-8 are escaped."""
     return str(name).encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The base classifiers: where they come from, how they want their pixels, and the noise that they get."""
+"""The base classifiers: their architectures and weights, their pixel conventions, and their noise."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from drs_ray.config.base import Location, Section, Sigma
 
 
 class PixelsConfig(Section):
-    """How a classifier wants its pixels; done after the noise, in the order of these keys."""
+    """The pixel convention of a classifier: steps after the noise, in the order of these keys."""
 
     resize: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
         None, description="[height, width] of the classifier's input: bilinear; null: the sub-image as laid out."
     )
     range: tuple[float, float] = Field(
-        (0.0, 1.0), description="What black and white are to the classifier, for example [0, 255] or [-1, 1]."
+        (0.0, 1.0), description="The classifier's values of black and white, for example [0, 255] or [-1, 1]."
     )
-    mean: tuple[float, ...] | None = Field(None, description="Subtracted: one number per channel, in that range.")
+    mean: tuple[float, ...] | None = Field(None, description="Is subtracted: one number per channel, in that range.")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
-        None, description="Divided by: one number per channel, in that range."
+        None, description="Is the divisor: one number per channel, in that range."
     )
 
     @field_validator("range")
@@ -32,7 +32,7 @@ class PixelsConfig(Section):
 
     @property
     def record(self) -> dict[str, JsonValue]:
-        """As plain JSON data: a part of a run's identity, and of the metadata of checkpoints."""
+        """The section as JSON data, for a run's identity and the metadata of checkpoints."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -42,7 +42,7 @@ def _check_entry(entry: str | None, checkpoint: str | None) -> None:
 
 
 class DenoiserConfig(Section):
-    """A denoiser before a base classifier (denoised smoothing). It sees the noisy sub-image of its classifier alone."""
+    """A denoiser before a base classifier (denoised smoothing). It sees only the noisy sub-image of its classifier."""
 
     architecture: str = Field(
         min_length=1, description="dncnn, or your own factory as `module:function`, called with `image_shape`."
@@ -50,7 +50,7 @@ class DenoiserConfig(Section):
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
-    checkpoint: Location | None = Field(None, description="As a classifier's. Only a factory may do without.")
+    checkpoint: Location | None = Field(None, description="As a classifier's. Only a factory needs none.")
     entry: str | None = Field(None, min_length=1, description="As a classifier's.")
 
     @model_validator(mode="after")
@@ -73,18 +73,18 @@ class ClassifierConfig(Section):
     checkpoint: Location | None = Field(
         None,
         description=".safetensors, .pt, .pth, .ckpt, .pt.tar, .pth.tar, or .pt2 (torch.export); a path or s3:// URI. "
-        "Only a factory may do without.",
+        "Only a factory needs none.",
     )
     entry: str | None = Field(
         None,
         min_length=1,
-        description="Where in the checkpoint the weights are: the key of a state_dict (a.b: within one another), or "
-        "what the names of the weights begin with; null: where they are usually kept.",
+        description="Position of the weights in the checkpoint: the key of a state_dict (a.b: b within a), or the "
+        "prefix of the names of the weights; null: the usual keys.",
     )
     pixels: PixelsConfig | None = Field(
-        None, description="How the classifier wants its pixels; null: in [0, 1] plus noise, as laid out."
+        None, description="The classifier's pixel convention; null: [0, 1] plus noise, as laid out."
     )
-    denoiser: DenoiserConfig | None = Field(None, description="A denoiser before it; null: none.")
+    denoiser: DenoiserConfig | None = Field(None, description="A denoiser before the classifier; null: none.")
     sigma: Sigma = Field(description="Noise standard deviation in pixel units ([0, 1]).")
 
     @model_validator(mode="after")
@@ -110,11 +110,11 @@ class ClassifierConfig(Section):
 
 
 MUCH_NOISE = 4.0
-"""A sigma above this drowns any image: it is hardly meant in pixel units."""
+"""A larger sigma leaves nothing of an image; it was probably not meant in pixel units."""
 
 
 def sigma_warning(name: str, sigma: float) -> str | None:
-    """What to say of a sigma that is allowed and hardly meant; None: nothing."""
+    """A warning about a sigma that is allowed but probably a mistake, or None."""
     if sigma <= MUCH_NOISE:
         return None
     return (
@@ -124,7 +124,7 @@ def sigma_warning(name: str, sigma: float) -> str | None:
 
 
 def pixels_warning(name: str, pixels: PixelsConfig) -> str | None:
-    """What to say of a mean that is no shade between black and white, or a std beyond their distance."""
+    """A warning about a mean outside the pixel range, or a std above twice its width; None if there is neither."""
     black, white = pixels.range
     odd = [("mean", value) for value in pixels.mean or () if not black <= value <= white]
     odd += [("std", value) for value in pixels.std or () if value > 2 * (white - black)]

@@ -152,5 +152,5 @@ class PartitionConfig(Section):
 
     @property
     def label(self) -> str:
-        """The name that tells one partition from all others, for example interleave-2x2: checkpoints carry it."""
+        """The unique name of the partition, for example interleave-2x2; checkpoints have it in their metadata."""
         return self.name if self.interleave is None else f"{self.name}-{self.interleave[0]}x{self.interleave[1]}"

@@ -20,20 +20,20 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 class EngineConfig(Section):
     """Where and how the votes are counted.
 
-    device, precision, compile, batch and the number of threads can change the last bits of a logit, and with them a
-    vote near a decision boundary: all but the last belong to the run's identity, keep cpus_per_worker the same when a
-    run is resumed.
+    device, precision, compile, batch and the number of threads can change the last bits of a logit, and so a vote near
+    a decision boundary. All but the number of threads belong to the run's identity: do not change cpus_per_worker when
+    a run is resumed.
     """
 
     address: str = Field(
         "local",
-        description="inline (this process), local (a Ray of its own), auto (the running Ray), or ray://host:port.",
+        description="inline (this process), local (a new local Ray), auto (the running Ray), or ray://host:port.",
     )
     workers: int | None = Field(
         None,
         ge=1,
-        description="Most workers at a time; null: what the cluster has room for now and as it grows. "
-        "Name a number to make an autoscaler start nodes.",
+        description="Largest number of workers at a time; null: as many as the cluster has room for, also when it "
+        "grows. Give a number to make an autoscaler start nodes.",
     )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs of a worker; also its number of torch threads.")
     gpus_per_worker: float | None = Field(
@@ -42,13 +42,13 @@ class EngineConfig(Section):
     device: DeviceName = Field("auto", description="auto: cuda where the cluster has GPUs, else cpu.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Of convolutions and products of matrices; auto: bfloat16 where the device has units for it, else "
-        "float32 (decided by a run's first start).",
+        description="Precision of convolutions and products of matrices; auto: bfloat16 if the device has units for "
+        "it, else float32 (decided by a run's first start).",
     )
     compile: Literal["auto"] | bool = Field(
         "auto",
-        description="Whether torch.compile makes the classifiers; auto: where that was measured to pay (decided by a "
-        "run's first start).",
+        description="Whether classifiers are compiled by torch.compile; auto: where it was measured to be faster "
+        "(decided by a run's first start).",
     )
     batch: int | None = Field(
         None,
@@ -73,19 +73,19 @@ class EngineConfig(Section):
         None,
         ge=1,
         description="Cut an image's estimation samples into units of at most this many; null: chosen with "
-        "images_per_unit, or do not where that is given.",
+        "images_per_unit, or not cut if images_per_unit is given.",
     )
     seconds_per_unit: float = Field(
-        30.0, gt=0, description="How long a unit should take, where its size is chosen by measuring."
+        30.0, gt=0, description="Wanted duration of a unit, if its size is chosen by measuring."
     )
-    stall_seconds: float = Field(900.0, gt=0, description="Give up when no worker could be had for so long.")
+    stall_seconds: float = Field(900.0, gt=0, description="End the run if it can get no worker for this time.")
     store_seconds: float = Field(
-        600.0, ge=0, description="Keep a computed part and go on trying to store it while the store fails for so long."
+        600.0, ge=0, description="If the store fails, keep a computed part and retry to store it for up to this time."
     )
     hang_seconds: float = Field(
         900.0,
         gt=0,
-        description="End a worker that gives no answer for so long beyond the slowest that its unit should be.",
+        description="End a worker that has not answered this time after the longest expected duration of its unit.",
     )
 
     @field_validator("compile", mode="before")

@@ -26,8 +26,8 @@ def load_config(path: str | os.PathLike[str] | Mapping[str, Any], overrides: Ite
     """Read a YAML file, apply `a.b=c` overrides (values are YAML), expand variables in paths, validate.
 
     Args:
-        path: of the file; or its content as a mapping.
-        overrides: each `key.path=value`.
+        path: path of the file, or its content as a mapping.
+        overrides: `key.path=value` each.
 
     Raises:
         ConfigError: naming the file, the key, the rule, the value and the remedy.
@@ -40,7 +40,7 @@ def load_config(path: str | os.PathLike[str] | Mapping[str, Any], overrides: Ite
 
 
 def config_of(config: RunConfig | str | os.PathLike[str] | Mapping[str, Any]) -> RunConfig:
-    """A config as it is, or what `load_config` makes of anything else."""
+    """A RunConfig unchanged; anything else as loaded by `load_config`."""
     return config if isinstance(config, RunConfig) else load_config(config)
 
 
@@ -106,11 +106,11 @@ def json_schema() -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, with 1e5 read as the number that it is (YAML 1.1 wants 1.0e+5)."""
+    """YAML, with 1e5 read as a number (YAML 1.1 requires 1.0e+5)."""
 
 
 def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping without duplicate keys: YAML would let the last one win without a word."""
+    """Construct a mapping and refuse duplicate keys: PyYAML would silently take the last one."""
     keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, as one line per mistake: the path of the key, the rule, the value and the remedy."""
+"""Messages for pydantic's errors, one line per mistake: the path of the key, the rule, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def validated(model: type[_Model], data: Mapping[str, Any], source: str, context: str | None = None) -> _Model:
-    """A mapping as the model, or a ConfigError with one line per mistake; `source` names it in messages."""
+    """Validate a mapping by a model; raises ConfigError with one line per mistake. `source` names it in messages."""
     try:
         return model.model_validate(data, context=context)
     except ValidationError as error:
@@ -25,7 +25,7 @@ def validated(model: type[_Model], data: Mapping[str, Any], source: str, context
 
 
 def explain(error: ValidationError, source: str, model: type[BaseModel]) -> str:
-    """What pydantic found, as one line per mistake that begins with `source`; `model` is what was validated."""
+    """The message of an error of `model`: one line per mistake, each beginning with `source`."""
     found = error.errors()
     return "\n".join(f"{source}: {_explain(item, model)}" for item in found if not _is_echo(item, found))
 
@@ -85,11 +85,11 @@ def _explain(item: Any, model: type[BaseModel]) -> str:
 
 
 _OTHER_NORMS = re.compile(r"norm|threat|attack|perturbation|(^|_)l_?(inf|[0-9p])|^p$|linf|patch|epsilon|^eps$", re.I)
-"""Keys by which somebody may ask for certificates against other perturbations."""
+"""Unknown keys by which a user may ask for certificates against other perturbations."""
 
 
 def _is_echo(item: Any, found: Sequence[Any]) -> bool:
-    """A list whose only entry is bad is reported again, as too short: only the entry is to be mended."""
+    """Whether an error repeats another: pydantic also reports a list as too short if its only entry is invalid."""
     at = tuple(item["loc"])
     return item["type"] == "too_short" and any(
         len(other["loc"]) > len(at) and tuple(other["loc"][: len(at)]) == at for other in found
@@ -119,7 +119,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def short(value: object) -> str:
-    """A value as a message shows it: cut where it is long."""
+    """The repr of a value for a message, cut to 80 characters."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = repr(value)

@@ -17,7 +17,7 @@ from drs_ray.config.training import TrainingConfig
 
 
 class RunConfig(Section):
-    """Everything that a run is told. See `drs-ray schema` for the JSON schema."""
+    """All settings of a run. See `drs-ray schema` for the JSON schema."""
 
     dataset: DatasetConfig
     partition: PartitionConfig
@@ -60,7 +60,7 @@ class RunConfig(Section):
 
     @property
     def unlikely_settings(self) -> tuple[str, ...]:
-        """What is allowed and hardly meant, a line each: numbers in 8-bit steps where pixels lie in [0, 1]."""
+        """Warnings about settings that are allowed but probably mistakes: numbers in 8-bit steps instead of [0, 1]."""
         found = [sigma_warning(f"classifiers.{k}.sigma", one.sigma) for k, one in enumerate(self.classifiers)]
         found += [
             pixels_warning(f"classifiers.{k}.pixels", one.pixels)

@@ -1,4 +1,4 @@
-"""Which noise is drawn, and how many samples of it."""
+"""The noise, and the number of noise samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NoiseConfig(Section):
         description="lattice: exact integer Gaussian noise in steps of 1/255 (8-bit images, which all data sets have); "
         "gaussian: float32 noise.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Root of every noise key of the run.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Part of every noise key of the run.")
     block: int = Field(1000, ge=1, le=1_000_000, description="Samples per keyed block of noise.")
 
 
@@ -26,17 +26,17 @@ class BudgetConfig(Section):
 
     selection: int = Field(100, ge=1, le=10**7, description="Samples that choose the class.")
     estimation: int = Field(
-        100_000, ge=1, le=10**9, description="Samples that bound its probability: all of them, or the last stage's."
+        100_000, ge=1, le=10**9, description="Samples that bound its probability; with stages, up to the last stage."
     )
     stages: int = Field(
         1,
         ge=1,
         le=30,
-        description="1: a fixed number. More: adaptive, each stage twice the last (8 is a good choice; 11 where "
-        "one radius is asked for).",
+        description="1: a fixed number of samples. More: adaptive; the number of samples doubles from stage to stage "
+        "(8 is a good choice, or 11 with certificate.radius).",
     )
     planned: int | None = Field(
-        None, ge=1, le=10**9, description="Largest estimation that stages are planned for, to extend the run to later."
+        None, ge=1, le=10**9, description="Largest value of estimation to which the run may be extended later."
     )
 
     @model_validator(mode="after")

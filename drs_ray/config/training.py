@@ -11,7 +11,7 @@ from drs_ray.config.dataset import ImagesConfig
 
 
 class ConsistencyConfig(Section):
-    """The method `consistency` (Jeong and Shin 2020): answers to noisy copies of one image are to agree."""
+    """The method `consistency` (Jeong and Shin 2020): answers to noisy copies of one image should agree."""
 
     copies: int = Field(2, ge=2, description="Noisy copies of an image in each step (m in the paper).")
     kl_weight: float = Field(
@@ -37,8 +37,8 @@ class TrainingConfig(Section):
     split: str = Field("train", description="Split of the data set to train on.")
     hold_out: ImagesConfig | None = Field(
         None,
-        description="Images of the split that are not trained on, so that settings can be compared on them: certify "
-        "with dataset.split the same and these as dataset.images.",
+        description="Images of the split that are not trained on, to compare settings on them: certify with the same "
+        "dataset.split, and these images as dataset.images.",
     )
     start_from: Location | None = Field(
         None,
@@ -60,17 +60,17 @@ class TrainingConfig(Section):
         description="How the rate changes: rises over a fifth of the steps, then a cosine to 0; a cosine to 0; a tenth "
         "after every step_epochs.",
     )
-    step_epochs: int = Field(30, ge=1, description="Of the schedule step: epochs between two steps.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd.")
-    weight_decay: float = Field(1e-4, ge=0, description="Of the optimizer.")
+    step_epochs: int = Field(30, ge=1, description="Epochs between two steps of the schedule `step`.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of the optimizer.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
-    shift: int = Field(0, ge=0, description="Augmentation: random shifts of up to so many pixels.")
+    shift: int = Field(0, ge=0, description="Augmentation: random shifts of up to this number of pixels.")
     flip: bool = Field(False, description="Augmentation: random horizontal flips.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Of weights, order, augmentation and noise.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, order, augmentation and noise.")
     mixed_precision: Literal["auto"] | bool = Field(
         "auto",
-        description="Forward and backward in bfloat16 where that is safe; auto: on devices with units for bfloat16, as "
-        "a training begins. It goes on as it began.",
+        description="Forward and backward in bfloat16 where that is safe; auto: if the device has units for bfloat16 "
+        "when a training begins. A resumed training keeps its precision.",
     )
     workers: int = Field(
         1,

@@ -1,1 +1,1 @@
-"""Data sets by name: images in [0, 1], labels, stable image ids and a digest."""
+"""Data sets: images in [0, 1], labels, stable image ids and a digest."""

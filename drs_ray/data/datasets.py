@@ -1,6 +1,6 @@
-"""Data sets by name: `load_dataset`, what a data set offers (`Dataset`), and the choice of image ids.
+"""Data sets by name: `load_dataset`, the interface of a data set (`Dataset`), and the choice of image ids.
 
-Pixels are float32 in [0, 1]. Sources of 8 bits give exactly float32(v) / 255, so images lie on the lattice of 1/255.
+Pixels are float32 in [0, 1]. 8-bit sources give exactly float32(v) / 255, so images lie on the lattice of 1/255.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ DATASETS: Mapping[str, str] = {
     "folder": "any images as root/<split>/<class>/<image>",
     "parquet": "any of the others as `drs-ray pack` wrote it, in a directory or on S3",
 }
-"""Known data sets and what they are."""
+"""Known data sets with their descriptions."""
 _FOLDERS = ("folder", "imagenet", "tiny-imagenet")
 
 
 class Dataset(Protocol):
-    """One split of a data set: images and labels by id, 0 .. len - 1, and a digest of what they are."""
+    """One split of a data set: images and labels by id, 0 .. len - 1, and a digest of them."""
 
     @property
     def name(self) -> str:
-        """Name, as in the config; of what was packed, where the config says parquet."""
+        """Name, as in the config; of a packed data set, the name of its source."""
 
     @property
     def split(self) -> str:
@@ -49,7 +49,7 @@ class Dataset(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; labels are below it."""
+        """Number of classes; labels are 0 .. num_classes - 1."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -57,7 +57,7 @@ class Dataset(Protocol):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know of the source and may ignore, such as files that were left out; a line each."""
+        """Warnings about the source that the user may ignore, for example about files left out; one line each."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -81,14 +81,14 @@ class Dataset(Protocol):
         """Class index of one image."""
 
     def check(self, image_ids: Sequence[int]) -> None:
-        """See without decoding them that images can be used, as far as that can be seen: before hours of work.
+        """Check before a run, as far as possible without decoding, that images can be used.
 
         Raises:
-            DataError: naming the first that cannot.
+            DataError: naming the first unusable image.
         """
 
     def encoded(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
-        """One image as the bytes of an image file, and the pixels that they decode to, uint8 [C, H, W].
+        """One image as the bytes of an image file, and its decoded pixels, uint8 [C, H, W].
 
         Raises:
             DataError: as `image`.
@@ -120,13 +120,13 @@ def load_dataset(
         download: let torchvision download mnist, cifar10, cifar100 or svhn into root.
         image_size: imagenet, tiny-imagenet and folder: resize the short side to round(8/7 image_size), then crop the
             centre.
-        endpoint_url: parquet: of an S3-compatible server; None: AWS_ENDPOINT_URL or AWS.
+        endpoint_url: parquet: endpoint of an S3-compatible server; None: AWS_ENDPOINT_URL or AWS.
         classes: imagenet, tiny-imagenet and folder: names of all classes in order of class number; None: text order.
 
     Raises:
-        ConfigError: for an unknown name or a setting that the data set does not have.
-        DataError: if the data set is not there or cannot be read.
-        StoreError: if the place of a packed one cannot be read.
+        ConfigError: an unknown name, or a setting that the data set does not have.
+        DataError: the data set is missing or cannot be read.
+        StoreError: the store of a packed data set cannot be read.
     """
     if name not in DATASETS:
         raise ConfigError(f"dataset.name must be one of {', '.join(DATASETS)}, got {name!r}")
@@ -170,8 +170,8 @@ def open_dataset(named: DatasetConfig, split: str | None = None, *, download: bo
 
     Args:
         named: the config's section `dataset`.
-        split: in place of the named one, such as that of training.
-        download: in place of the named one; False: it must be here already.
+        split: overrides the config's split, for example for training.
+        download: overrides the config's key; False: the data set must exist already.
 
     Raises:
         ConfigError, DataError, StoreError: as `load_dataset`.
@@ -198,7 +198,7 @@ def select_image_ids(
     """The image ids of a run: `ids` as given, or every skip-th id of start .. stop - 1, of a split of `size` images.
 
     Raises:
-        ConfigError: for an empty selection, a duplicate, or an id beyond the split.
+        ConfigError: an empty selection, a duplicate, or an id beyond the split.
     """
     if ids is not None:
         if (start, stop, skip) != (0, None, 1):

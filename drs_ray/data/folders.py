@@ -1,4 +1,4 @@
-"""Image folders, root/split/class/image: `imagenet` and `folder`. Images are decoded one at a time, when asked for."""
+"""Image folders, root/split/class/image: `imagenet` and `folder`. Images are decoded one at a time, when requested."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from drs_ray.data.split import Split
 from drs_ray.errors import DataError
 
 _LOOKS = 8
-"""Files whose headers are read at once: on a shared file system, each is a wait."""
+"""Headers that are read concurrently, because each read waits on a shared file system."""
 _BATCH = 4096
 
 
@@ -53,30 +53,29 @@ class FolderDataset(Split):
         return 3, *self.size
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.files)
 
     def check(self, image_ids: Sequence[int]) -> None:
         """Read the headers of some images, which takes about 0.25 ms each from a local disk.
 
         Raises:
-            DataError: naming the first file that is gone, no image, not of 8 bits, or of another size than the others.
+            DataError: naming the first file that is missing, no image, not 8-bit, or of another size than the others.
         """
         with ThreadPoolExecutor(_LOOKS) as pool:
             for start in range(0, len(image_ids), _BATCH):
-                for _ in pool.map(self._look_at, image_ids[start : start + _BATCH]):
+                for _ in pool.map(self._check_header, image_ids[start : start + _BATCH]):
                     pass
 
     def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
-        """One image, decoded now: uint8 [3, H, W].
+        """One image, uint8 [3, H, W].
 
         Raises:
-            DataError: naming the file, if it is gone, broken, not of 8 bits, or of another size than the others.
+            DataError: naming the file, if it is missing, broken, not 8-bit, or of another size than the others.
         """
         return self._read(image_id)[1]
 
     def encoded(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
-        """The file as it is, or a PNG where images are resized; and its pixels."""
+        """The file's bytes, or a PNG if images are resized; and its pixels."""
         data, pixels = self._read(image_id)
         return (data if self.image_size is None else encode_png(pixels)), pixels
 
@@ -87,7 +86,7 @@ class FolderDataset(Split):
     def _file(self, image_id: int) -> Path:
         return self.directory / self.files[self.known(image_id)]
 
-    def _look_at(self, image_id: int) -> None:
+    def _check_header(self, image_id: int) -> None:
         file = self._file(image_id)
         width, height = _size(file)
         if self.image_size is None:
@@ -120,21 +119,21 @@ def load_folder(
         name: `folder` or `imagenet`.
         root: see `drs_ray.data.datasets.load_dataset`.
         split: a directory of root.
-        image_size: None, or what images are resized and cropped to.
+        image_size: size to which images are resized and cropped, or None.
         classes: names of all classes in order of class number; None: the directories in text order.
 
     Raises:
-        DataError: if the root, the split, the classes or the images are missing, or are not what they should be.
+        DataError: the root, the split, the classes or the images are missing or invalid.
     """
     directory = split_directory(name, root, split, ("train", "val", "test") if name == "imagenet" else None)
     return folder_dataset(name, split, directory, image_size, list_classes(name, directory, classes))
 
 
 def split_directory(name: str, root: Path, split: str, allowed: Sequence[str] | None) -> Path:
-    """root/split, where `split` is one of its directories, and of `allowed` unless that is None.
+    """The directory root/split; `split` must be one of `allowed` unless that is None.
 
     Raises:
-        DataError: there is none; those that are there are named.
+        DataError: the directory does not exist; the message lists the existing ones.
     """
     if not root.is_dir():
         raise DataError(f"data set {name}: root {root} is not a directory; correct dataset.root")
@@ -154,13 +153,13 @@ def split_directory(name: str, root: Path, split: str, allowed: Sequence[str] | 
 
 
 def folder_dataset(name: str, split: str, directory: Path, image_size: int | None, listing: Listing) -> FolderDataset:
-    """The data set of a listing, in which there is an image.
+    """The data set of a listing with at least one image.
 
     The digest covers class names in their order, relative paths, file sizes in bytes and image_size, not the pixels:
     hashing the content of all of ImageNet at every start would take longer than most runs.
 
     Raises:
-        DataError: the first image cannot be read where its size is to be everyone's.
+        DataError: image_size is None, and the size of the first image cannot be read.
     """
     content = hashlib.sha256(f"{name}/{split}/{image_size}/".encode())
     files: list[str] = []
@@ -190,7 +189,7 @@ def folder_dataset(name: str, split: str, directory: Path, image_size: int | Non
 
 
 def _size(file: Path) -> tuple[int, int]:
-    """(width, height) of an image file that can be used, by its header."""
+    """(width, height) of a usable image file, by its header."""
     try:
         with file.open("rb") as opened, header(opened) as image:
             return image.size

@@ -1,4 +1,4 @@
-"""The 8-bit pixels of one image: out of an image file's bytes, into a lossless file, and as numbers in [0, 1]."""
+"""The 8-bit pixels of one image: decoded from an image file, encoded losslessly, and scaled to [0, 1]."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIFF_BITS, _TIFF_SAMPLE_FORMAT = 258, 339
 
 
 class UnfitImageError(ValueError):
-    """A whole image that is not of 8 bits, or not of grey or colour: it must be converted."""
+    """An intact image that is not 8-bit, or neither grey nor RGB, and must be converted."""
 
 
 def unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -30,19 +30,19 @@ def unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def decode(data: bytes, channels: int, image_size: int | None = None) -> NDArray[np.uint8]:
-    """The pixels of an image file, uint8 [channels, H, W]: alpha is dropped, of several frames the first is taken.
+    """The pixels of an image file, uint8 [channels, H, W], without alpha, of the first frame.
 
     Args:
         data: the whole file, in one of the formats that docs/data.md lists.
         channels: 1 (grey) or 3 (RGB).
-        image_size: resize the short side to round(8/7 image_size), then crop the centre; None: as it is.
+        image_size: resize the short side to round(8/7 image_size), then crop the centre; None: do neither.
 
     Raises:
-        UnfitImageError: see there; one line that names the remedy.
-        ValueError: one line that says why it cannot be read.
+        UnfitImageError: see the class; one line with the remedy.
+        ValueError: the file cannot be read; one line with the reason.
     """
     with header(io.BytesIO(data)) as image:
-        image.info.pop("transparency", None)  # Pillow warns of dropping it; pixels are the same
+        image.info.pop("transparency", None)  # else Pillow warns when it drops it; pixels are the same
         picture = image.convert(_MODES[channels])
     if image_size is not None:
         picture = _resize_and_crop(picture, image_size)
@@ -52,10 +52,7 @@ def decode(data: bytes, channels: int, image_size: int | None = None) -> NDArray
 
 @contextmanager
 def header(file: BinaryIO) -> Iterator[Image.Image]:
-    """An image file whose header was read and is of a kind that can be used; pixels are read when asked for.
-
-    Errors, also of what is done with the image: as `decode`.
-    """
+    """Open an image file and check its header; pixels are read later. Errors inside the context too: as `decode`."""
     try:
         head = file.read(_HEAD)
         file.seek(0)
@@ -64,11 +61,11 @@ def header(file: BinaryIO) -> Iterator[Image.Image]:
             yield image
     except UnfitImageError:
         raise
-    except UnidentifiedImageError:  # its text shows an address in memory
+    except UnidentifiedImageError:  # its text contains a memory address
         if _jpeg_bits(file) not in (None, 8):
             raise _too_deep(_jpeg_bits(file)) from None
         raise ValueError("no image, or of a format that is not known") from None
-    except Exception as error:  # decoders raise anything on broken files: SyntaxError, struct.error, OSError, ...
+    except Exception as error:  # decoders raise many kinds on broken files: SyntaxError, struct.error, OSError, ...
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
@@ -82,7 +79,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _check_kind(image: Image.Image, head: bytes) -> None:
-    """By the file's own words: Pillow reads 16 bits of some kinds of file as 8."""
+    """Check format, bits and colour mode by the file's header: Pillow reads 16 bits of some formats as 8."""
     if image.format not in _FORMATS:
         raise UnfitImageError(
             f"has the format {image.format}, whose bits per channel are not known; convert it to an 8-bit PNG"
@@ -95,12 +92,12 @@ def _check_kind(image: Image.Image, head: bytes) -> None:
 
 
 def _bits(image: Image.Image, head: bytes) -> int:
-    """Bits per channel; 8 at most where the format has no more."""
+    """Bits per channel; 8 for formats that have no more."""
     if image.format == "PNG":
         return head[24]  # of IHDR, the first chunk
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
-        if set(tags.get(_TIFF_SAMPLE_FORMAT, (1,))) - {1, 4}:  # unsigned, or not said
+        if set(tags.get(_TIFF_SAMPLE_FORMAT, (1,))) - {1, 4}:  # 1: unsigned, 4: undefined
             raise UnfitImageError("has signed or floating-point numbers for pixels; convert it to an 8-bit image")
         return int(max(tags.get(_TIFF_BITS, (1,))))
     if image.format == "PPM":
@@ -116,7 +113,7 @@ def _bits(image: Image.Image, head: bytes) -> int:
 
 
 def _jpeg_bits(file: BinaryIO) -> int | None:
-    """What a JPEG's frame header says; None where there is none. Pillow takes JPEG of 12 bits for no image."""
+    """Bits per channel by a JPEG's frame header; None without one. Pillow does not recognise 12-bit JPEG at all."""
     file.seek(0)
     if file.read(2) != b"\xff\xd8":
         return None
@@ -132,7 +129,7 @@ def _too_deep(bits: int | None) -> UnfitImageError:
 
 
 def _resize_and_crop(picture: Image.Image, image_size: int) -> Image.Image:
-    """Short side to round(8/7 image_size) (256 for 224), then the centre: pixel for pixel torchvision's transforms."""
+    """Short side to round(8/7 image_size) (256 for 224), then centre crop: equal to torchvision's transforms."""
     short = round(image_size * 8 / 7)
     width, height = picture.size
     smaller = min(width, height)

@@ -1,4 +1,4 @@
-"""Which files of root/split are images, and of which class: what torchvision's ImageFolder takes, and no silence."""
+"""The images of root/split and their classes: as torchvision's ImageFolder, with warnings about omitted files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from drs_ray.config.class_names import out_of_number_order, shown
 from drs_ray.errors import DataError, counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-"""File names that are images, in any case: those of torchvision. Others are counted; hidden ones are not looked at."""
+"""Suffixes of images, in upper or lower case, as in torchvision. Other files are counted; hidden files are ignored."""
 LITTER = ("__MACOSX", "__pycache__", "lost+found", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
-"""Directories that systems make by themselves: they are no classes, and hold no images."""
+"""Directories that operating systems and tools create; they are not classes."""
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _NAMED = 5
 
@@ -29,7 +29,7 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of each class, classes in order of their numbers; warnings: what was left out or looks wrong."""
+    """The images of each class, in order of class number; warnings: about omitted files and suspicious layouts."""
 
     images: dict[str, list[ImageFile]]
     warnings: tuple[str, ...]
@@ -37,7 +37,7 @@ class Listing:
 
 @dataclass
 class _Seen:
-    """What a walk came across beside images."""
+    """Other findings of a walk: files by unknown suffix, and the first image of each directory below a class's."""
 
     unknown: Counter[str] = field(default_factory=Counter)
     deeper: list[str] = field(default_factory=list)
@@ -47,13 +47,13 @@ def list_classes(data_set: str, directory: Path, order: Sequence[str] | None) ->
     """The images of directory/class/, also in deeper directories, in the order of torchvision's ImageFolder.
 
     Args:
-        data_set: its name, for messages.
-        directory: of the split.
+        data_set: name of the data set, for messages.
+        directory: directory of the split.
         order: names of all classes in order of class number; None: the class directories in text order.
 
     Raises:
-        DataError: a class that `order` lacks, fewer than two classes, no image at all, a dangling link, a link to a
-            directory above it, a name that is not UTF-8, or a directory that cannot be read.
+        DataError: a class that `order` lacks, fewer than two classes, no images, a dangling link, a link to a directory
+            above it, a name that is not UTF-8, or a directory that cannot be read.
     """
     who = f"data set {data_set}: {directory}"
     seen = _Seen()
@@ -80,12 +80,12 @@ def list_classes(data_set: str, directory: Path, order: Sequence[str] | None) ->
 
 
 def list_images(directory: Path) -> list[ImageFile]:
-    """The images that lie in a directory itself, by name. Errors: see `list_classes`."""
+    """The images directly in a directory, sorted by name. Errors: see `list_classes`."""
     return _children(directory, _Seen())[1]
 
 
 def _walk(directory: Path, class_name: str, seen: _Seen) -> list[ImageFile]:
-    """The images below directory/class: each directory's by name, directories by path."""
+    """The images below directory/class, sorted by directory path, then by name."""
     listed: list[tuple[str, list[ImageFile]]] = []
     todo: list[tuple[str, tuple[tuple[int, int], ...]]] = [(class_name, (_inode(directory / class_name),))]
     while todo:
@@ -103,7 +103,7 @@ def _walk(directory: Path, class_name: str, seen: _Seen) -> list[ImageFile]:
 
 
 def _children(directory: Path, seen: _Seen) -> tuple[list[str], list[ImageFile]]:
-    """Names of the directories in a directory, and its images, sorted by name (their paths are names yet)."""
+    """Names of the directories in a directory, and its images with their names as paths, both sorted by name."""
     directories: list[str] = []
     images: list[ImageFile] = []
     entry = None
@@ -148,7 +148,7 @@ def _inode(directory: Path) -> tuple[int, int]:
 
 
 def _too_few(directory: Path, classes: Sequence[str], loose: Sequence[ImageFile], seen: _Seen) -> str:
-    """That there is no class, or one, and which layout that looks like."""
+    """Describe a listing with no class or one class, and the layout that it resembles."""
     if classes:
         text = f"one class directory, {classes[0]!r}, and a classifier needs two"
         loose = list_images(directory / classes[0]) if (directory / classes[0]).is_dir() else []

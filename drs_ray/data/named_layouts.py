@@ -1,4 +1,4 @@
-"""Data sets that are read as they are unpacked, without torchvision: Tiny-ImageNet and STL-10."""
+"""Data sets that are read from their unpacked archives, without torchvision: Tiny-ImageNet and STL-10."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIDE = 96
 def load_tiny_imagenet(
     root: Path, split: str, image_size: int | None, classes: Sequence[str] | None = None
 ) -> FolderDataset:
-    """Tiny-ImageNet as it is unpacked, or with val sorted into class directories: image ids are the same.
+    """Tiny-ImageNet as unpacked, or with val sorted into class directories: image ids are the same.
 
     Classes are those of wnids.txt in text order, which is the order of torchvision's ImageFolder, unless `classes`
     names another order. Arguments and errors: see `drs_ray.data.folders.load_folder`.
@@ -46,7 +46,7 @@ def load_tiny_imagenet(
 
 
 def _annotated(directory: Path, images: Sequence[ImageFile], order: Sequence[str]) -> Listing:
-    """val/images by the classes that val_annotations.txt gives: lines of file name, class and four numbers, by tabs."""
+    """val/images by the classes in val_annotations.txt: lines of file name, class and four numbers, split by tabs."""
     file = directory / _ANNOTATIONS
     try:
         rows = [line.split("\t") for line in read_class_names(file)]
@@ -73,10 +73,10 @@ def _annotated(directory: Path, images: Sequence[ImageFile], order: Sequence[str
 def load_stl10(root: Path, split: str) -> ArrayDataset:
     """STL-10's labelled images, read from root/stl10_binary: uint8 [N, 3, 96, 96], labels 0..9 in its own order.
 
-    torchvision would first compute the checksum of all files, of which the unlabelled images are 2.8 GB.
+    torchvision would first compute checksums of all files; the unlabelled images alone are 2.8 GB.
 
     Raises:
-        DataError: the files are not there, or do not match.
+        DataError: the files are missing, or do not match.
     """
     directory = root / "stl10_binary"
     remedy = f"dataset.root must hold what {STL10_SITE} has"

@@ -1,7 +1,7 @@
 """The format of a packed data set: Parquet shards of encoded images below OUT/<split>/, and an index written last.
 
-The index (`_dataset.json`) has the digest of all content, and of each row group a sha256 over its ids, labels and the
-sha256 of each image's pixels: what is read of a shard is checked against it, so that no changed image goes unnoticed.
+The index (`_dataset.json`) has the digest of all content, and for each row group a sha256 over its ids, labels and the
+sha256 of each image's pixels. Readers check row groups against it, so that changed images are detected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from drs_ray.errors import DataError, counted
 
 INDEX = "_dataset.json"
-"""Name of a split's index, beside its shards. Readers of Parquet directories leave out what begins with `_`."""
+"""Name of a split's index, beside its shards. Readers of Parquet directories ignore names that begin with `_`."""
 
 SCHEMA = pa.schema(
     [
@@ -26,10 +26,10 @@ SCHEMA = pa.schema(
         pa.field("image", pa.binary(), nullable=False),  # an image file: the source's own, or PNG
     ]
 )
-"""Columns of a shard. The three short ones come first: labels are read without images."""
+"""Columns of a shard. The three short columns come first, so that labels are read without images."""
 
 ROWS = ("image_id", "label", "pixels_sha256")
-"""The columns that say what the images are."""
+"""The columns that `rows_digest` covers."""
 
 _Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
@@ -39,7 +39,7 @@ class _Part(BaseModel):
 
 
 class RowGroup(_Part):
-    """How many images a row group has, and `rows_digest` of it."""
+    """Number of images of a row group, and its `rows_digest`."""
 
     images: int = Field(ge=1)
     sha256: str = _Sha256
@@ -54,11 +54,11 @@ class Shard(_Part):
 
 
 class PackedIndex(_Part):
-    """What is packed: the source's name and split, its shape and classes, digests, and where the images are.
+    """The index of a packed split: the source's name and split, its shape and classes, digests, and the shards.
 
-    digest: of the content (see `drs_ray.data.split.ContentDigest`), equal to an in-memory source's own. source_digest:
-    as the source gives it. classes: names in order of class number; None where they are not known. pillow: the version
-    that decoded the images; another may decode a JPEG otherwise.
+    digest: of the content (see `drs_ray.data.split.ContentDigest`), equal to the digest of an in-memory source.
+    source_digest: the source's own digest. classes: names in order of class number, or None if unknown. pillow: the
+    version that decoded the images; another version may decode a JPEG differently.
     """
 
     format: Literal["drs-ray images 1"] = "drs-ray images 1"
@@ -90,7 +90,7 @@ class PackedIndex(_Part):
 
 
 def index_key(split: str) -> str:
-    """Where the index of a split is."""
+    """The key of a split's index."""
     return f"{split}/{INDEX}"
 
 
@@ -98,7 +98,7 @@ def parse_index(data: bytes, place: str) -> PackedIndex:
     """The index stored at `place`.
 
     Raises:
-        DataError: it is none, or of a version that this drs-ray cannot read.
+        DataError: the data are no index, or of a version that this drs-ray cannot read.
     """
     try:
         return PackedIndex.model_validate_json(data)
@@ -112,7 +112,7 @@ def parse_index(data: bytes, place: str) -> PackedIndex:
 
 
 def rows_digest(image_ids: Sequence[int], labels: Sequence[int], pixel_digests: Sequence[bytes]) -> str:
-    """sha256 (hex) of what a row group holds; `pixel_digests` are 32 bytes each."""
+    """sha256 (hex) of a row group; `pixel_digests` are 32 bytes each."""
     result = hashlib.sha256()
     for image_id, label, pixels in zip(image_ids, labels, pixel_digests, strict=True):
         result.update(image_id.to_bytes(8, "little") + label.to_bytes(8, "little", signed=True) + pixels)

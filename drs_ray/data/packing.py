@@ -1,7 +1,7 @@
-"""`drs-ray pack`: any data set as Parquet row groups of encoded images, in a directory or on S3, in bounded memory.
+"""`drs-ray pack`: writes a data set as Parquet row groups of encoded images, to a directory or S3, in bounded memory.
 
-Shards are named after their content, and the index is written last: before it is there, nothing can be read. A pack
-that was killed is started over, and does not store again what is stored already.
+Shards are named by their content. The index is written last; without it nothing can be read. A killed pack starts again
+from the first image, but does not store existing shards again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from drs_ray.errors import ConfigError, MissingObjectError
 from drs_ray.storage import Store
 
 ROW_GROUP_BYTES = 2**20
-"""A row group ends with the image that fills so many bytes: what is read to get one image, in one request."""
+"""A row group ends when its images reach this size; to get one image, a row group is read in one request."""
 SHARD_BYTES = 2**25
-"""A shard ends with the row group that fills so many bytes: what packing holds in memory, three times."""
+"""A shard ends when its row groups reach this size; packing needs three times this memory."""
 
 
 class _Row(NamedTuple):
@@ -43,17 +43,17 @@ def pack_dataset(
 
     Args:
         dataset: the source.
-        image_size: what its images were resized to; it is noted in the index.
-        store: where to; several splits may lie side by side, each below its own name.
-        on_progress: called after each image with how many there are.
+        image_size: size to which the source's images are resized, for the index.
+        store: destination; it may hold several splits, each below its own name.
+        on_progress: called after each image with the number of packed images.
 
     Returns:
-        The index in force, and whether the split was there before: then nothing was written.
+        The stored index, and whether the split was packed before: then nothing was written.
 
     Raises:
-        ConfigError: another data set is packed there.
+        ConfigError: another data set is packed in `store`.
         DataError: naming the image that is missing, broken, or of another size.
-        StoreError: the place cannot be written.
+        StoreError: `store` cannot be written.
     """
     store.check_writable()
     key = index_key(dataset.split)
@@ -124,13 +124,13 @@ def _groups(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
 
 
 def _shards(groups: Iterable[list[_Row]]) -> Iterator[tuple[bytes, tuple[RowGroup, ...]]]:
-    """Parquet files, whole, with what their row groups are: a function of the rows and of pyarrow's version."""
+    """Whole Parquet files and their row groups: a function of the rows and of pyarrow's version."""
     written: list[RowGroup] = []
     sink = io.BytesIO()
     writer: pq.ParquetWriter | None = None
     for group in groups:
         if writer is None:
-            # Images are compressed already; and a flipped bit shall damage one image, not all of a page.
+            # Images are compressed already, and without compression a flipped bit damages one image, not a whole page.
             writer = pq.ParquetWriter(sink, SCHEMA, compression="none", use_dictionary=False, write_statistics=False)
         writer.write_table(pa.Table.from_pylist([row._asdict() for row in group], SCHEMA), row_group_size=len(group))
         digest = rows_digest(*(list(column) for column in list(zip(*group, strict=True))[:3]))
@@ -154,7 +154,7 @@ def _stored(shards: Iterable[tuple[bytes, tuple[RowGroup, ...]]], split: str, st
 
 
 def _remove_strays(index: PackedIndex, store: Store) -> None:
-    """Shards of packs that were killed while the source, or pyarrow, was another."""
+    """Delete shards of killed packs of another source or with another version of pyarrow."""
     ours = {shard.key for shard in index.shards}
     for stored in store.list(f"{index.split}/"):
         if stored.key not in ours and re.fullmatch(r"\d{5,}-[0-9a-f]{16}\.parquet", stored.key.rpartition("/")[2]):

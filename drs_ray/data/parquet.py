@@ -1,4 +1,4 @@
-"""The data set `parquet`: what `drs-ray pack` wrote, of which only the row groups that are asked for are read."""
+"""The data set `parquet`, written by `drs-ray pack`; only the row groups that are needed are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REMEDY = "pack the data set again into another place"
 
 
 class _RowGroup(NamedTuple):
-    """Where a row group is, and the ids of its images: first, ..., stop - 1."""
+    """Position of a row group, and the ids of its images: first, ..., stop - 1."""
 
     shard: Shard
     number: int
@@ -36,11 +36,11 @@ class _RowGroup(NamedTuple):
 class PackedDataset(Split):
     """A packed split (see `drs_ray.data.datasets.Dataset`), under the name of its source.
 
-    Holds the index and one row group: some 2 MiB, and 100 bytes per row group, whatever the number of images.
+    Holds the index and one row group in memory: some 2 MiB, and 100 bytes per row group.
     """
 
     def __init__(self, store: Store, index: PackedIndex) -> None:
-        """`index` is the split's, below `store`. Nothing is read before an image or a label is asked for."""
+        """`index` is the split's index in `store`. Nothing is read before the first access to an image or a label."""
         self.name, self.split = index.name, index.split
         self.num_classes, self.classes, self.digest = index.num_classes, index.classes, index.digest
         self._store, self._index = store, index
@@ -63,20 +63,19 @@ class PackedDataset(Split):
         return self._index.image_shape
 
     def __len__(self) -> int:
-        """Number of images."""
         return self._index.images
 
     def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
         """One image, uint8 [C, H, W].
 
         Raises:
-            DataError: naming the image, its shard and row group, if it is missing, broken, or not what was packed.
-            StoreError: the place cannot be read.
+            DataError: naming the image, its shard and row group, if it is missing, broken, or changed since packing.
+            StoreError: the store cannot be read.
         """
         return self.encoded(image_id)[1]
 
     def encoded(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
-        """The image as it was packed, and its pixels. Errors: see `pixels_of`."""
+        """The packed image file, and its pixels. Errors: see `pixels_of`."""
         group = self._group_of(image_id)
         table = self._rows(group, with_images=True)
         row = image_id - group.first
@@ -98,7 +97,7 @@ class PackedDataset(Split):
         return image, pixels
 
     def label(self, image_id: int) -> int:
-        """Class index of one image, read without images unless they are at hand. Errors: see `pixels_of`."""
+        """Class index of one image, read without images unless these are in memory. Errors: see `pixels_of`."""
         group = self._group_of(image_id)
         label: int = self._rows(group, with_images=False)["label"][image_id - group.first].as_py()
         return label
@@ -138,9 +137,9 @@ class PackedDataset(Split):
         return table
 
     def _open(self, shard: Shard) -> pq.ParquetFile:
-        """The shard, with its footer read once. A new file each time: with `pre_buffer` one keeps what it has read."""
+        """Open the shard. Each call makes a new file, since one with `pre_buffer` keeps all bytes that it has read."""
         footer = self._footer[1] if self._footer is not None and self._footer[0] == shard.key else None
-        # pre_buffer: the columns of a row group lie side by side, and are read in one request.
+        # pre_buffer: the columns of a row group are adjacent, and are read in one request.
         file = pq.ParquetFile(_StoredFile(self._store, shard), metadata=footer, pre_buffer=True)
         if footer is None:
             if not file.schema_arrow.equals(SCHEMA):
@@ -150,7 +149,7 @@ class PackedDataset(Split):
 
 
 class _StoredFile(io.RawIOBase):
-    """A stored object as a file, of which only the bytes that are asked for are fetched."""
+    """A stored object as a file; only the requested bytes are fetched."""
 
     def __init__(self, store: Store, shard: Shard) -> None:
         self._store, self._shard = store, shard
@@ -180,12 +179,12 @@ class _StoredFile(io.RawIOBase):
 
 
 def load_packed(root: str, split: str, endpoint_url: str | None) -> PackedDataset:
-    """Open the packed split below `root`, a directory or s3:// URI, by its index alone.
+    """Open the packed split below `root`, a directory or s3:// URI; reads only its index.
 
     Raises:
-        ConfigError: a root or split that cannot be.
-        DataError: nothing is packed there, or not this split, or its index is damaged.
-        StoreError: the place cannot be read.
+        ConfigError: an invalid root or split.
+        DataError: the split is not packed below `root`, or its index is damaged.
+        StoreError: `root` cannot be read.
     """
     if not split or "/" in split or split.startswith("."):
         raise ConfigError(f"dataset.split must be the name of a packed split, got {split!r}")

@@ -1,4 +1,4 @@
-"""What all data sets of 8-bit images share: images and labels by id, one or several, and a digest of content."""
+"""Common code of all data sets of 8-bit images: images and labels by id, and a digest of the content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Split(ABC):
-    """Base of the data sets (see `drs_ray.data.datasets.Dataset`), for which they say what one image's pixels are."""
+    """Base of data sets (see `drs_ray.data.datasets.Dataset`), which implement the access to one image and label."""
 
     name: str
     split: str
@@ -34,7 +34,7 @@ class Split(ABC):
     def __len__(self) -> int:
         """Number of images."""
 
-    def check(self, image_ids: Sequence[int]) -> None:  # noqa: B027 - most sources were checked when they were opened
+    def check(self, image_ids: Sequence[int]) -> None:  # noqa: B027 - most sources are checked when they are opened
         """See `drs_ray.data.datasets.Dataset.check`."""
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Split(ABC):
         """Class index of one image."""
 
     def encoded(self, image_id: int) -> tuple[bytes, NDArray[np.uint8]]:
-        """One image as the bytes of an image file, and the pixels that they decode to."""
+        """One image as the bytes of an image file, and its decoded pixels."""
         pixels = self.pixels_of(image_id)
         return encode_png(pixels), pixels
 
@@ -70,7 +70,7 @@ class Split(ABC):
         return np.array([self.label(image_id) for image_id in image_ids], dtype=np.int64)
 
     def known(self, image_id: int) -> int:
-        """The id itself; numpy would read a negative one from the end: another image under a wrong id.
+        """Return the id if it is valid: numpy would count a negative id from the end.
 
         Raises:
             DataError: if there is no such image.
@@ -81,7 +81,7 @@ class Split(ABC):
 
 
 class View(Split):
-    """Base of what stands for another data set, and is described as that is."""
+    """Base of data sets that wrap another one and have its name, split, digest, classes and warnings."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.name, self.split, self.digest = dataset.name, dataset.split, dataset.digest
@@ -98,14 +98,13 @@ class Subset(View):
     """Some images of another data set, under new ids 0 .. len - 1."""
 
     def __init__(self, dataset: Dataset, image_ids: Sequence[int]) -> None:
-        """`image_ids`: ids in `dataset`, of the images 0, 1, ... of this."""
+        """`image_ids`: the ids in `dataset` of the images 0, 1, ... of the subset."""
         super().__init__(dataset)
         ids = np.asarray(image_ids, dtype="<i8")
         self.digest = hashlib.sha256(dataset.digest.encode() + b"/" + ids.tobytes()).hexdigest()
         self._ids: list[int] = ids.tolist()
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._ids)
 
     def pixels_of(self, image_id: int) -> NDArray[np.uint8]:
@@ -141,10 +140,10 @@ class ContentDigest:
         self._hash = hashlib.sha256(f"{name}/{split}/{shape}/{num_classes}/".encode())
 
     def add(self, pixels: NDArray[np.uint8]) -> None:
-        """The next images, uint8 [C, H, W] or [n, C, H, W]."""
+        """Add the next images, uint8 [C, H, W] or [n, C, H, W]."""
         self._hash.update(np.ascontiguousarray(pixels).data)
 
     def hexdigest(self, labels: NDArray[np.int64]) -> str:
-        """The digest, once all images are in. `labels`: of all of them, [N]. To be called once."""
+        """The digest, after all images were added; call it once. `labels`: [N], of all images."""
         self._hash.update(np.ascontiguousarray(labels, dtype="<i8").data)
         return self._hash.hexdigest()

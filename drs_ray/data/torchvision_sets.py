@@ -15,7 +15,7 @@ from drs_ray.errors import DataError, counted
 
 
 class _Files(NamedTuple):
-    """num_classes of a data set, what torchvision looks for below root, and where the files are to be had."""
+    """Number of classes, the files that torchvision expects below root, and the address of the files."""
 
     num_classes: int
     layout: str
@@ -31,16 +31,16 @@ TORCHVISION_SETS = {
     "cifar100": _Files(100, "cifar-100-python/", f"{_CIFAR}/cifar-100-python.tar.gz"),
     "svhn": _Files(10, "{train,test}_32x32.mat", "http://ufldl.stanford.edu/housenumbers"),
 }
-"""Names, and what each of them needs."""
+"""Name -> number of classes and files."""
 
 
 def load_torchvision(name: str, root: Path, split: str, download: bool) -> ArrayDataset:
-    """One of `TORCHVISION_SETS` in torchvision's own order, read from root; downloaded into it only when asked.
+    """Read one of `TORCHVISION_SETS` from root, in torchvision's order; it is downloaded only with `download`.
 
     cifar100 has its 100 fine labels; svhn has the label 0 for the digit 0, and no `extra` split.
 
     Raises:
-        DataError: if the files are not there, damaged, do not match, or cannot be downloaded.
+        DataError: the files are missing or damaged, do not match, or cannot be downloaded.
     """
     files = TORCHVISION_SETS[name]
     remedy = (
@@ -50,12 +50,12 @@ def load_torchvision(name: str, root: Path, split: str, download: bool) -> Array
         raise DataError(f"data set {name}: root {root} is not a directory; correct dataset.root, {remedy}")
     try:
         with warnings.catch_warnings():
-            # CIFAR's pickles were written by a numpy whose arrays numpy >= 2.4 reads with a warning.
+            # CIFAR's pickles have arrays of an old numpy, of which numpy >= 2.4 warns.
             warnings.simplefilter("ignore")
             pixels, targets, classes = _read(name, root, split, download)
     except (
         *(RuntimeError, OSError, ValueError, EOFError),
-        *(KeyError, AssertionError, pickle.UnpicklingError),  # a header or a table that is not what it should be
+        *(KeyError, AssertionError, pickle.UnpicklingError),  # an invalid header or table
     ) as error:
         what = "cannot be downloaded" if download else "is not there, or damaged"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -92,5 +92,5 @@ def _read(
     loaded = source(root=str(root), train=split == "train", download=download)
     data = np.asarray(loaded.data, dtype=np.uint8)  # mnist [N, H, W]; cifar [N, H, W, C]
     pixels = data[:, None] if data.ndim == 3 else data.transpose(0, 3, 1, 2)
-    classes = DIGITS if name == "mnist" else tuple(loaded.classes)  # of CIFAR: the data set's own, as in its meta file
+    classes = DIGITS if name == "mnist" else tuple(loaded.classes)  # CIFAR: the names in its meta file
     return np.ascontiguousarray(pixels), np.asarray(loaded.targets, dtype=np.int64), classes

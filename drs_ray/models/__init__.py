@@ -1,1 +1,1 @@
-"""Base classifiers: architectures, checkpoints, and the factory that joins and checks them."""
+"""Base classifiers: architectures, checkpoints, and the functions that load and check a classifier."""

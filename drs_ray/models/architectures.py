@@ -1,7 +1,7 @@
 """Built-in base classifiers: a small CNN for digits, ResNet-20/110 for 32x32 images, torchvision's ResNet-50.
 
-All take sub-images of any size and layout. Inputs are pixels in [0, 1] plus noise, unbounded; normalisation is part of
-the classifier: arguments `mean` and `std`, one number per channel.
+All of them take sub-images of any size and layout. Inputs are pixels in [0, 1] plus unbounded noise. Normalisation is
+part of the classifier: arguments `mean` and `std`, one number per channel.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build_architecture(
         arguments: `mean` and `std` (a list with one number per channel), and the architecture's own (`ARCHITECTURES`).
 
     Raises:
-        ClassifierError: for an unknown name, an unknown or impossible argument.
+        ClassifierError: an unknown name, or an unknown or invalid argument.
     """
     if name not in ARCHITECTURES:
         raise ClassifierError(
@@ -76,8 +76,8 @@ class Normalize(nn.Module):
 class DigitsCNN(nn.Module):
     """Three 3x3 convolutions, two of them with stride 2, and two linear layers: 1.4 million products for a digit.
 
-    The linear layers see where a feature is: under noise as strong as sigma = 1 a stroke is told from chance only by
-    looking for it in its place. A global average instead halves the average certified radius (measured).
+    The linear layers see the position of a feature: under noise as strong as sigma = 1 only its position tells a stroke
+    from noise. A global average instead halves the average certified radius (measured).
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, width: int, hidden: int) -> None:
@@ -130,8 +130,8 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """The 16-32-64 ResNet for 32x32 images, depth = 6n + 2.
 
-    Parameter names are those of bearpaw/pytorch-classification, which Cohen et al. and the authors of DRS trained:
-    their checkpoints load as they are.
+    Parameter names are those of bearpaw/pytorch-classification, which Cohen et al. and the authors of DRS trained, so
+    that their checkpoints load.
     """
 
     def __init__(self, depth: int, channels: int, num_classes: int) -> None:
@@ -163,17 +163,17 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 def _resnet50(image_shape: tuple[int, int, int], num_classes: int, _: Mapping[str, int]) -> nn.Module:
     need_colour("resnet50", image_shape)
-    from torchvision import models  # a second to import: only for those who use it
+    from torchvision import models  # takes a second to import
 
     network: nn.Module = models.resnet50(weights=None, num_classes=num_classes)
     return network
 
 
 def need_colour(architecture: str, image_shape: tuple[int, int, int]) -> None:
-    """Refuse grey images, for an architecture that takes colour alone.
+    """Refuse images for an architecture that takes only 3 channels.
 
     Raises:
-        ClassifierError: when there are not 3 channels.
+        ClassifierError: the images have another number of channels.
     """
     if image_shape[0] != 3:
         raise ClassifierError(
@@ -199,4 +199,4 @@ ARCHITECTURES: Mapping[str, tuple[_Builder, Mapping[str, int]]] = {
     "resnet110": (lambda shape, classes, _: CifarResNet(110, shape[0], classes), {}),
     "resnet50": (_resnet50, {}),
 }
-"""Name -> how it is built, and its own integer arguments with their defaults."""
+"""Name -> function that builds it, and its own integer arguments with their defaults."""

@@ -1,4 +1,4 @@
-"""From an architecture's name to an untrained module: built-in, of torchvision or timm, or the user's own factory."""
+"""From an architecture's name to an untrained module: built-in, of torchvision or timm, or a user's factory."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def build_module(
     num_classes: int,
     pixels: PixelsConfig | None = None,
 ) -> nn.Module:
-    """The untrained module of an architecture's name, or whatever the user's `module:function` returns.
+    """The untrained module of an architecture's name, or the module that the user's `module:function` returns.
 
     Args:
         architecture: a built-in name, `torchvision:<name>`, `timm:<name>`, or `module:function`. The function is called
-            with `image_shape`, `num_classes` and the arguments; its module is looked for in the current directory too.
+            with `image_shape`, `num_classes` and the arguments; its module may be in the current directory.
         arguments: keyword arguments of the architecture or the function.
         image_shape: (C, h, w) of the sub-image as laid out.
         num_classes: number of logits.
-        pixels: how the architecture wants its pixels; the module returned begins with that.
+        pixels: the pixel convention of the architecture, which becomes the first part of the module.
 
     Raises:
-        ClassifierError: if there is no such architecture or function, if it raises, or returns something else.
+        ClassifierError: the architecture or function does not exist, raises, or returns no module.
     """
     network = _network(architecture, arguments, shape_seen(image_shape, pixels), num_classes)
     return with_pixels(network, pixels, image_shape[0])
@@ -71,7 +71,7 @@ def _network(architecture: str, arguments: Mapping[str, JsonValue], image_shape:
 
 
 def is_factory(architecture: str) -> bool:
-    """Whether it names a function of the user's own, which may return a module that needs no checkpoint."""
+    """Whether it names a user's function, which may return a module that needs no checkpoint."""
     return ":" in architecture and architecture.partition(":")[0] not in _LIBRARIES
 
 
@@ -79,13 +79,13 @@ def find_function(name: str) -> Callable[..., object]:
     """The user's `module:function`.
 
     Raises:
-        ClassifierError: if it cannot be imported, or is no function.
+        ClassifierError: it cannot be imported, or is no function.
     """
     module_name, _, function_name = name.partition(":")
     with _current_directory_on_path(), plain_torch():
         try:
             imported = importlib.import_module(module_name)
-        except Exception as error:  # user code: whatever it raises is reported, with the traceback chained
+        except Exception as error:  # user code may raise anything
             raise ClassifierError(
                 f"classifier {name}: module {module_name!r} cannot be imported ({brief(error)}); "
                 "start in the directory that holds it, or put it on PYTHONPATH"
@@ -102,18 +102,18 @@ def find_function(name: str) -> Callable[..., object]:
 def call(
     name: str, build: Callable[..., object], given: Mapping[str, object], arguments: Mapping[str, JsonValue]
 ) -> nn.Module:
-    """What `build` returns for what drs-ray gives it and the user's own arguments.
+    """The module that `build` returns for the arguments of drs-ray (`given`) and of the user.
 
     Raises:
-        ClassifierError: if it raises, or returns no module.
+        ClassifierError: `build` raises, or returns no module.
     """
     with _current_directory_on_path(), plain_torch():
         try:
             built = build(**given, **arguments)
         except Exception as error:  # user code, or a library that does not know an argument
-            told_given = ", ".join(f"{key}={value}" for key, value in given.items())
+            given_text = ", ".join(f"{key}={value}" for key, value in given.items())
             raise ClassifierError(
-                f"classifier {name}: called with {told_given} and "
+                f"classifier {name}: called with {given_text} and "
                 f"the arguments {dict(arguments)}, it raised {brief(error)}; correct the function or the arguments"
             ) from error
     if not isinstance(built, nn.Module):
@@ -124,13 +124,13 @@ def call(
 
 
 def brief(error: Exception) -> str:
-    """An exception of somebody else's code as a few words: its type and its first line."""
+    """An exception of foreign code in short: its type and its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _torchvision(name: str, image_shape: Shape) -> Callable[..., object]:
-    from torchvision import models  # a second to import: only for those who use it
+    from torchvision import models  # takes a second to import
 
     _look_up(f"torchvision:{name}", name, models.list_models(module=models))
     need_colour(f"torchvision:{name}", image_shape)
@@ -158,7 +158,7 @@ def _look_up(architecture: str, name: str, known: Sequence[str]) -> None:
 
 
 def _quiet(build: Callable[..., object], *names: str, **fixed: object) -> Callable[..., object]:
-    """Libraries warn about initial weights, which a checkpoint replaces."""
+    """`build` without warnings: libraries warn about initial weights, which a checkpoint replaces."""
 
     def built(**arguments: object) -> object:
         with warnings.catch_warnings():
@@ -170,7 +170,7 @@ def _quiet(build: Callable[..., object], *names: str, **fixed: object) -> Callab
 
 @contextlib.contextmanager
 def _current_directory_on_path() -> Iterator[None]:
-    """As `python -m` has it; a long-lived process gets its sys.path back."""
+    """The current directory on sys.path, as with `python -m`, inside the context only."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     importlib.invalidate_caches()

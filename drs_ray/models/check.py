@@ -1,8 +1,8 @@
-"""Is a base classifier a fixed function of each sample alone? Tried before it votes, and on a batch that has voted.
+"""Tests whether a base classifier is a fixed function of each sample alone: before it votes, and on a counted batch.
 
-What decides a vote is compared: each sample's logits minus its largest, cut at -20. A class that is masked with a huge
-negative logit, or an offset that all classes share, then hides nothing. What such a trial cannot find is in
-docs/theory.md 8.
+The tests compare centred logits, which decide a vote: each sample's logits minus its largest, cut at -20. So a class
+that is masked with a huge negative logit, or an offset that all classes share, hides no difference. docs/theory.md 8
+says what the tests cannot find.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from drs_ray.models.building import brief
 from drs_ray.models.tensors import few, tensor_digests
 
 _SAMPLES = 8
-_LOWEST = -20.0  # such a class has e^-20 of the leading one's softmax: how much less is no matter
-_ALL_LOGITS = 128  # up to so many classes a probe keeps every logit
+_LOWEST = -20.0  # a class with this centred logit has e^-20 of the leading class's softmax
+_ALL_LOGITS = 128  # up to this number of classes a probe keeps every logit
 _DIRECTIONS = 64
 _FLOAT32_EPS = float(torch.finfo(torch.float32).eps)
 
 
 def tolerance_of(precision: str, device: str) -> float:
-    """How far kernels for other batch shapes may move logits, as a share of their spread.
+    """How much logits may differ between kernels for different batch shapes, as a share of their spread.
 
     Args:
-        precision: float32 or bfloat16, of the products in the network.
+        precision: precision of the products in the network, float32 or bfloat16.
         device: cpu, cuda or cuda:N.
     """
     if precision == "bfloat16":
-        return 2.0**-4  # a product is rounded to 2^-9 of itself, and a deep network adds such errors up
+        return 2.0**-4  # a product is rounded to 2^-9 of itself, and the errors of a deep network add up
     return 2.0**-13 if device == "cpu" else 2.0**-8  # a GPU may multiply float32 as TF32, to 2^-11
 
 
@@ -47,13 +47,13 @@ def check_classifier(
     device: str | torch.device = "cpu",
     precision: str = "float32",
 ) -> tuple[float, ...]:
-    """Try a classifier on eight fixed noisy inputs: it must be in eval mode, and as `check_samples` wants it.
+    """Test a classifier on eight fixed noisy inputs: it must be in eval mode and pass `check_samples`.
 
     Returns:
-        Its probe: what another copy of the classifier must answer too (`same_probe`).
+        Its probe, with which the probe of another copy must agree (`same_probe`).
 
     Raises:
-        ClassifierError: naming the sub-image, what was got and what is expected.
+        ClassifierError: naming the sub-image, and what is wrong and expected.
     """
     in_training = [name or type(part).__name__ for name, part in module.named_modules() if part.training]
     if in_training:
@@ -75,24 +75,24 @@ def check_samples(
     tolerance: float,
     voted: Tensor | None = None,
 ) -> Tensor:
-    """Try a classifier on these samples: it must be a fixed function of each alone.
+    """Test on some samples whether a classifier is a fixed function of each sample alone.
 
-    It must turn them into float logits [N, num_classes], of which each sample has a finite one and none that is NaN or
-    +inf. Its answer must be the same the second time, in another order, alone, in smaller batches, and after all that;
-    it must draw no random numbers of torch, numpy or Python, and leave its parameters and buffers as they are. Where
-    every centred logit is within the tolerance, a vote differs only where the leading gap is smaller than that too.
+    It must return float logits [N, num_classes], for each sample with a finite one and without NaN and +inf. Its
+    answers must be the same when they are repeated at once, in reverse order, one by one, in smaller batches, and at
+    the end. It must draw no random numbers of torch, numpy or Python, and must not change its parameters and buffers.
+    If every centred logit is within the tolerance, only votes with a leading gap below the tolerance can differ.
     Cost: seven passes of the N samples.
 
     Args:
         module: the classifier, in eval mode.
-        inputs: float32 [N, C, h, w], N >= 2, on its device; they stay as they are, whatever the module does.
+        inputs: float32 [N, C, h, w], N >= 2, on the module's device; the module gets copies.
         num_classes: C of the logits.
-        sub_image: whose classifier it is, to name it in errors.
+        sub_image: index of the classifier's sub-image, for errors.
         tolerance: share of the logits' spread that kernels may differ by, from `tolerance_of`.
-        voted: what it answered to these samples in a batch that was counted, [N, num_classes]; None: nothing yet.
+        voted: the logits of these samples in a batch that was counted, [N, num_classes], or None.
 
     Returns:
-        Its logits, float64 [N, num_classes], on the inputs' device.
+        The classifier's logits, float64 [N, num_classes], on the inputs' device.
 
     Raises:
         ClassifierError: naming the sub-image and the cause.
@@ -102,7 +102,7 @@ def check_samples(
     def answer(samples: Tensor) -> Tensor:
         return _answer(module, samples, num_classes, who)
 
-    logits = answer(inputs)  # first: lazy layers take their shape, and draw their weights
+    logits = answer(inputs)  # before the states are read: lazy layers draw their weights in the first call
     random_states = _random_states(inputs.device)
     tensors = tensor_digests(module)
     again = answer(inputs)
@@ -142,17 +142,17 @@ def check_samples(
 
 
 class FirstBatch(nn.Module):
-    """A classifier that is watched while it votes: a few samples of its first batch are kept, to be voted on again."""
+    """Wraps a classifier while it votes and keeps a few samples of its first batch, to check them later."""
 
     def __init__(self, module: nn.Module, plain: nn.Module) -> None:
-        """Watch `module`, whose answers are passed on as they are. plain: the same before it was compiled."""
+        """`module` votes; `plain` is the same classifier before it was compiled."""
         super().__init__()
         self._module = module
         self._plain = plain
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the classifier's."""
+        """The classifier's logits, unchanged."""
         if self._kept is not None:
             return self._module(x)  # type: ignore[no-any-return]
         picked = torch.linspace(0, len(x) - 1, min(_SAMPLES, len(x)), dtype=torch.float64, device=x.device).long()
@@ -162,12 +162,10 @@ class FirstBatch(nn.Module):
         return logits
 
     def check(self, num_classes: int, sub_image: int, tolerance: float) -> None:
-        """Vote again on the samples that were kept, without the compiler, as `check_samples` does.
-
-        A batch of one says nothing.
+        """Compare the counted logits of the kept samples, if there are two or more, with those of `plain`.
 
         Raises:
-            ClassifierError: the answers that were counted are not those of a fixed function of each sample.
+            ClassifierError: as `check_samples`.
         """
         if self._kept is not None and len(self._kept[0]) > 1:
             samples, voted = self._kept
@@ -175,12 +173,12 @@ class FirstBatch(nn.Module):
 
 
 def same_probe(first: Sequence[float], second: Sequence[float], tolerance: float = 2.0**-10) -> bool:
-    """Whether two copies of a classifier gave the same answers, up to what kernels of other machines may differ by.
+    """Whether two copies of a classifier gave the same answers, up to differences between kernels of machines.
 
     Args:
-        first: from `check_classifier`, as run.json keeps it. Runs of earlier versions kept the largest logits alone.
-        second: of the other copy.
-        tolerance: share of the logits' spread that they may differ by.
+        first: probe of `check_classifier`, as in run.json. Runs of earlier versions have the largest logits only.
+        second: probe of the other copy.
+        tolerance: share of the logits' spread by which they may differ.
     """
     ours, theirs = (torch.tensor(probe, dtype=torch.float64, device="cpu") for probe in (first, second))
     if _SAMPLES in (len(ours), len(theirs)):
@@ -204,8 +202,8 @@ def same_probe(first: Sequence[float], second: Sequence[float], tolerance: float
 def _probe(logits: Tensor) -> tuple[float, ...]:
     """Eight numbers each: the largest logits, their classes, the leading gaps, then centred logits class by class.
 
-    Of many classes, sums of centred logits along fixed random signs, divided by sqrt(num_classes): two classes that
-    change places change them as surely, and run.json stays small.
+    For many classes, to keep run.json small, the centred logits are replaced by their sums with fixed random signs,
+    divided by sqrt(num_classes), which change too if two classes change places.
     """
     logits = logits.cpu()
     centred = _centred(logits)
@@ -220,17 +218,16 @@ def _probe(logits: Tensor) -> tuple[float, ...]:
 
 
 def _centred(logits: Tensor) -> Tensor:
-    """Each sample's logits minus its largest, cut: what decides its vote. -inf is as good as the cut."""
+    """Each sample's logits minus its largest, cut at `_LOWEST`, also -inf."""
     logits = logits.to(torch.float64)
     return (logits - logits.amax(dim=1, keepdim=True)).clamp_min(_LOWEST)
 
 
 def _difference(first: Tensor, second: Tensor, tolerance: float) -> tuple[float, float]:
-    """How far the centred logits of one are from those of the other at most, and how far they may be.
+    """The largest difference of the centred logits, and the allowed one.
 
-    They may differ by the tolerance times their spread: how far classes that are not cut lie below the leading one, on
-    average over classes and samples. Logits that share a large offset have lost digits to it, which is allowed as long
-    as it is little beside the spread.
+    They may differ by the tolerance times their spread: the mean distance of classes that are not cut from the leading
+    one, over classes and samples. Rounding by a large offset of all logits is allowed too, up to 1/16 of the spread.
     """
     centred, others = _centred(first), _centred(second)
     rivals = others[(others < 0) & (others > _LOWEST)]
@@ -248,7 +245,7 @@ def _size(first: Tensor, second: Tensor) -> float:
 
 
 def _random_states(device: torch.device) -> dict[str, object]:
-    """Where the generators that any code may draw from stand."""
+    """The states of the global random generators."""
     python, (_, keys, *position) = random.getstate(), np.random.get_state(legacy=True)  # noqa: NPY002
     states: dict[str, object] = {"torch": torch.get_rng_state().numpy().tobytes()}
     if device.type == "cuda":
@@ -261,7 +258,7 @@ def _who(sub_image: int) -> str:
 
 
 def _answer(module: nn.Module, inputs: Tensor, num_classes: int, who: str) -> Tensor:
-    """Logits float64 [N, num_classes] in memory of their own, for a copy of the inputs, laid out as votes have them."""
+    """Checked logits, float64 [N, num_classes] in new memory, of a copy of the inputs in the memory format of votes."""
     expected = [len(inputs), num_classes]
     samples = inputs.clone(memory_format=torch.channels_last)
     try:
@@ -280,7 +277,7 @@ def _answer(module: nn.Module, inputs: Tensor, num_classes: int, who: str) -> Te
             f"{who} must return logits of shape {expected} for inputs {list(inputs.shape)} "
             f"({counted(num_classes, 'class')}), got {list(logits.shape)}"
         )
-    largest = logits.amax(dim=1)  # NaN where there is one
+    largest = logits.amax(dim=1)  # NaN if a logit is NaN
     if not bool(torch.isfinite(largest).all()):
         what = "only -inf for a sample" if bool((largest == -torch.inf).any()) else "NaN or infinite logits"
         raise ClassifierError(

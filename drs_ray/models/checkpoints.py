@@ -1,4 +1,4 @@
-"""Checkpoints of base classifiers: safetensors with metadata; pickles run no code."""
+"""Checkpoints of base classifiers: safetensors with metadata, and pickles, which are read without running code."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from drs_ray.models.files import read_file, write_file
 PICKLED = (".pt", ".pth", ".ckpt", ".pt.tar", ".pth.tar")
 """Suffixes of files that torch.save writes."""
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "best", "ema")
-"""Keys under which state_dicts are usually kept; where a file has several, the first of these is taken."""
+"""Usual keys of state_dicts in a file, in order of preference."""
 _BROKEN = (
     *(RuntimeError, EOFError, OSError, AssertionError),
-    *(ValueError, KeyError, AttributeError, TypeError, IndexError),  # what a broken pickle makes torch stumble over
+    *(ValueError, KeyError, AttributeError, TypeError, IndexError),  # raised inside torch for broken pickles
 )
 _STARTS = (b"PK", b"\x80")  # a zip archive, or a pickle
 METADATA_KEY = "drs_ray"
-"""Our one key in the safetensors header: one JSON text, because the order of several keys is not deterministic."""
+"""The only key in the safetensors header, with a JSON text: the order of several keys would not be deterministic."""
 
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a checkpoint was trained for.
+    """The settings for which a checkpoint was trained.
 
     image_shape: (C, h, w) of the sub-image as laid out for the classifier; sigma: in pixel units; arguments: of the
-    architecture; pixels: the config's section, {} if it has none; training: a free remark on how it was trained;
-    classes: names in order of class number, () where they are not known (files of earlier versions).
+    architecture; pixels: the config's section, {} if it has none; training: a free text about the training; classes:
+    names in order of class number, () if unknown (files of earlier versions).
     """
 
     architecture: str
@@ -61,10 +61,10 @@ class CheckpointMetadata:
 def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMetadata) -> None:
     """Write the module's state_dict and metadata as safetensors, to a local path or an s3:// URI: whole or not at all.
 
-    The file's bytes depend on weights and metadata alone. Directories are created.
+    The file's bytes depend only on weights and metadata. Directories are created.
 
     Raises:
-        ClassifierError: for another suffix than .safetensors, or if the file cannot be written.
+        ClassifierError: the suffix is not .safetensors, or the file cannot be written.
     """
     location = str(path)
     if not location.endswith(".safetensors"):
@@ -80,12 +80,12 @@ def load_checkpoint(
     """Read a checkpoint onto the CPU.
 
     Args:
-        path: .safetensors or one of `PICKLED`; a local path or an s3:// URI. The latter hold a state_dict, or a dict
-            with one under one of `ENTRIES`, and are read with `weights_only`: a pickle that would run code is refused.
-            What else is in the dict (an optimizer's state, epochs, settings) is ignored.
-        entry: the key of the state_dict (`a.b`: b within a), or the prefix of its names that the weights have; None:
-            the first of `ENTRIES` that is there, or the file's whole state_dict.
-        remedy: what to do if there is no such file.
+        path: .safetensors or one of `PICKLED`; a local path or an s3:// URI. A pickled file holds a state_dict, or a
+            dict with one under one of `ENTRIES`. It is read with `weights_only`, which refuses a pickle that would run
+            code. Other content of the dict (an optimizer's state, epochs, settings) is ignored.
+        entry: the key of the state_dict (`a.b`: b within a), or the prefix of the weights' names; None: the first of
+            `ENTRIES` in the file, or the file's whole state_dict.
+        remedy: advice in the message if there is no such file.
 
     Returns:
         The tensors by name, and the metadata if drs-ray wrote the file.
@@ -115,7 +115,7 @@ def parse_checkpoint(location: str, data: bytes) -> tuple[dict[str, Tensor], Che
     """Tensors by name, and metadata if drs-ray wrote them, of a safetensors file's bytes; `location` is for messages.
 
     Raises:
-        ClassifierError: they are no such file, or the metadata are broken.
+        ClassifierError: the bytes are no safetensors file, or the metadata are broken.
     """
     try:
         tensors, notes = parse_safetensors(data)
@@ -138,7 +138,7 @@ def parse_checkpoint(location: str, data: bytes) -> tuple[dict[str, Tensor], Che
 def parse_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file's bytes. Raises SafetensorError, ValueError or KeyError."""
     tensors = safetensors.torch.load(data)
-    # safetensors reads metadata from files only; the layout is a little-endian length, then a JSON header.
+    # safetensors reads metadata only from files; the format is a little-endian length, then a JSON header.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, header.get("__metadata__", {})
 
@@ -166,7 +166,7 @@ def _parse_metadata(text: str) -> CheckpointMetadata:
 
 
 class _Unread:
-    """Stands in for what some checkpoints hold beside tensors: keeps nothing of it, and calls nothing."""
+    """Replaces objects other than tensors in a pickle: keeps no content, and calls nothing."""
 
     def __new__(cls, *_: object) -> _Unread:
         return object.__new__(cls)
@@ -176,12 +176,12 @@ class _Unread:
 
 
 def _unread_dict(*_: object) -> dict[object, object]:
-    """Stands in for a kind of dict: what is put into it is plain data, or stood in for too."""
+    """Replaces a kind of dict; its items are plain data, or replaced too."""
     return {}
 
 
 class _UnreadDict:
-    """The same where pickle makes an object rather than calling a function."""
+    """The same for pickles that create an object instead of calling a function."""
 
     def __new__(cls, *_: object) -> dict[object, object]:  # type: ignore[misc]
         return {}
@@ -192,7 +192,7 @@ _SETTINGS = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("argparse.Namespace", "types.SimpleNamespace"),
     *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows", "PurePosix")),
-    *("builtins.int", "builtins.float", "builtins.list", "builtins.dict"),  # what a defaultdict makes
+    *("builtins.int", "builtins.float", "builtins.list", "builtins.dict"),  # default factories of a defaultdict
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # a key of its callbacks, before 1.5
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
 )
@@ -201,8 +201,7 @@ _SETTINGS_DICTS = (
     "lightning_fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.data.AttributeDict",
 )
-"""What a stand-in is taken for by name, so that the thing itself is neither imported nor called: numbers of numpy,
-settings, paths."""
+"""Names that are replaced in a pickle, so that they are neither imported nor called: numpy numbers, settings, paths."""
 
 
 def _from_pickle(location: str, data: bytes, entry: str | None) -> dict[str, Tensor]:
@@ -243,14 +242,14 @@ def _from_pickle(location: str, data: bytes, entry: str | None) -> dict[str, Ten
 
 
 def _usual(loaded: object) -> object:
-    """The state_dict where it is usually kept, or the whole as it is."""
+    """The state_dict under the first of `ENTRIES`, or else `loaded` itself."""
     if not isinstance(loaded, dict):
         return loaded
     return next((loaded[key] for key in ENTRIES if _is_state_dict(loaded.get(key))), loaded)
 
 
 def _entry(location: str, loaded: object, entry: str) -> dict[str, Tensor]:
-    """The state_dict that an entry names: the dict under it, or the tensors whose names begin with it."""
+    """The state_dict of an entry: the dict under this key, or the tensors whose names begin with it."""
     for whole in (loaded, _usual(loaded)):
         found = _named(whole, entry)
         if _is_state_dict(found):
@@ -282,7 +281,7 @@ def _is_state_dict(found: object) -> TypeGuard[dict[str, Tensor]]:
 
 
 def _what_else(error: pickle.UnpicklingError) -> str:
-    """What torch names that is no tensor: `builtins.eval` is a reason to worry, a class of settings is not."""
+    """Name the object that is no tensor: `builtins.eval` is a reason to worry, a class of settings is not."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     if named is None:
         return "it holds more than tensors and could run code, or it is no checkpoint"

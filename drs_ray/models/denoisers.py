@@ -1,8 +1,7 @@
 """Denoised smoothing (Salman et al., NeurIPS 2020): a denoiser before a base classifier, both of one sub-image.
 
-A denoiser here is a part of f^k: it is given the noisy sub-image as laid out and nothing else, so that the theorems
-apply to the two together. One that reads the whole noisy image before it is split does not fit (docs/theory.md 9,
-item 5).
+A denoiser is a part of f^k: its only input is the noisy sub-image as laid out, so that the theorems apply to denoiser
+and classifier together. A denoiser of the whole noisy image does not fit (docs/theory.md 9, item 5).
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ class DnCNN(nn.Module):
 
 
 def load_denoiser(config: DenoiserConfig, image_shape: Shape, sub_image: int) -> nn.Module:
-    """Build a denoiser, load its checkpoint and try it: float32 [N, C, h, w] -> the same shape, in eval mode.
+    """Build a denoiser, load its checkpoint and test it: float32 [N, C, h, w] -> the same shape, in eval mode.
 
     Args:
         config: `dncnn`, or the user's `module:function`, called with `image_shape` and its arguments.
         image_shape: (C, h, w) of the sub-image as laid out.
-        sub_image: whose it is, to name it in errors.
+        sub_image: index of its sub-image, for errors.
 
     Raises:
-        ClassifierError: if it cannot be built or loaded, or returns something else than sub-images.
+        ClassifierError: it cannot be built or loaded, or does not return sub-images.
     """
     who = f"sub-image {sub_image}: denoiser {config.architecture}"
     if ":" in config.architecture:

@@ -1,4 +1,4 @@
-"""From a config's classifier to a checked `BaseClassifier`: build or import the module, load its checkpoint, try it."""
+"""From a config's classifier to a checked `BaseClassifier`: build or import the module, load and test it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from drs_ray.models.tensors import load_tensors, module_digest
 class BaseClassifier:
     """A base classifier ready to vote: on the CPU, in eval mode, without gradients.
 
-    digest: sha256 (hex) of all parameters and buffers; warnings: what the user should know and may ignore.
-    probe: its answers to fixed inputs (`check_classifier`), by which other code behind the same weights is noticed.
+    digest: sha256 (hex) of all parameters and buffers; warnings: warnings that the user may ignore; probe: its answers
+    to fixed inputs (`check_classifier`), to detect changed code with the same weights.
     """
 
     module: nn.Module
@@ -56,28 +56,28 @@ def load_classifier(
 ) -> BaseClassifier:
     """Build the base classifier of one sub-image, load its checkpoint, and check it.
 
-    What comes out is denoiser, pixels and network in this order, as far as they are given.
+    The result is denoiser, pixels and network in this order, without those that are None.
 
     Args:
-        architecture: a built-in name, `torchvision:<name>`, `timm:<name>`, `torch.export`, or `module:function` of the
-            user's own.
+        architecture: a built-in name, `torchvision:<name>`, `timm:<name>`, `torch.export`, or the user's factory as
+            `module:function`.
         arguments: keyword arguments of the architecture or the function.
-        checkpoint: path or s3:// URI; only a function of the user's own may do without.
+        checkpoint: path or s3:// URI; None only with a factory.
         sub_image: index of the sub-image, 0 .. K - 1.
         partition: label of the partition.
         layout: name of the layout.
         sigma: noise level of the run, in pixel units.
         image_shape: (C, h, w) of the sub-image as laid out.
         num_classes: number of classes of the data set.
-        dataset: name of the data set, to warn of a classifier that was trained on another.
-        classes: names of its classes in order of class number, if they are known; a checkpoint of others is refused.
-        pixels: how the architecture wants its pixels.
-        denoiser: what stands before all that, and sees this sub-image alone.
-        entry: where in the checkpoint the weights are, see `load_checkpoint`.
+        dataset: name of the data set, to warn if the classifier was trained on another one.
+        classes: names of its classes in order of class number, or None; a checkpoint with other names is refused.
+        pixels: the pixel convention of the architecture.
+        denoiser: a denoiser of this sub-image, before pixels and network.
+        entry: position of the weights in the checkpoint, see `load_checkpoint`.
 
     Raises:
-        ClassifierError: if it cannot be built or loaded, or does not fit. Another training sigma or data set is a
-            warning only.
+        ClassifierError: the classifier cannot be built or loaded, or does not fit. Another training sigma or data set
+            gives only a warning.
     """
     warnings: tuple[str, ...] = ()
     correct = f"correct classifiers.{sub_image}.checkpoint"
@@ -115,7 +115,7 @@ def load_classifier(
         before = load_denoiser(denoiser, image_shape, sub_image)
         module = nn.Sequential(OrderedDict([("denoiser", before), ("classifier", module)]))
     module.eval()
-    probe = check_classifier(module, image_shape, num_classes, sub_image)  # first: lazy layers take their shape
+    probe = check_classifier(module, image_shape, num_classes, sub_image)  # lazy layers get their shape here
     module.requires_grad_(False)
     return BaseClassifier(module, module_digest(module), warnings, probe)
 

@@ -1,4 +1,4 @@
-"""Files of models by location, a local path or an s3:// URI: read whole, written whole or not at all."""
+"""Files of models by location, a local path or an s3:// URI; a file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def read_file(location: str, remedy: str = "check the path") -> bytes:
     """The bytes at a location.
 
     Raises:
-        ClassifierError: if there is no such file (`remedy` says what to do), it cannot be read, or a web page or Git
-            LFS pointer is in its place.
+        ClassifierError: there is no such file (the message ends with `remedy`), it cannot be read, or it is a web page
+            or a Git LFS pointer.
     """
     data = read_if_there(location)
     if data is None:
@@ -25,7 +25,7 @@ def read_file(location: str, remedy: str = "check the path") -> bytes:
 
 
 def _check_content(location: str, data: bytes) -> None:
-    """Say what a file is that came in place of a checkpoint."""
+    """Refuse a Git LFS pointer or a web page in place of a checkpoint."""
     start = data[:512].lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         raise ClassifierError(
@@ -43,7 +43,7 @@ def read_if_there(location: str) -> bytes | None:
     """The bytes at a location; None if there is no such file.
 
     Raises:
-        ClassifierError: if it cannot be read, or a store does not say whether it is there.
+        ClassifierError: it cannot be read, or the store does not tell whether it exists.
     """
     with _errors(location, "read"):
         store, name = open_place_of(location)
@@ -54,10 +54,10 @@ def read_if_there(location: str) -> bytes | None:
 
 
 def write_file(location: str, data: bytes) -> None:
-    """Write a file so that whoever reads it sees all of it. Directories are created.
+    """Write a file so that readers never see a part of it. Directories are created.
 
     Raises:
-        ClassifierError: if it cannot be written; what was there before is still there.
+        ClassifierError: if it cannot be written; an old file is then unchanged.
     """
     with _errors(location, "written"):
         store, name = open_place_of(location)
@@ -76,7 +76,7 @@ def delete_file(location: str) -> None:
 
 
 def check_writable(location: str) -> None:
-    """Write, read and delete something beside the location, and leave nothing behind.
+    """Write, read and delete a test file beside the location.
 
     Raises:
         ClassifierError: if a file cannot be written there.

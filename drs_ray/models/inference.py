@@ -1,7 +1,7 @@
-"""The base classifier that votes: batch norm folded, bfloat16 or float32, laid out for its device, compiled if asked.
+"""The base classifier that votes: batch norm folded, bfloat16 or float32, laid out for its device, perhaps compiled.
 
-One function, `voting_classifier`, makes it for the batch system, `verify`, `attack` and `SmoothedClassifier`. What
-comes out is the f^k of docs/theory.md: certificates are about it, not about the float32 network that it was made from.
+`voting_classifier` makes it for the batch system, `verify`, `attack` and `SmoothedClassifier`. The result is the f^k of
+docs/theory.md: certificates are about it, not about the float32 network from which it was made.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _MULTIPLY = (nn.Linear, *_CONVOLUTIONS)
 
 
 class CannotCompileError(ClassifierError):
-    """A classifier that torch.compile cannot do, or a machine without what it needs."""
+    """A classifier that torch.compile cannot compile, or a machine without a compiler."""
 
 
 @dataclass(frozen=True, eq=False)
 class VotingClassifier:
-    """module: what votes, without gradients. plain: the same before it was compiled; its inputs may have gradients."""
+    """module: votes, without gradients. plain: `module` before it was compiled; its inputs may have gradients."""
 
     module: nn.Module
     plain: nn.Module
@@ -54,17 +54,17 @@ def voting_classifier(
     """The classifier that votes, made from a loaded base classifier and checked as that was.
 
     Args:
-        module: float32 [N, C, h, w] -> logits [N, num_classes]; it stays as it is.
+        module: float32 [N, C, h, w] -> logits [N, num_classes]; it is not changed (see `inference_module`).
         precision: see `inference_module`.
         compile: see `compiled_module`.
-        device: where it will vote.
-        batch: the most samples of a batch.
+        device: device on which it votes.
+        batch: largest number of samples of a batch.
         image_shape: (C, h, w) of the sub-image as laid out.
         num_classes: number of classes.
-        sub_image: whose classifier it is, to name it in errors.
+        sub_image: index of the classifier's sub-image, for errors.
 
     Raises:
-        ClassifierError: what comes out is no fixed function of each sample. CannotCompileError: see `compiled_module`.
+        ClassifierError: the result is no fixed function of each sample. CannotCompileError: see `compiled_module`.
     """
     plain = inference_module(module, precision, device, image_shape, num_classes, sub_image)
     if not compile:
@@ -83,28 +83,27 @@ def inference_module(
 ) -> nn.Module:
     """A copy of a base classifier that computes logits as fast as the device can without compiling, checked.
 
-    Batch norm is folded into the convolution or linear layer before it, in float32, where torch.fx can trace the
-    module. bfloat16: convolutions and products of matrices take bfloat16 and add in float32 (torch.autocast); all that
-    stands before the first of them, normalisation for one, is float32. The module itself stays as it is, unless it
-    cannot be copied (then nothing is folded).
+    Batch norm is folded into the convolution or linear layer before it, in float32, if torch.fx can trace the module.
+    bfloat16: convolutions and products of matrices take bfloat16 and add in float32 (torch.autocast); everything before
+    the first of them, such as normalisation, is float32. A module that cannot be copied is used itself, unfolded.
 
     Args:
         module: float32 [N, C, h, w] -> logits [N, num_classes].
         precision: float32 or bfloat16.
-        device: where it will compute.
-        image_shape: (C, h, w); the memory format is channels-last where C > 1: on grey images it is slower.
+        device: device on which it computes.
+        image_shape: (C, h, w); the memory format is channels-last if C > 1: it is slower for grey images.
         num_classes: number of classes.
-        sub_image: whose classifier it is, to name it in errors.
+        sub_image: index of the classifier's sub-image, for errors.
 
     Returns:
         float32 [N, C, h, w] -> logits in float32, in eval mode, without gradients of its own.
 
     Raises:
-        ClassifierError: what comes out is no fixed function of each sample.
+        ClassifierError: the result is no fixed function of each sample.
     """
     try:
         module, copied = copy.deepcopy(module), True
-    except Exception:  # a module of the user's may hold what cannot be copied: a lock, an open file
+    except Exception:  # a user's module may hold a lock or an open file
         copied = False
     module.eval()
     if copied:
@@ -115,7 +114,7 @@ def inference_module(
         module.to(memory_format=torch.channels_last)
     if precision == "bfloat16" and copied:
         for part in module.modules():
-            if type(part) in _MULTIPLY:  # as autocast would convert its weights in every pass
+            if type(part) in _MULTIPLY:  # else autocast would convert its weights in every pass
                 part.to(torch.bfloat16)
     result = _Inference(module, precision, device.type).eval()
     check_classifier(result, image_shape, num_classes, sub_image, device, precision)
@@ -125,19 +124,19 @@ def inference_module(
 def compiled_module(
     module: nn.Module, batch: int, image_shape: tuple[int, int, int], device: torch.device
 ) -> nn.Module:
-    """The module compiled by torch.compile for batches of exactly this size; smaller ones are filled up with zeros.
+    """The module compiled by torch.compile for batches of exactly this size; smaller batches are padded with zeros.
 
-    Kernels are chosen by rule, never by timing: equal machines compile equal programs. Compiled kernels are kept in
-    torch's own cache directory (TORCHINDUCTOR_CACHE_DIR), so that a second process is ready within seconds.
+    Kernels are chosen by rules, not by timing, so that equal machines compile equal programs. They are kept in torch's
+    cache directory (TORCHINDUCTOR_CACHE_DIR), so that a second process is ready within seconds.
 
     Args:
         module: from `inference_module`.
         batch: N of the batches.
         image_shape: (C, h, w) of the sub-image as laid out.
-        device: where the module is.
+        device: the module's device.
 
     Raises:
-        CannotCompileError: no C++ compiler (CPU), a module that torch cannot make one graph of, compiling turned off.
+        CannotCompileError: no C++ compiler (CPU), a module that is not one graph, or compilation turned off.
     """
     try:
         return _Compiled(module, (batch, *image_shape), device)
@@ -149,7 +148,7 @@ def compiled_module(
 
 
 class _Inference(nn.Module):
-    """The network under autocast, or under none, whatever the caller has set."""
+    """The network with or without autocast, independent of the caller's autocast."""
 
     def __init__(self, network: nn.Module, precision: Precision, device_type: str) -> None:
         super().__init__()
@@ -158,7 +157,7 @@ class _Inference(nn.Module):
         self._device_type = device_type
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, h, w] -> logits [N, num_classes], float32 where they were of lower precision."""
+        """[N, C, h, w] -> logits [N, num_classes]; float32 if the precision is bfloat16."""
         with torch.autocast(self._device_type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
             logits: Tensor = self.network(x)
         return logits.float() if self._bfloat16 and isinstance(logits, Tensor) else logits
@@ -168,11 +167,7 @@ class _Compiled(nn.Module):
     """One compiled graph, for one batch size."""
 
     def __init__(self, module: nn.Module, shape: tuple[int, int, int, int], device: torch.device) -> None:
-        """Compile, which calls the module.
-
-        Raises:
-            Exception: of any kind.
-        """
+        """Compile, which calls the module; it may raise any exception."""
         super().__init__()
         self._batch = shape[0]
         self._is_cuda = device.type == "cuda"
@@ -188,13 +183,13 @@ class _Compiled(nn.Module):
         self._run = torch.compile(module, dynamic=False, fullgraph=True, backend=backend)
         with _fixed_choices(self._is_cuda), torch.inference_mode():
             self._run(torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last))
-        if graphs != 1:  # TORCH_COMPILE_DISABLE, for one
+        if graphs != 1:  # for example with TORCH_COMPILE_DISABLE
             raise RuntimeError(f"it made {counted(graphs, 'graph')} instead of one: is it turned off?")
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, h, w] with N up to the batch that was compiled -> logits [N, num_classes]."""
-        x = x if x.is_inference() else x.clone()  # the graph is of such tensors
+        """[N, C, h, w] with N up to the compiled batch -> logits [N, num_classes]."""
+        x = x if x.is_inference() else x.clone()  # the graph takes inference tensors
         missing = self._batch - len(x)
         if missing:
             x = functional.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
@@ -207,7 +202,7 @@ class _Compiled(nn.Module):
 
 @contextmanager
 def _fixed_choices(is_cuda: bool) -> Iterator[None]:
-    """Inductor as this module wants it: weights are constants, no kernel is chosen by how fast it just was."""
+    """Inductor's settings: weights are constants, and no kernel is chosen by timing."""
     from torch._dynamo import config as tracing
     from torch._inductor import config as inductor
 
@@ -219,26 +214,26 @@ def _fixed_choices(is_cuda: bool) -> Iterator[None]:
         "max_autotune_pointwise": False,
         "coordinate_descent_tuning": False,
         "benchmark_kernel": False,
-        "compile_threads": 1,  # no pool of processes, that a killed worker would leave behind
+        "compile_threads": 1,  # a killed worker would leave a pool of processes behind
         "triton.cudagraphs": is_cuda,
     }
     known = inductor.get_config_copy()
     with ExitStack() as stack:
         stack.enter_context(inductor.patch({name: value for name, value in wanted.items() if name in known}))
-        # Every frozen network is a graph of its own, but torch counts them all as recompilations of one function.
+        # Every frozen network is a graph of its own, but torch counts all as recompilations of one function.
         stack.enter_context(tracing.patch(recompile_limit=1000, accumulated_recompile_limit=10_000))
         yield
 
 
 def _fold_batch_norm(module: nn.Module) -> None:
-    """Fold every batch norm that always follows one and the same layer into it, in place.
+    """Fold every batch norm that always follows the same layer into this layer, in place.
 
     torch.fx only finds the pairs; the module's own `forward` stays, with the batch norm replaced by an identity.
     """
     parts = dict(module.named_modules())
     try:
         graph = fx.Tracer().trace(module)
-    except Exception:  # control flow that depends on data, or calls that torch.fx does not know: it stays unfolded
+    except Exception:  # control flow that depends on data, or calls that torch.fx does not know
         return
     calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     for node in graph.nodes:
@@ -260,7 +255,7 @@ def _fold_batch_norm(module: nn.Module) -> None:
 
 
 def _is_hooked(*modules: nn.Module) -> bool:
-    """Whether something happens in a call of theirs besides their own `forward`."""
+    """Whether hooks run in a call of the modules."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 

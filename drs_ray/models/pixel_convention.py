@@ -1,4 +1,4 @@
-"""How a classifier wants its pixels: resized, in its own range, normalised. All of it after the noise."""
+"""The pixel convention of a classifier: size, range and normalisation, all applied after the noise."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Shape = tuple[int, int, int]
 
 
 class Pixels(nn.Module):
-    """Noisy pixels in units of [0, 1] -> what a network was trained on. It has no weights of its own."""
+    """Noisy pixels in units of [0, 1] -> the pixels that a network was trained on. It has no weights."""
 
     def __init__(self, pixels: PixelsConfig, channels: int) -> None:
-        """Prepare for images with so many channels, of which mean and std have one number each (`check_channels`)."""
+        """`pixels.mean` and `pixels.std`, if given, have one number per channel (`check_channels`)."""
         super().__init__()
         self._size = pixels.resize
         self._low, high = pixels.range
@@ -37,7 +37,7 @@ class Pixels(nn.Module):
 
 
 def check_channels(pixels: PixelsConfig | None, channels: int, sub_image: int) -> None:
-    """See that mean and std, if they are given, are one number per channel of the data set's images.
+    """Check that mean and std, if given, have one number per channel of the data set's images.
 
     Raises:
         ClassifierError: naming the key of the sub-image's classifier.
@@ -53,12 +53,12 @@ def check_channels(pixels: PixelsConfig | None, channels: int, sub_image: int) -
 
 
 def shape_seen(image_shape: Shape, pixels: PixelsConfig | None) -> Shape:
-    """(C, h, w) of what the network itself sees of a sub-image of `image_shape` as laid out."""
+    """(C, h, w) of the network's input for sub-images of `image_shape` as laid out."""
     return image_shape if pixels is None or pixels.resize is None else (image_shape[0], *pixels.resize)
 
 
 def with_pixels(network: nn.Module, pixels: PixelsConfig | None, channels: int) -> nn.Module:
-    """The network behind its `Pixels`, or as it is."""
+    """The network after its `Pixels`; without `pixels` the network itself."""
     if pixels is None:
         return network
     return nn.Sequential(OrderedDict([("pixels", Pixels(pixels, channels)), ("network", network)]))

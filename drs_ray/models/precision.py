@@ -1,4 +1,4 @@
-"""Whether a device computes in bfloat16 by units of its own."""
+"""Whether a device has units for bfloat16."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch.backends import mkldnn
 def has_bfloat16(device: str) -> bool:
     """Whether a device has units that multiply bfloat16, so that it may be faster than float32 there.
 
-    device: cpu, cuda or cuda:N, one of this process's own. A CPU has them with AVX512-BF16 or AMX, and a torch with
-    oneDNN, which uses them; a GPU from compute capability 8.0 on. Others compute in bfloat16 too, slower than float32.
+    device: cpu, cuda or cuda:N, of this process. A CPU has such units with AVX512-BF16 or AMX, and a torch with oneDNN
+    uses them; a GPU has them from compute capability 8.0 on. Other devices compute bfloat16 more slowly than float32.
     """
     if device == "cpu":
         # torch has no public name for these two.

@@ -1,8 +1,7 @@
-"""Classifiers as programs: files of torch.export (.pt2), weights and computation in one.
+"""Classifiers as programs: files of torch.export (.pt2), with weights and computation.
 
-Such a file is code: torch evaluates expressions that it finds in it. So it is loaded only where the config says
-`architecture: torch.export`, and is then trusted as a factory of the user's own is. TorchScript, which torch has given
-up, is not loaded.
+Such a file is code: torch evaluates expressions in it. So it is loaded only if the config says `architecture:
+torch.export`, and is then trusted like a user's factory. TorchScript, which torch has deprecated, is not loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from drs_ray.models.files import read_file
 class Program(nn.Module):
     """An exported graph as a module; eval or train mode was decided when it was exported.
 
-    The file's digest is a buffer: it is a part of `module_digest`, as the weights are.
+    The file's digest is a buffer, so that `module_digest` includes it like the weights.
     """
 
     def __init__(self, graph: nn.Module, data: bytes) -> None:
@@ -39,11 +38,11 @@ class Program(nn.Module):
             part.training = False
 
     def train(self, mode: bool = True) -> Self:
-        """A graph cannot change its mode; torch's own raises."""
+        """Do nothing: a graph cannot change its mode, and torch's own method raises."""
         return self
 
     def forward(self, x: Tensor) -> object:
-        """[N, C, h, w] -> whatever was exported: logits, to be checked."""
+        """[N, C, h, w] -> the graph's output, which should be logits."""
         return self.graph(x)
 
 
@@ -73,7 +72,7 @@ def load_program(location: str, remedy: str = "check the path") -> Program:
 
 @contextmanager
 def _no_pickled_code() -> Iterator[None]:
-    """torch.export falls back to a full unpickling of what it does not know; this forbids it."""
+    """Forbid that torch.export falls back to full unpickling for unknown objects."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

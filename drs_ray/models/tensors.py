@@ -1,4 +1,4 @@
-"""A checkpoint's tensors and a module: putting one into the other, and what the module then weighs, as a digest."""
+"""Loading a checkpoint's tensors into a module, and digests of a module's tensors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from drs_ray.errors import ClassifierError, counted
 def load_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str, pixels: PixelsConfig | None = None
 ) -> None:
-    """Load a state_dict into a module; a prefix that all names share (`module.`, `1.`, `network.`) does not matter.
+    """Load a state_dict into a module; a prefix that all names share (`module.`, `1.`, `network.`) is ignored.
 
-    A normalisation that lies beside the network (`mu` and `sigma` beside `model.*`) is left out where `pixels` does the
-    same, and refused where it does not.
+    Normalisation tensors beside the network (`mu` and `sigma` beside `model.*`) are left out if `pixels` does the same
+    normalisation, and refused otherwise.
 
     Raises:
-        ClassifierError: naming a few of the missing, unexpected or misshapen tensors, and `source`.
+        ClassifierError: naming `source` and a few tensors that are missing, unexpected or of a wrong shape.
     """
     own = module.state_dict()
     renamed, missing, unexpected = _matched(own, tensors)
@@ -52,13 +52,13 @@ def load_tensors(
 
 
 _NORMALISATION = {"mu": "mean", "mean": "mean", "sigma": "std", "std": "std"}
-"""Last names of buffers that normalise pixels, and what `pixels` calls them."""
+"""Last part of the names of normalisation buffers -> key of `pixels`."""
 
 
 def _matched(
     own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Tensors under the module's names, names that it lacks, and names that it does not know."""
+    """The tensors under the module's names, the module's names without a tensor, and names unknown to the module."""
     own_prefix, given_prefix = _common_prefix(own), _common_prefix(tensors)
     renamed = {own_prefix + name.removeprefix(given_prefix): value for name, value in tensors.items()}
     # Checkpoints of torch < 0.4.1 do not have this counter of BatchNorm, which evaluation never reads.
@@ -67,7 +67,7 @@ def _matched(
 
 
 def _check_normalisation(beside: Mapping[str, Tensor], pixels: PixelsConfig | None, source: str) -> None:
-    """Refuse to leave out a normalisation that `pixels` does not do: the network would see other pixels."""
+    """Raise unless `pixels` does the normalisation: without it the network would see other pixels."""
     there = {}
     for name, value in beside.items():
         numbers = [float(f"{number:.6g}") for number in value.double().flatten().tolist()]
@@ -87,7 +87,7 @@ def _same(first: float, second: float) -> bool:
 
 
 def _likely_cause(misshapen: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
-    """Where its head alone does not fit, or its first convolution alone, it was trained for another data set."""
+    """The likely cause: a checkpoint of which only the head or the first convolution misfits is of another data set."""
     outputs = {(given[0], needed[0]) for given, needed in misshapen if given[1:] == needed[1:] and given and needed}
     if len(outputs) == 1 and all(given[1:] == needed[1:] for given, needed in misshapen):
         ((given, needed),) = outputs
@@ -105,7 +105,7 @@ def _likely_cause(misshapen: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> s
 def module_digest(module: nn.Module) -> str:
     """sha256 (hex) over names, dtypes, shapes and bytes of all parameters and buffers, in order of name.
 
-    Buffers that are not in the state_dict count too: normalisation changes votes as weights do.
+    Buffers outside the state_dict are included, because normalisation changes votes as weights do.
     """
     result = hashlib.sha256()
     for name, tensor in _tensors(module):
@@ -115,7 +115,7 @@ def module_digest(module: nn.Module) -> str:
 
 
 def tensor_digests(module: nn.Module) -> dict[str, bytes]:
-    """SHA-256 of each parameter and buffer by its name: which of them a call has changed."""
+    """SHA-256 of each parameter and buffer by name, to find those that a call changes."""
     return {name: hashlib.sha256(_bytes(tensor)).digest() for name, tensor in _tensors(module)}
 
 
@@ -129,7 +129,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def few(names: list[str]) -> str:
-    """The first three of them, and how many more there are."""
+    """The first three names, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
 
 

@@ -1,4 +1,4 @@
-"""The state of torch that votes and weights are a function of: what they are computed with, set and put back."""
+"""The settings of torch on which votes and weights depend: set, and restored."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 
 def fix_kernels(device: str, cpus: float | None = None) -> None:
-    """Make this process compute as a worker does: fixed kernels, and float32 that is float32.
+    """Make this process compute as a worker does: fixed kernels, and no TF32 in place of float32.
 
     So the same kind of device gives the same votes.
 
     Args:
         device: cpu or cuda.
-        cpus: `engine.cpus_per_worker`, as many whole ones as torch has threads, at least one; None: as many as it has.
+        cpus: `engine.cpus_per_worker`, from which the number of torch threads follows; None: do not change it.
     """
     if cpus is not None:
         torch.set_num_threads(threads_of(cpus))
@@ -33,7 +33,7 @@ def fix_kernels(device: str, cpus: float | None = None) -> None:
 
 @contextmanager
 def fixed_kernels(device: str, cpus: float | None = None) -> Iterator[None]:
-    """`fix_kernels` for a while: whoever uses torch besides gets their own settings back."""
+    """`fix_kernels` inside a context; restores the settings at its end."""
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     precisions = [kernels.fp32_precision for kernels in _multiplying()]
@@ -56,13 +56,13 @@ def threads_of(cpus_per_worker: float) -> int:
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Torch as a new process has it: default dtype float32, default device CPU, no autocast, gradients on.
+    """Torch with the settings of a new process: default dtype float32, default device CPU, no autocast, gradients on.
 
-    A notebook may have set all of these, and a user's factory the first two. On the way out they are as they were.
+    A notebook may have set all of these, and a user's factory the first two. The context restores them at its end.
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     with ExitStack() as before:
-        if device.type != "cpu":  # only then: under such a context torch leaves some of its fast kernels
+        if device.type != "cpu":  # only then, because torch does not use some fast kernels under a device context
             before.enter_context(torch.device("cpu"))
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):  # no cache: converted weights would outlive an optimizer's step

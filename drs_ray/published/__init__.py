@@ -1,1 +1,1 @@
-"""Logs that other code published, kept as runs to compare with; never taken for runs with votes."""
+"""Published logs of other code, stored as runs for comparisons; they are never taken for runs with votes."""

@@ -1,7 +1,7 @@
-"""Certificates that other code published, as a run that can be shown beside our own, and is never taken for one.
+"""Published certificates of other code, stored as an imported run, which can be shown beside runs of drs-ray.
 
-There are no counts behind its radii. So it has a small record of its own under the key of run.json, which every reader
-of counts refuses; and its name says `imported, not verified` wherever it is shown.
+An imported run has no counts. So its run.json is a small record of another kind, which every reader of counts refuses,
+and its name is shown with `imported, not verified` everywhere.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from drs_ray.results.tables import CertifiedImages, curve_table, parquet_bytes, 
 from drs_ray.storage import Store
 
 MARK = "imported, not verified"
-"""Stands behind the name of an imported run wherever it is shown."""
+"""Shown after the name of an imported run."""
 
 RadiusRule = Literal["linear", "square-root", "clipped", "unknown"]
-"""How the log's radius joins the margins of K > 1 sub-images, as far as who imports it knows (docs/theory.md 4.5)."""
+"""How the log's radius combines the margins of K > 1 sub-images, as the user states it (docs/theory.md 4.5)."""
 
 _REMEDY = "write it again with `drs-ray import`"
 
 
 class ImportedRecord(Section):
-    """run.json of an imported run: where its log came from, and what was stated about it.
+    """run.json of an imported run: the source of its log, and the settings that the user stated.
 
-    source_digest: SHA-256 of the log. log: what it has of each image. sigmas: of each sub-image, pixel units.
-    selection, estimation: samples per image and sub-image. radius: pixel units, the one that a log without radii of its
-    own is about; None for the others. warnings: what does not fit together.
+    source_digest: SHA-256 of the log. log: kind of the log. sigmas: of each sub-image, pixel units. selection,
+    estimation: samples per image and sub-image. radius: pixel units, the radius of a log of one radius; None for other
+    logs. warnings: contradictions between log and settings.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -83,13 +83,13 @@ class ImportedRecord(Section):
 
     @property
     def stated(self) -> str:
-        """What was stated of the radii, in words."""
+        """The stated settings of the radii, in words."""
         sigmas = ", ".join(exact_text(sigma) for sigma in self.sigmas)
         return f"n = {self.estimation:,}, alpha = {exact_text(self.alpha)}, sigma = {sigmas}"
 
     @property
     def identity(self) -> str:
-        """16 hex digits over what was imported and what was stated; not when, and not what follows from it."""
+        """16 hex digits of a hash over the log and the stated settings, without time, name and derived fields."""
         said = self.model_dump(
             mode="json", exclude={"run_id", "created", "source", "log", "warnings"}, exclude_none=True
         )
@@ -100,7 +100,7 @@ class ImportedRecord(Section):
 class ImportedResult(CertifiedImages):
     """An imported run: its record and its two tables (`schema.IMPORTED_CERTIFICATES` and `schema.CURVE`).
 
-    certificates has `schema.IMPORTED_TIME` too where the log has times. whole: see `reduce.RunResult`.
+    certificates has `schema.IMPORTED_TIME` too if the log has times. whole: see `reduce.RunResult`.
     """
 
     uri: str
@@ -114,12 +114,12 @@ class ImportedResult(CertifiedImages):
 
     @property
     def has_radii(self) -> bool:
-        """Whether images have radii: those of a log of predictions have none."""
+        """Whether images have radii; a log of predictions has none."""
         return self.record.log != "predictions"
 
 
 ReportedRun = RunResult | ImportedResult
-"""What tables, figures and reports show side by side."""
+"""A run in tables, figures and reports."""
 
 
 def import_log(
@@ -140,23 +140,23 @@ def import_log(
     """Store a published log as an imported run.
 
     Args:
-        store: a place of its own; the same log may be imported there again.
+        store: a store for this run only; the same log may be imported into it again.
         data: the log, see `published.log`.
-        source: its name.
-        dataset: name of the data set, as a run that it is to be compared with has it.
+        source: name of the log.
+        dataset: name of the data set, as in the run to compare with.
         sigmas: noise standard deviation of each sub-image, pixel units.
-        estimation: samples per image and sub-image that the radii are from.
-        selection: samples per image and sub-image that chose the class; None: 100, of predictions 0.
+        estimation: samples per image and sub-image from which the radii were computed.
+        selection: samples per image and sub-image that chose the class; None: 100, or 0 for a log of predictions.
         alpha: failure probability of one certificate.
-        split: of the data set.
-        radius_rule: one of `RadiusRule`; for one sub-image there is only one.
-        radius: pixel units: the one that was asked for, where the log says of each image whether it was certified.
-        radii: the curve's grid, increasing, pixel units; None: the one of configs. Where `radius` is given it ends
+        split: split of the data set.
+        radius_rule: one of `RadiusRule`; it does not matter for one sub-image.
+        radius: pixel units; the fixed radius of a log that says of each image only whether it was certified.
+        radii: the curve's grid, increasing, pixel units; None: the default grid of configs. With `radius` the grid ends
             there; predictions have no curve beyond radius 0.
 
     Raises:
-        ConfigError: a stated value that cannot be, or one that the log needs. DataError: a log that cannot be read.
-        CountsError: the place holds another run. StoreError: the place cannot be written.
+        ConfigError: an invalid stated value, or a missing one. DataError: the log cannot be read.
+        CountsError: `store` holds another run. StoreError: `store` cannot be written.
     """
     chosen = {} if radii is None else {"radii": list(radii)}
     grid = validated(CertificateConfig, chosen, "import").radii
@@ -208,10 +208,10 @@ def read_log(file: str | os.PathLike[str]) -> bytes:
 
 
 def read_reported_run(store: Store) -> ReportedRun:
-    """A reduced run, or an imported one.
+    """Read a reduced run or an imported run.
 
     Raises:
-        CountsError: see `reduce.read_result`; or an imported run that was changed or is not whole.
+        CountsError: see `reduce.read_result`; or an imported run that was changed or is incomplete.
     """
     record = parse_imported(read_run_json(store), store.uri)
     if record is None:
@@ -227,7 +227,7 @@ def read_reported_run(store: Store) -> ReportedRun:
 
 
 def parse_imported(data: bytes, uri: str) -> ImportedRecord | None:
-    """run.json's bytes -> the record of an imported run; None where it is anything else.
+    """run.json's bytes -> the record of an imported run, or None for any other content.
 
     Raises:
         CountsError: the record of an imported run that was changed, or that a newer drs-ray wrote.

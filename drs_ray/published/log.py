@@ -1,12 +1,12 @@
-"""Logs of other code in the field's formats (Cohen et al. 2019): read strictly, each mistake with its line.
+"""Logs of other code in the field's formats (Cohen et al. 2019), read strictly; each mistake is named with its line.
 
-One row per image, separated by tabs (or commas); predict is -1 where the smoothed classifier abstains. Nothing in such
-a log can be checked against votes: there are none in it. There are three kinds:
+One row per image, separated by tabs (or commas); predict is -1 where the smoothed classifier abstains. Such a log has
+no votes, so its radii cannot be checked against votes. There are three kinds:
 
 - certify.py, `idx label predict radius correct time`: a radius for each image;
 - predict.py, `idx label predict correct time`: predictions, and no radius;
 - adaptive sampling (Horvath et al. 2022, smoothing-ensembles), `idx label predict "radius proved" correct ... time`:
-  1 where one radius, which the log does not name, was certified, -1 where not.
+  1 where one radius, which the log does not name, was certified, else -1.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from drs_ray.errors import ConfigError, DataError, counted
 from drs_ray.results.tables import ABSTAIN
 
 Kind = Literal["radii", "predictions", "one radius"]
-"""What a log has of each image: its radius, no radius at all, or whether one radius was certified."""
+"""What a log has for each image: its radius, no radius, or whether one radius was certified."""
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct")
-"""Columns that a log must have, in any order; of others, `time` is kept and the rest ignored."""
+"""Required columns, in any order; `time` is kept too, and others are ignored."""
 PREDICTIONS = ("idx", "label", "predict", "correct", "time")
-"""All columns that a log of predictions may have: with others, a missing radius may only have another name."""
+"""All columns that a log of predictions may have: another column might be the radius under another name."""
 PROVED = "radius proved"
-"""In place of `radius` in a log that says for each image whether one radius was certified."""
+"""The column in place of `radius` in a log that says for each image whether one radius was certified."""
 TIME = "time"
 
-# Patterns, because int() and float() take more: 1_000, nan, digits of other scripts.
+# Patterns, because int() and float() accept more: 1_000, nan, digits of other scripts.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}"), "a whole number"
 _NUMBER = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"), "a finite number >= 0"
 _YES_OR_NO = re.compile(r"-?1"), "1 (certified) or -1"
@@ -56,12 +56,12 @@ _SEPARATORS = {"\t": "tabs", ",": "commas"}
 
 @dataclass(frozen=True, eq=False)
 class PublishedLog:
-    """Images as a log gives them, in its order.
+    """The images of a log, in its order.
 
     image_id, label, prediction: int64 [N], prediction -1 where abstaining. radius: float64 [N], pixel units, 0 where
-    abstaining, and for all in a log of predictions. step: float64 [N], what one step of the radius' last printed digit
-    is worth, 0 where no radius was printed. time: N texts as they were printed, None where the log has none. notes:
-    what was read otherwise than it stands there, and why.
+    abstaining, and for all in a log of predictions. step: float64 [N], one unit in the radius' last printed digit, 0
+    where no radius was printed. time: N texts as printed, None if the log has none. notes: values that were not read as
+    written, with the reasons.
     """
 
     kind: Kind
@@ -80,16 +80,16 @@ class PublishedLog:
 
 
 def parse_log(data: bytes, source: str, radius: float | None = None) -> PublishedLog:
-    """The bytes of a log -> its rows. A class with radius 0 is an abstention: nothing is certified there.
+    """Read the bytes of a log. A class with radius 0 is read as an abstention, because nothing is certified.
 
     Args:
         data: the log.
-        source: its name, for messages.
-        radius: pixel units: the one radius of a log that does not name it; None for the others.
+        source: name of the log, for messages.
+        radius: pixel units; the one radius of a log with the column `PROVED`, None for other logs.
 
     Raises:
-        DataError: one line that names the file, the line, what is wrong there and what to do.
-        ConfigError: a radius that the log needs, or that it has no use for.
+        DataError: one line with the file, the line, the mistake and the remedy.
+        ConfigError: a radius is missing, or given for a log that does not need one.
     """
     try:
         lines = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -137,8 +137,10 @@ def parse_log(data: bytes, source: str, radius: float | None = None) -> Publishe
         certified = np.array(columns[PROVED]) == "1"
         radii = np.where(certified, radius or 0.0, 0.0)
     notes = [
-        *_silent(predict, certified, "radius 0, which certifies nothing," if kind == "radii" else "no proved radius"),
-        *_counted(label, predict, certified, correct, source),
+        *_abstention_notes(
+            predict, certified, "radius 0, which certifies nothing," if kind == "radii" else "no proved radius"
+        ),
+        *_correct_notes(label, predict, certified, correct, source),
     ]
     prediction = np.where(certified, predict, ABSTAIN)
     times = tuple(" ".join(text.split()) for text in columns[TIME]) if TIME in names else None
@@ -146,7 +148,7 @@ def parse_log(data: bytes, source: str, radius: float | None = None) -> Publishe
 
 
 def _kind(names: Sequence[str], source: str) -> Kind:
-    """What a log with this header has of each image."""
+    """The kind of a log with this header."""
     twice = len(set(names)) < len(names)
     if not twice and set(PREDICTIONS) >= set(names) >= set(PREDICTIONS[:4]):
         return "predictions"
@@ -163,7 +165,7 @@ def _kind(names: Sequence[str], source: str) -> Kind:
 
 
 def _fields(line: str, separator: str, source: str, number: int) -> list[str]:
-    """A line's fields without the blanks around them; those of csv may be quoted."""
+    """A line's fields without surrounding blanks; fields may be quoted as in csv."""
     if '"' not in line:
         return [field.strip() for field in line.split(separator)]
     try:
@@ -225,10 +227,10 @@ def _miscounted(line: str, found: int, width: int, separator: str) -> str:
 
 
 def _steps(printed: Sequence[str]) -> Floats:
-    """How far apart neighbouring radii of the log are, as its radii show: 0.52 may be 0.520 with its last digit unsaid.
+    """One unit in the last digit of each radius; trailing zeros need not be printed: 0.52 may mean 0.520.
 
-    A log has so many significant digits (certify.py: three), or so many decimals: whatever its longest radius has, for
-    trailing zeros need not be printed. The larger step of the two is taken, so that no radius is read too precisely.
+    All radii of a log have the same number of significant digits (certify.py: three), or of decimals: as many as its
+    longest radius. The larger step of the two is taken, so that no radius is read too precisely.
     """
     numbers = [Decimal(text).as_tuple() for text in printed]
     values = np.array(printed, np.float64)
@@ -250,16 +252,16 @@ def _check_ids(ids: list[int], source: str) -> None:
         first[image_id] = number
 
 
-def _silent(predict: Integers, certified: NDArray[np.bool_], said: str) -> Iterator[str]:
-    silent = int(((predict != ABSTAIN) & ~certified).sum())
-    if silent:
-        yield f"a class with {said} counts as an abstention (images: {silent:,})"
+def _abstention_notes(predict: Integers, certified: NDArray[np.bool_], found: str) -> Iterator[str]:
+    count = int(((predict != ABSTAIN) & ~certified).sum())
+    if count:
+        yield f"a class with {found} counts as an abstention (images: {count:,})"
 
 
-def _counted(
+def _correct_notes(
     label: Integers, predict: Integers, certified: NDArray[np.bool_], correct: Integers, source: str
 ) -> Iterator[str]:
-    """The column `correct` must follow from the others; some code prints how many were right so far."""
+    """The column `correct` must follow from the others; some code prints a running total instead."""
     hit = (predict == label).astype(np.int64)
     wrong = np.flatnonzero((correct != hit) & ~((correct == 0) & ~certified))
     if not len(wrong):

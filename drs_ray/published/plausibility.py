@@ -1,4 +1,4 @@
-"""What in a published log does not fit what is said of it: images and radii that cannot be, unproved rules."""
+"""Contradictions between a published log and its stated settings: impossible images and radii, unproved rules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from drs_ray.published.imported_run import ImportedRecord
 
 _DIGITS = 3
-_MOST_ALPHA = 0.5  # nobody states more
+_MOST_ALPHA = 0.5  # no one states a larger alpha
 _MOST_SAMPLES = 10**9  # as in configs
 _SIZES: dict[str, tuple[int, dict[str, int]]] = {
     "mnist5k": (10, {"train": 4_000, "test": 1_000}),
@@ -36,7 +36,7 @@ _SIZES: dict[str, tuple[int, dict[str, int]]] = {
     "tiny-imagenet": (200, {"train": 100_000, "val": 10_000}),
     "imagenet": (1_000, {"train": 1_281_167, "val": 50_000}),
 }
-"""Classes of the data sets that are the same everywhere, and images of their splits."""
+"""Numbers of classes and of images per split, of data sets that are the same everywhere."""
 _RULE_DOUBTS: dict[str, str] = {
     "square-root": (
         "the square-root rule is no certificate: it is larger than the proved radius unless all margins agree (for p = "
@@ -54,13 +54,13 @@ _RULE_DOUBTS: dict[str, str] = {
 
 
 def implausibilities(log: PublishedLog, record: ImportedRecord, grid: Sequence[float]) -> Iterator[str]:
-    """One line for each thing in a log that does not fit what was stated about it.
+    """One line for each contradiction between a log and its stated settings.
 
-    A radius is doubted if all that it may stand for is: it may have been printed to nearest, or rounded down.
+    A radius counts as impossible if all values that may be printed so are: it may be rounded to nearest, or down.
 
     Args:
-        log: what was published.
-        record: what was stated about it.
+        log: the published log.
+        record: the stated settings.
         grid: radii of the curve, pixel units.
     """
     yield from _of_another_set(log, record)
@@ -129,8 +129,8 @@ def _of_another_set(log: PublishedLog, record: ImportedRecord) -> Iterator[str]:
 def _what_fits(log: PublishedLog, record: ImportedRecord, low: Floats, high: Floats) -> str:
     """Which alpha at the stated n, or which n at the stated alpha, could have given the largest radius, if any could.
 
-    Those with the fewest digits within what its printed digits may stand for, or, of a radius that was asked for, in
-    a tenth of the least. K = 1: where there are some at which counts give every radius of the log, these alone.
+    These are the numbers with the fewest digits that fit its printed digits, or, for a fixed radius, that are at most a
+    tenth above the least. K = 1: if counts give every radius of the log at some of these numbers, only those.
     """
     top = int(low.argmax())
     ends = float(low[top]), float(high[top])
@@ -160,7 +160,7 @@ def _what_fits(log: PublishedLog, record: ImportedRecord, low: Floats, high: Flo
 
 
 def _limit(log: PublishedLog, above: NDArray[np.bool_] | NDArray[np.int64], most: float) -> str:
-    """The largest possible radius with as many digits as show that these are above it."""
+    """The largest possible radius, with enough digits to show that the given radii are above it."""
     return apart(most, float(log.radius[above].min()), _DIGITS)[0]
 
 

@@ -1,1 +1,1 @@
-"""Reduced runs as people read them: tables, figures, the HTML page, exports. Loads neither torch nor Ray."""
+"""Reports of reduced runs: tables, figures, the HTML page, exports. Loads neither torch nor Ray."""

@@ -1,4 +1,4 @@
-"""Some images with their certificates, and the figures that are read off them."""
+"""A group of images with their certificates, and figures computed from them."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ class CertifiedGroup:
         return format_down(self.acr, SHARE_DIGITS)
 
     def at_radii(self, radii: Sequence[float]) -> tuple[AtRadius, ...]:
-        """Certified accuracy, with its interval over so many images, at radius 0 and at increasing radii."""
+        """Certified accuracy, with its interval, at radius 0 and at increasing radii."""
         return at_radii(self, radii)

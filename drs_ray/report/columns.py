@@ -1,6 +1,6 @@
-"""What a table or a report shows side by side: runs, the same counts by the baseline rule, and how runs converge.
+"""The columns of a table or report: runs, comparisons by the baseline rule on the same counts, and convergence.
 
-Nothing here is a certificate that the run's table does not hold.
+The only certificates of a run are those in its table.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ BASELINE = "p_A Bonferroni"
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What a table or report shows side by side: runs and comparisons, and how runs converge (by run)."""
+    """The columns of a table or report: runs and comparisons, and the convergence of runs."""
 
     results: tuple[ReportedRun, ...] = ()
     convergence: tuple[tuple[RunResult, tuple[AtSamples, ...]], ...] = ()
 
     def __add__(self, other: Columns) -> Columns:
-        """Those of both, in order."""
+        """The columns of both, in order."""
         return Columns(self.results + other.results, self.convergence + other.convergence)
 
 
 def columns_of(result: RunResult, history: CountsHistory, *, compare_rules: bool) -> Columns:
-    """A run with its convergence and, if asked for, before it the comparison with the baseline rule.
+    """A run with its convergence and, with compare_rules, the comparison with the baseline rule before it.
 
-    No comparison where the run's rule is the baseline. The counts are not kept.
+    There is no comparison if the run's rule is the baseline. The counts are not kept in memory.
     """
     baseline = baseline_of(result.certified_by)
     others = []
@@ -51,24 +51,23 @@ def columns_of(result: RunResult, history: CountsHistory, *, compare_rules: bool
 def read_columns(runs: Sequence[tuple[ReportedRun, Store]], *, compare_rules: bool, common: bool = False) -> Columns:
     """`columns_of` several runs, whose counts are read one run at a time.
 
-    A run whose counts are not at hand (certificates that were copied without them) is shown without its convergence,
-    and an imported run, which has none, alone.
+    A run without counts (only its certificates were copied) is shown without its convergence, and so is an imported
+    run.
 
     Args:
         runs: each with its store.
-        compare_rules: beside each run, the same counts by the baseline rule.
-        common: cut all down to the images that every run has, and show no convergence; counts are then read for
-            comparisons alone.
+        compare_rules: add to each run the comparison with the baseline rule.
+        common: show only the images that every run has, and no convergence; counts are then read only for comparisons.
 
     Raises:
-        ConfigError: runs that cannot stand side by side. CountsError: counts that cannot be trusted, that a comparison
-        needs and that are not there, or of a run that is to go on.
+        ConfigError: runs that cannot be compared. CountsError: counts that cannot be trusted, that are missing for a
+        comparison, or of an unfinished run.
     """
     results = [result for result, _ in runs]
     if not common:
         check_same_test_set(results)
         return _read(runs, compare_rules=compare_rules)
-    in_common(results)  # what cannot be compared is told before counts are read
+    in_common(results)  # raise before the counts are read
     columns = _read(runs, compare_rules=True).results if compare_rules else results
     return Columns(tuple(in_common(columns)))
 
@@ -80,7 +79,7 @@ def _read(runs: Iterable[tuple[ReportedRun, Store]], *, compare_rules: bool) -> 
             columns += Columns((result,))
         elif compare_rules or has_parts(store):
             history = read_counts(store, result.record)
-            check_finished(history, result.record)  # a run that was extended may have certificates of before
+            check_finished(history, result.record)  # an extended run may still have its earlier certificates
             columns += columns_of(result, history, compare_rules=compare_rules)
         else:
             columns += Columns((result,))
@@ -88,10 +87,10 @@ def _read(runs: Iterable[tuple[ReportedRun, Store]], *, compare_rules: bool) -> 
 
 
 def read_partial_columns(store: Store, *, compare_rules: bool) -> Columns:
-    """`columns_of` a run as far as it is; of a finished one, `read_columns` of its stored certificates.
+    """`columns_of` the images that an unfinished run has reached; for a finished run `read_columns`.
 
     Raises:
-        CountsError: see `reduce.reduce_unfinished`; finished and not reduced yet.
+        CountsError: see `reduce.reduce_unfinished`; or the run is finished and not reduced yet.
     """
     result, history = reduce_unfinished(store, read_record(store))
     if result.progress is None:
@@ -109,9 +108,9 @@ def baseline_of(rule: Rule) -> Rule:
 
 @dataclass(frozen=True)
 class RuleGain:
-    """ACR by a run's rule and by the baseline, from the same counts: measured, not promised.
+    """ACR by a run's rule and by the baseline from the same counts: a measurement, not a guarantee.
 
-    adaptive: images stopped by the run's rule, which the baseline has to live with; it might have drawn more.
+    adaptive: images stopped by the run's rule; the baseline might have drawn more samples.
     """
 
     name: str
@@ -135,7 +134,7 @@ class RuleGain:
 
 
 def rule_gains(results: Sequence[ReportedRun]) -> tuple[RuleGain, ...]:
-    """For every run that has its comparison beside it, what its rule gained."""
+    """The gain of the rule of every run that has a comparison."""
     named = zip(run_names(results), results, strict=True)
     runs = [(name, run) for name, run in named if isinstance(run, RunResult) and not run.variant]
     return tuple(

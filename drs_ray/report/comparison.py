@@ -1,6 +1,6 @@
 """Several runs over the same images: paired differences with McNemar's exact test, and the envelope of the runs.
 
-Whatever is compared was certified on the same images (`test_sets.check_same_test_set`); rows are matched by image id.
+The runs were certified on the same images (`test_sets.check_same_test_set`); rows are matched by image id.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.summary import SHARE_DIGITS, run_names
 
 ALL_PAIRS = 4
-"""Up to so many runs and comparisons, every pair is compared; of more, each of the others with the first."""
+"""Up to this number of runs and comparisons, every pair is compared; of more, the first with each of the others."""
 SMALLEST_P = 0.0001
-"""Smaller p-values are shown as below it."""
+"""Smaller p-values are shown as `< 0.0001`."""
 
 
 @dataclass(frozen=True)
 class PairAtRadius:
-    """Images by who certifies them at a radius (pixel units): both, one alone, neither.
+    """Numbers of images certified at a radius (pixel units) by both runs, by one only, and by neither.
 
-    low, high: interval for the share of the second minus that of the first, 95 % at least, at this radius on its own.
-    p_value: McNemar's exact test, two-sided. p_holm: the same, adjusted for all tests that were made together.
+    low, high: interval for the share of the second minus that of the first, 95 % at least, for this radius alone.
+    p_value: McNemar's exact test, two-sided. p_holm: the same, adjusted for all tests made together.
     """
 
     radius: float
@@ -70,13 +70,13 @@ class PairAtRadius:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference stands at 5 % after the adjustment."""
+        """Whether the difference is significant at 5 % after the adjustment."""
         return self.p_holm <= 1 - CI_LEVEL
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs or comparisons, by position and name, image by image. same_counts: made from the same votes."""
+    """Two runs or comparisons, by position and name, compared image by image. same_counts: from the same votes."""
 
     first: int
     second: int
@@ -87,7 +87,7 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """Who is ahead where, after the adjustment, in a few words."""
+        """Which run is ahead at which radii after the adjustment, in words."""
         ahead = {
             self.first_name: [row for row in self.at_radii if row.differs and row.only_first > row.only_second],
             self.second_name: [row for row in self.at_radii if row.differs and row.only_second > row.only_first],
@@ -102,12 +102,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class EnvelopeAtRadius:
-    """The run with the largest certified accuracy at a radius (pixel units), or several that share it: best has their
-    positions and names.
+    """The run with the largest certified accuracy at a radius (pixel units).
 
-    The intervals allow for the choice: what is said holds for all the runs at once. ci_low, ci_high: Clopper-Pearson of
-    the chosen run at 1 - 0.05 / runs. guaranteed: the most images over the runs, certificates that may have failed
-    taken off with probability 0.01 / runs each.
+    best: positions and names of all runs that have this accuracy. The intervals allow for the choice: they hold for all
+    runs at once. ci_low, ci_high: Clopper-Pearson of the chosen run at 1 - 0.05 / runs. guaranteed: the largest number
+    of images over the runs, without the certificates that may have failed, at probability 0.01 / runs each.
     """
 
     radius: float
@@ -142,7 +141,7 @@ class EnvelopeAtRadius:
 def paired_differences(results: Sequence[ReportedRun], radii: Sequence[float]) -> tuple[Pair, ...]:
     """Pairs of runs and comparisons, tested at every radius; Holm's adjustment is over all pairs and radii together.
 
-    With a log of predictions, which says nothing beyond radius 0, a pair is tested there alone.
+    A pair with a log of predictions, which has no radii, is tested only at radius 0.
 
     Args:
         results: runs over one test set, in any order of images.
@@ -199,7 +198,7 @@ def paired_differences(results: Sequence[ReportedRun], radii: Sequence[float]) -
 
 
 def envelope(results: Sequence[ReportedRun], radii: Sequence[float]) -> tuple[EnvelopeAtRadius, ...]:
-    """At each radius the best of the runs; comparisons and imported runs are none. Empty for fewer than two runs.
+    """At each radius the best run, without comparisons and imported runs. Empty for fewer than two runs.
 
     Args:
         results: runs over one test set.

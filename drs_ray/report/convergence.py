@@ -1,4 +1,4 @@
-"""A run's certificates as they were after fewer samples."""
+"""Certificates from a run's votes after fewer samples, to show how they converge."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from drs_ray.results.reduce import RunResult, certify_counts
 from drs_ray.results.tables import ABSTAIN
 
 CONVERGENCE_POINTS = 8
-"""Most numbers of samples at which convergence is shown, halving from the largest."""
+"""Largest number of rows of a convergence table; the numbers of samples halve from row to row."""
 
 
 @dataclass(frozen=True, eq=False)
 class AtSamples(CertifiedGroup):
-    """A run's images by no more than `samples` estimation samples each, as if that had been a plan without stages.
+    """Results of a run's images from at most `samples` estimation samples each, as in a plan without stages.
 
-    Not certificates of the run: each image has one, and that is in its table. Of an adaptive run nothing holds with
-    probability 1 - alpha here: how many votes an image has depended on its votes.
+    These are not certificates of the run: the only certificate of an image is in the run's table. For an adaptive run
+    nothing here holds with probability 1 - alpha, because the number of an image's votes depended on its votes.
     """
 
     samples: int
@@ -35,9 +35,9 @@ class AtSamples(CertifiedGroup):
 
 
 def convergence(result: RunResult, history: CountsHistory) -> tuple[AtSamples, ...]:
-    """A run's images by its own rule and alpha, at numbers of samples that halve, the largest last.
+    """Results of a run's images by its own rule and alpha, at numbers of samples that halve, the largest last.
 
-    Images of an adaptive run that had stopped earlier keep the votes that they have.
+    Images of an adaptive run that stopped earlier keep the votes that they have.
     """
     rule = result.certified_by
     found = []
@@ -59,12 +59,12 @@ def convergence(result: RunResult, history: CountsHistory) -> tuple[AtSamples, .
 
 
 def _halving(cuts: Sequence[int]) -> list[int]:
-    """The smallest cut that is no less than the largest, its half, its quarter, ..., without repetitions."""
+    """For the largest cut, its half, its quarter, ...: the smallest cut that is not below it; without repetitions."""
     last = cuts[-1]
     return sorted({min(cut for cut in cuts if cut << power >= last) for power in range(CONVERGENCE_POINTS)})
 
 
 def _is_whole(counts: Counts, history: CountsHistory, samples: int) -> bool:
-    """Whether every image's votes are known there: units of different sizes may have been cut elsewhere."""
+    """Whether every image has votes up to exactly this number: units of different sizes have different cuts."""
     expected = np.minimum(history.drawn, samples)
     return all(bool((votes.sum(axis=1) == expected).all()) for votes in counts.estimation)

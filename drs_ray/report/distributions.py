@@ -1,4 +1,4 @@
-"""How a run's radii, bounds, classes and samples are spread. Pure functions of reduced runs."""
+"""Distributions of a run's radii, bounds, classes and samples. Pure functions of reduced runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from drs_ray.results.reduce import RunResult
 from drs_ray.results.tables import ABSTAIN
 
 P_LOWER_EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, 1.0)
-"""Bins for probabilities: finer near 1, where radii are made."""
+"""Bins for probabilities: finer near 1, where radii change most."""
 RADIUS_BINS = 12
-"""Most bins of the histogram of radii."""
+"""Largest number of bins of the histogram of radii."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class RadiusHistogram:
-    """Certified radii of images that are predicted right and wrong, over the same bins, and who has none."""
+    """Certified radii of correctly and wrongly predicted images, over the same bins, and the number of abstentions."""
 
     correct: Histogram
     wrong: Histogram
@@ -55,7 +55,7 @@ class ClassRow(CertifiedGroup):
 
 @dataclass(frozen=True)
 class StageUse:
-    """One stage: cumulative samples, how many images ended there, for how many its votes decide the radius."""
+    """One stage: cumulative samples, number of images that ended there, and of those whose radius it decides."""
 
     samples: int
     ended: int
@@ -64,7 +64,7 @@ class StageUse:
 
 @dataclass(frozen=True)
 class Saving:
-    """Noise samples that an adaptive run drew, and what all its stages would have cost for every image."""
+    """Noise samples that an adaptive run drew, and those that all stages for every image would have needed."""
 
     drawn: int
     full: int
@@ -72,14 +72,14 @@ class Saving:
 
     @property
     def factor_text(self) -> str:
-        """How many times fewer samples, rounded down."""
+        """The ratio of all samples to the drawn ones, rounded down."""
         return format_ratio_down(self.full, self.drawn, 1)
 
 
 def p_lower_histograms(result: RunResult, edges: Sequence[float] = P_LOWER_EDGES) -> tuple[Histogram, ...]:
     """Lower bounds of the selected class's probability, one histogram for each sub-image.
 
-    Where the pooled rule was used, every sub-image has the bound on their mean.
+    If the pooled bound decides an image, every sub-image has the bound on their mean.
     """
     values = _lists(result, "p_lower")
     return tuple(_histogram(column, edges) for column in values.T)
@@ -119,10 +119,7 @@ def per_class(result: RunResult) -> tuple[ClassRow, ...]:
 
 
 def saving(result: RunResult) -> Saving | None:
-    """What adaptive stages saved; None for a fixed number of samples, and while a run is unfinished.
-
-    Selection samples count on both sides.
-    """
+    """The saving by adaptive stages, with selection samples on both sides; None without stages or if unfinished."""
     stages = result.record.schedule.samples
     if len(stages) == 1 or result.progress is not None:
         return None

@@ -1,7 +1,7 @@
 """Runs in other formats: the field's log (tsv), all columns (csv), and tables of certified accuracy for papers.
 
-What is shown is rounded down, as everywhere: a reader of the text never sees more than was computed. Imported radii
-were published in decimals: in a log they stand as they came.
+Numbers are rounded down, so that the text never claims more than was computed. Imported radii were published as
+decimals, which a log repeats unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def export(results: Sequence[ReportedRun], kind: str, radii: Sequence[float] | N
     Args:
         results: one run for tsv and csv, one or several over one test set for markdown and latex.
         kind: one of `FORMATS`.
-        radii: columns of a table, increasing, pixel units; None: the runs' own. Not for tsv and csv.
+        radii: columns of a table, increasing, pixel units; None: the runs' own radii. Not for tsv and csv.
 
     Raises:
         ConfigError: an unknown format, several runs for a format of one, radii for a format without, or runs over
@@ -60,9 +60,8 @@ def export(results: Sequence[ReportedRun], kind: str, radii: Sequence[float] | N
 def tsv(result: ReportedRun) -> str:
     """One row per image, `idx label predict radius correct time`, as certify.py of Cohen et al. 2019 writes.
 
-    predict is -1 and radius 0 where abstaining. time: as it came in an imported log. Images of a batch run have none of
-    their own; it is the run's wall time over its images, `nan` where nobody measured. A log of predictions has no
-    radius, as predict.py writes.
+    predict is -1 and radius 0 where abstaining. time: of a batch run, its wall time divided by its images, `nan` if not
+    measured; of an imported log, as published. A log of predictions has no radius, as predict.py writes.
     """
     table = result.certificates
     seconds = None if result.seconds is None else datetime.timedelta(seconds=result.seconds / result.images)
@@ -80,7 +79,7 @@ def tsv(result: ReportedRun) -> str:
 
 
 def _log_radii(result: ReportedRun) -> list[str]:
-    if isinstance(result, ImportedResult):  # to round the binary value down would change 0.3 to 0.299999
+    if isinstance(result, ImportedResult):  # rounding the binary value down would change 0.3 to 0.299999
         return [exact_text(radius) for radius in result.radius.tolist()]
     return radii_down(result.radius)
 
@@ -104,7 +103,7 @@ def radii_down(radius: Floats, digits: int = RADIUS_DIGITS) -> list[str]:
     """`rounding.format_down` of many radii >= 0: the same text, a hundred times faster."""
     scaled = radius * 10.0**digits
     whole = np.floor(scaled)
-    # A product is off by less than 1e-15 of itself: away from whole numbers its floor is exact, near them it is not.
+    # The relative error of a product is below 1e-15: its floor is exact, except near whole numbers.
     doubtful = (np.abs(scaled - np.rint(scaled)) <= 1e-15 * scaled + 1e-300) | (scaled >= 2**53)
     texts = [
         f"{value // 10**digits}.{value % 10**digits:0{digits}d}"
@@ -151,7 +150,7 @@ _TEX = (
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {character: f"\\{character}" for character in "&%$#_{}"}
     | {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
-    | {"[": "{[}", "*": "{*}"}  # after the end of a row they would be its arguments
+    | {"[": "{[}", "*": "{*}"}  # at the start of a row they would be arguments of the `\\` before
 )
 
 

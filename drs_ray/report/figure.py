@@ -31,13 +31,13 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a06a00", "#56b4e9", "#6
 INK, GRID, PAPER = "#1f2328", "#d8dee4", "#ffffff"
 """Text and axes, grid lines, background. No palette colour: the HTML report recolours all of them by name."""
 
-_LEVELS = 900  # steps kept per curve: a third of a point of the figure's height, 1,800 points
+_LEVELS = 900  # steps kept per curve, of a third of a point of the figure's height; the curve has 1,800 points
 _FEWER_LEVELS = 300  # steps kept in the small panels
 _PNG_DPI = 200
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
+    "svg.fonttype": "none",  # text, not paths: small, searchable, in the page's font
     "svg.hashsalt": "drs-ray",  # the same runs give the same bytes
-    "path.simplify": False,  # it may raise a step by a fraction of a pixel
+    "path.simplify": False,  # simplification may raise a step by a fraction of a pixel
 }
 
 
@@ -46,7 +46,7 @@ def certified_accuracy_figure(results: Sequence[ReportedRun], *, legend: bool = 
 
     Args:
         results: at least one run.
-        legend: False where the page around the figure has one.
+        legend: False if the page around the figure has one.
 
     Raises:
         ConfigError: no runs, runs over different test sets, or matplotlib is missing.
@@ -73,10 +73,10 @@ def certified_accuracy_figure(results: Sequence[ReportedRun], *, legend: bool = 
 
 
 def convergence_figure(convergence: Sequence[tuple[str, Sequence[AtSamples]]]) -> Figure:
-    """Certified accuracy against radius at fewer samples, one panel per run; the palest line has the fewest.
+    """Certified accuracy against radius at fewer samples, one panel per run; the palest line has the fewest samples.
 
     Args:
-        convergence: name and numbers of samples of at least one run.
+        convergence: name and convergence of at least one run.
     """
     from matplotlib.figure import Figure
 
@@ -113,7 +113,7 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     sink = io.BytesIO()
     no_date = {"Date": None} if kind == "svg" else {}
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a run's name in a script the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # characters of a run's name
         figure.savefig(sink, format=kind, dpi=_PNG_DPI, metadata=no_date)
     return sink.getvalue()
 
@@ -123,7 +123,7 @@ def save_figures(results: Sequence[ReportedRun], target: Store) -> list[str]:
 
     Raises:
         ConfigError: see `certified_accuracy_figure`.
-        StoreError: the place cannot be written.
+        StoreError: `target` cannot be written.
     """
     figure = certified_accuracy_figure(results)
     target.put(SVG_KEY, figure_bytes(figure, "svg"))
@@ -132,21 +132,21 @@ def save_figures(results: Sequence[ReportedRun], target: Store) -> list[str]:
 
 
 def run_colours(runs: int) -> list[str]:
-    """A colour for each run; the palette starts again after its last."""
+    """A colour for each run; the palette is repeated for more runs."""
     return list(islice(cycle(PALETTE), runs))
 
 
 def step_curve(certified: Certified, stop: float, levels: int = _LEVELS, planned: int | None = None) -> Curve:
-    """Certified accuracy at the radii where it steps down, for lines that hold until the next of them.
+    """Certified accuracy at the radii where it steps down.
 
-    Point i is the value on (radii[i - 1], radii[i]]. Of more than `levels` steps, those within 1 / levels of each other
-    become one at the largest of their radii, with the smallest of their values: the drawn curve is nowhere above the
-    true one.
+    Point i is the value on (radii[i - 1], radii[i]]. If there are more than `levels` steps, steps within 1 / levels of
+    each other are merged. A merged step ends at the largest of their radii with the smallest of their values, so that
+    the drawn curve is nowhere above the true one.
 
     Args:
         certified: the run, or its images at fewer samples.
-        stop: where the line ends, pixel units, not below the largest radius.
-        levels: most steps to keep.
+        stop: end of the line, pixel units, not below the largest radius.
+        levels: largest number of steps.
         planned: see `certified_accuracy_curve`.
     """
     ordered = np.sort(certified.radius[certified.correct])
@@ -160,13 +160,13 @@ def step_curve(certified: Certified, stop: float, levels: int = _LEVELS, planned
 
 
 def right_end(shown: Iterable[Certified]) -> float:
-    """Where the axis of radii ends, pixel units: a little beyond the largest radius."""
+    """End of the axis of radii, pixel units: a little beyond the largest radius."""
     largest = max(float(np.max(one.radius, where=one.correct, initial=0.0)) for one in shown)
     return 1.04 * largest if largest > 0 else 1.0
 
 
 def draw_run(axes: Axes, result: ReportedRun, stop: float, colour: str) -> Any:
-    """Draw a run's `step_curve`, or the accuracy of a log of predictions as a point: it has no curve.
+    """Draw a run's `step_curve`, or, for a log of predictions, its accuracy as a point.
 
     Returns:
         The line, for a legend.
@@ -179,12 +179,12 @@ def draw_run(axes: Axes, result: ReportedRun, stop: float, colour: str) -> Any:
 
 
 def draw_curve(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> Any:
-    """Draw a `step_curve` with its band and its guaranteed share, or, where it is a comparison, alone and dotted.
+    """Draw a `step_curve` with its band and its guaranteed share, or, for a comparison, only a dotted line.
 
     Returns:
         The line, for a legend.
     """
-    if comparison:  # no band and no guarantee: it is not what the run certifies
+    if comparison:  # no band and no guarantee, because these are not the run's certificates
         (line,) = axes.step(
             curve.radii, curve.certified_accuracy, where="pre", color=colour, linewidth=1.8, linestyle=(0, (1, 1.2))
         )
@@ -200,7 +200,7 @@ def draw_curve(axes: Axes, curve: Curve, colour: str, *, comparison: bool) -> An
 
 
 def write_labels(legend: Legend, labels: Sequence[str]) -> None:
-    """Names of runs as they are: as labels, "_name" would be hidden and "$" start a formula."""
+    """Write run names literally: as labels matplotlib would hide "_name" and take "$" as the start of a formula."""
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)
         text.set_text(label)

@@ -1,4 +1,4 @@
-"""The report's table of images: one row per image with what every run says about it, to be sorted and searched."""
+"""The report's table of images, for sorting and searching: one row per image with every run's certificate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from drs_ray.results.tables import ABSTAIN
 IMAGES_SHOWN = 1000
 """Rows of the table; all images are in certificates.parquet."""
 VOTES_SHOWN = 4
-"""Sub-images whose votes are shown; of more, those with the fewest and the most."""
+"""Largest number of sub-images whose votes are shown; of more, those with the fewest and the most votes are."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Small pictures as data: URIs, by image id, and a sentence on what is missing: empty where nothing is."""
+    """Small pictures as data: URIs, by image id, and a note about missing pictures, empty if none is missing."""
 
     uris: Mapping[int, str] = field(default_factory=dict)
     note: str = ""
@@ -35,8 +35,8 @@ PictureSource = Callable[[RunRecord, Sequence[int]], Pictures]
 class Answer:
     """One run's certificate of an image. kind: correct, wrong or abstains. votes: `votes / n` of sub-images.
 
-    rule: what was bounded and how; the vote is the run's. radius: pixel units; weakest: the smallest share of votes
-    over the sub-images. Both are what sorting goes by.
+    rule: name of the rule without the vote. radius: pixel units; weakest: the smallest share of votes over the
+    sub-images; the table is sorted by these two numbers.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """An image, its label, one answer per run, its picture ("" without one), and the words that find it."""
+    """An image, its label, one answer per run, its picture ("" without one), and the words of a search."""
 
     image_id: int
     label: int
@@ -63,8 +63,8 @@ class ImageRow:
 class ImageTable:
     """The first images in the order of the first run.
 
-    slugs: the runs' names as searches use them. images: how many there are in all. mixed: whether a run's images got
-    several rules. note: on pictures.
+    slugs: the runs' names in searches. images: number of all images. mixed: for each run, whether its images have
+    different rules. note: about pictures.
     """
 
     slugs: tuple[str, ...]
@@ -86,9 +86,9 @@ def image_table(
 
     Args:
         results: at least one run; no comparisons.
-        names: what to call them.
-        pictures: where pictures come from, if from anywhere.
-        limit: most rows.
+        names: their names.
+        pictures: source of pictures, or None.
+        limit: largest number of rows.
     """
     first = results[0]
     ids = first.certificates["image_id"].to_numpy()[:limit]
@@ -140,7 +140,7 @@ def _votes_text(votes: Sequence[tuple[int, int]]) -> Iterator[str]:
 
 
 def _words(image_id: int, label: int, slugs: Sequence[str], answers: Sequence[Answer]) -> str:
-    """What a search finds the row by: plain words, and the same after a name that says whose they are."""
+    """The words by which a search finds the row: plain words, and `run:word` with the name of a run."""
     words = [str(image_id), f"image:{image_id}", f"label:{label}"]
     kinds = {answer.kind for answer in answers}
     words += sorted(kinds)

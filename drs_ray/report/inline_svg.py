@@ -1,4 +1,4 @@
-"""A figure as an <svg> element of the page: accessible, as wide as its place, in colours of the page's CSS."""
+"""A figure as an <svg> element of the page: accessible, as wide as its container, in colours of the page's CSS."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> Marku
 
     Args:
         figure: drawn in the colours of `figure`, which become the page's variables.
-        name: comes before all ids in it, which are one page's.
+        name: prefix of all its ids, to make them unique in the page.
         title: its accessible name.
-        description: what it shows, for those who do not see it.
+        description: its accessible description.
     """
     from markupsafe import Markup
 

@@ -34,7 +34,7 @@ _PALETTE_ON_DARK = ("#58a6ff", "#ff8f5a", "#3fc79a", "#e5a3cb", "#e0b050", "#9ad
 
 @dataclass(frozen=True, eq=False)
 class _Page:
-    """What the templates show, computed: one field for each section, under the name that the templates use."""
+    """The computed data of the templates; fields have the names that the templates use."""
 
     runs: Sequence[RunSummary]
     details: Sequence[RunDetails]
@@ -48,29 +48,29 @@ class _Page:
 
     @property
     def one(self) -> bool:
-        """Whether the page is about one run and nothing beside it."""
+        """Whether the page is about a single run."""
         return len(self.runs) == 1
 
     @property
     def first(self) -> RunSummary:
-        """The run that stands for what all have in common: our own, if one is; with radii, if one has them."""
+        """The run from which common facts are taken: not an imported one, or else one with radii, if possible."""
         if self.details:
             return self.details[0].run
         return max(self.runs, key=lambda run: run.has_radii)
 
     @property
     def variants(self) -> list[RunSummary]:
-        """The comparisons."""
+        """The comparisons with another rule."""
         return [run for run in self.runs if run.variant and not run.imported]
 
     @property
     def imported(self) -> list[RunSummary]:
-        """The logs that other code published."""
+        """The imported runs."""
         return [run for run in self.runs if run.imported]
 
     @property
     def radius_peak(self) -> int:
-        """The largest number in the table of radii: what fills a bar, the same for all runs."""
+        """The largest number in the table of radii, for which a bar has full length, in all runs."""
         radii = [detail.radii for detail in self.details]
         return max(max(*one.correct.counts, *one.wrong.counts, one.abstained, 1) for one in radii)
 
@@ -81,7 +81,7 @@ class _Page:
 
     @property
     def tests(self) -> int:
-        """How many paired tests the page shows."""
+        """Number of paired tests on the page."""
         return sum(len(pair.at_radii) for pair in self.pairs)
 
 
@@ -91,13 +91,13 @@ def write_report(
     """Write report.html, certified_accuracy.svg and certified_accuracy.png to the store; returns their keys.
 
     Args:
-        columns: at least one run; with `read_columns`, convergence and comparisons too.
-        target: where to write.
-        pictures: where the images' small pictures come from, if from anywhere (`drs_ray.report.thumbnails`).
+        columns: at least one run; from `read_columns`, with convergence and comparisons.
+        target: destination.
+        pictures: source of the images' small pictures (`drs_ray.report.thumbnails`); None: no pictures.
 
     Raises:
         ConfigError: no runs, runs over different test sets, or jinja2 or matplotlib is missing.
-        StoreError: the place cannot be written.
+        StoreError: `target` cannot be written.
     """
     page = render_report(columns, pictures)
     figures = save_figures(_results(columns), target)
@@ -108,10 +108,8 @@ def write_report(
 def render_report(columns: Columns | Sequence[ReportedRun], pictures: PictureSource | None = None) -> str:
     """The HTML page: it opens offline and fetches nothing. The same runs give the same page.
 
-    Of imported logs alone, the sections about votes, classes and images are left out.
-
-    Its one script sorts, searches and pages tables. The page allows that script alone, by its digest, and says all that
-    it has to say without it.
+    With only imported logs, the page has no sections about votes, classes and images. Its one script sorts, searches
+    and pages tables. The page allows only this script, by its digest, and shows everything without it too.
 
     Raises:
         ConfigError: no runs, runs over different test sets, or jinja2 or matplotlib is missing.

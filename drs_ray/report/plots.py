@@ -1,4 +1,4 @@
-"""Plots for notebooks and papers, on axes of the caller's: certified accuracy, and how radii are spread."""
+"""Plots for notebooks and papers, on the caller's axes: certified accuracy, and the distribution of radii."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _AXES = optional(arguments.instance_of("matplotlib.axes:Axes", "matplotlib axes"
 
 @checked(runs=arguments.runs, ax=_AXES)
 def plot_certified_accuracy(runs: Sequence[ReportedRun], ax: Axes | None = None) -> Axes:
-    """Certified accuracy against radius: exact steps, the pointwise 95 % interval over images shaded, and dashed what
-    holds for these images with 99 % probability over the noise. An imported run is a dotted line alone, a
+    """Certified accuracy against radius: exact steps, the pointwise 95 % interval over images (shaded), and the share
+    of these images guaranteed with 99 % probability over the noise (dashed). An imported run is only a dotted line, a
     log of predictions a point at radius 0.
 
     Args:
-        runs: at least one run over one test set, of `drs_ray.read_run`.
-        ax: where to draw; None: axes of a new figure.
+        runs: at least one run over one test set, from `drs_ray.read_run`.
+        ax: axes to draw on; None: axes of a new figure.
 
     Raises:
         ConfigError: no runs, runs over different test sets, or matplotlib is missing.
@@ -49,11 +49,11 @@ def plot_certified_accuracy(runs: Sequence[ReportedRun], ax: Axes | None = None)
 
 @checked(runs=arguments.runs, ax=_AXES)
 def plot_radius_histogram(runs: Sequence[ReportedRun], ax: Axes | None = None) -> Axes:
-    """How many images, predicted right, have which certified radius: one outline per run, over the same bins.
+    """Histogram of the certified radii of correctly predicted images: one outline per run, over the same bins.
 
     Args:
-        runs: at least one run over one test set, of `drs_ray.read_run`.
-        ax: where to draw; None: axes of a new figure.
+        runs: at least one run over one test set, from `drs_ray.read_run`.
+        ax: axes to draw on; None: axes of a new figure.
 
     Raises:
         ConfigError: no runs, runs over different test sets, or matplotlib is missing.

@@ -1,4 +1,4 @@
-"""Where a run comes from, as names and values."""
+"""The provenance of a run, as names and values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drs_ray.published.imported_run import ImportedRecord
 
 
 def provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
-    """Of a run of our own."""
+    """The provenance of a run of drs-ray."""
     config = record.config
     yield "run id", record.run_id
     yield "created", record.created
@@ -38,7 +38,7 @@ def provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
 
 
 def import_provenance(record: ImportedRecord) -> Iterable[tuple[str, str]]:
-    """Of an imported run."""
+    """The provenance of an imported run."""
     yield "run id", record.run_id
     yield "imported", f"{record.created}, from {record.source}"
     yield "log digest", record.source_digest

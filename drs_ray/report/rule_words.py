@@ -8,7 +8,7 @@ from drs_ray.certificates.rule import Rule
 
 
 def rule_in_words(rule: Rule, sub_images: int) -> tuple[str, ...]:
-    """How a rule makes a radius of votes, in plain sentences."""
+    """How votes become a radius by a rule."""
     sentences = []
     if sub_images > 1 and rule.vote == "probit":
         weighted = ", weighted," if rule.weights is not None and len(set(rule.weights)) > 1 else ""
@@ -20,22 +20,24 @@ def rule_in_words(rule: Rule, sub_images: int) -> tuple[str, ...]:
         sentences.append("The smoothed classifier takes the mean of the sub-images' class probabilities (mean vote).")
     if rule.radius is not None:
         sentences.append(
-            f"One radius, {exact_text(rule.radius)}, was asked for: an image is certified at it or not at all, and "
-            "nothing is said of larger radii. It is certified where the e-value against all vote probabilities with no "
-            "larger radius reaches 1 / alpha; looking at it after every stage costs no alpha."
+            f"Fixed radius {exact_text(rule.radius)}: an image is certified at it or not at all, and nothing is "
+            "claimed about larger radii. It is certified if the e-value against all vote probabilities whose radius is "
+            "not larger reaches 1 / alpha; evaluating it after every stage costs no alpha."
         )
         return tuple(sentences)
     if rule.rivals:
         sentences.append(
-            "Pairs: the selected class's probability is bounded from below with half of the allowed error and every "
-            "other class's from above with the other half, all of it for each; the closest rival decides. Only the "
-            "rival that would be first to win must be bounded rightly, and it is fixed before the votes: the radius "
-            "is certified, not all rivals' bounds at once."
+            "Pairs: the selected class's probability is bounded from below with half of the allowed error. Every other "
+            "class's probability is bounded from above, each with all of the other half; the closest rival decides. "
+            "Only the bound of the rival that would be first to win must hold, and this rival is fixed before the "
+            "votes: the radius is certified, not all rivals' bounds at once."
         )
     else:
-        sentences.append("p_A: the selected class's probability is bounded from below; all the rest may be one rival.")
+        sentences.append(
+            "p_A: the selected class's probability is bounded from below; all other votes may be for one rival."
+        )
     if sub_images > 1 and rule.confidence == "staircase":
-        ways = level_region(rule.confidence, 0.5, sub_images).count(sub_images)  # as many at every alpha
+        ways = level_region(rule.confidence, 0.5, sub_images).count(sub_images)  # the same number at every alpha
         sentences.append(
             f"Staircase: alpha is spent on {ways:,} ways of sharing it between the {sub_images} sub-images, one of "
             "which holds with probability at least 1 - alpha; the least radius over them is certified."

@@ -1,4 +1,4 @@
-"""What the report says about one run's own certificates, beside its summary."""
+"""The parts of the report about one run's own certificates, without its summary."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from drs_ray.report.summary import AtRadius, RunSummary
 from drs_ray.results.reduce import RunResult
 
 CLASSES_SHOWN = 30
-"""Rows of the table of classes, for each run: of more classes, those with the smallest ACR."""
+"""Rows of a run's table of classes; of more classes, those with the smallest ACR are shown."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunDetails:
-    """What the page says about one run's own certificates, beside its summary.
+    """The data of the page about one run's own certificates, without its summary.
 
-    classes: those that are shown; classes_left: how many are not. class_radii: the radii of their table. commands: what
-    each does, and the command. config: the resolved config, as YAML that `drs-ray certify` reads.
+    classes: the shown classes; classes_left: number of the others. class_radii: the radii of their table. commands:
+    (description, command). config: the resolved config, as YAML that `drs-ray certify` reads.
     """
 
     position: int
@@ -63,7 +63,7 @@ class RunDetails:
 def run_details(
     results: Sequence[ReportedRun], runs: Sequence[RunSummary], convergence: dict[RunResult, tuple[AtSamples, ...]]
 ) -> Iterator[RunDetails]:
-    """Those of every run; comparisons and imported runs have none of their own."""
+    """The details of every run, without comparisons and imported runs, which have none."""
     edges = radius_edges(results)
     for position, (result, run) in enumerate(zip(results, runs, strict=True)):
         if run.variant or not isinstance(result, RunResult):
@@ -91,12 +91,12 @@ def run_details(
 
 
 def _three_of(radii: Sequence[float]) -> tuple[float, ...]:
-    """The radii a quarter, half and three quarters up the grid."""
+    """The radii at a quarter, half and three quarters of the grid."""
     return tuple(dict.fromkeys(radii[(len(radii) - 1) * quarter // 4] for quarter in (1, 2, 3))) if radii else ()
 
 
 def _commands(result: RunResult) -> Iterator[tuple[str, str]]:
-    """How to make and to check the run's certificates again."""
+    """Commands that compute and check the run's certificates again."""
     place = shlex.quote(result.uri)
     yield "computes the votes, with the config below", "drs-ray certify config.yaml"
     vote = result.certified_by.vote

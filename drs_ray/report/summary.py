@@ -1,4 +1,4 @@
-"""Reduced runs as plain data, side by side: the numbers that the terminal table and the HTML report both show."""
+"""Reduced runs as plain data, side by side: the numbers of both the terminal table and the HTML report."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class Certified(Protocol):
         """Failure probability of one certificate."""
 
 
-NOT_SAID = "-"
-"""Stands where a log of predictions says nothing."""
+UNKNOWN = "-"
+"""Shown for radii of a log of predictions beyond 0."""
 
 
 @dataclass(frozen=True)
 class AtRadius:
-    """Certified accuracy at one radius (pixel units), as numbers of images: shares of them are exact only as ratios.
+    """Certified accuracy at one radius (pixel units), as numbers of images, because shares are exact only as ratios.
 
-    said: False where nothing is known, which is beyond radius 0 of a log of predictions; certified is 0 there. ci_low,
-    ci_high: pointwise 95 % Clopper-Pearson. guaranteed: images left when the certificates that may have failed are
-    taken off (see `certificates.curve`).
+    known: False where nothing is known, which is beyond radius 0 of a log of predictions; certified is 0 there. ci_low,
+    ci_high: pointwise 95 % Clopper-Pearson. guaranteed: certified minus the number of certificates that may have failed
+    (see `certificates.curve`).
     """
 
     radius: float
@@ -59,12 +59,12 @@ class AtRadius:
     guaranteed: int
     ci_low: float
     ci_high: float
-    said: bool = True
+    known: bool = True
 
     @property
     def accuracy_text(self) -> str:
         """Certified accuracy, rounded down."""
-        return NOT_SAID if not self.said else format_ratio_down(self.certified, self.images, SHARE_DIGITS)
+        return UNKNOWN if not self.known else format_ratio_down(self.certified, self.images, SHARE_DIGITS)
 
     @property
     def guaranteed_text(self) -> str:
@@ -74,7 +74,7 @@ class AtRadius:
     @property
     def interval_text(self) -> str:
         """The 95 % interval, both ends rounded outwards."""
-        if not self.said:
+        if not self.known:
             return ""
         return f"[{format_down(self.ci_low, SHARE_DIGITS)}, {format_up(self.ci_high, SHARE_DIGITS)}]"
 
@@ -86,13 +86,14 @@ class AtRadius:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What is said about one run. sigmas, radii and acr are in pixel units; selection, estimation: samples of the
-    budget, per image and sub-image; samples: noise samples of the whole run; seconds: None where nobody measured.
-    variant: empty for the run's own certificates, else which comparison this is. split_size: images of the split, None
-    where the run's record does not say. stages: cumulative estimation samples. image_rules: the rules that images got,
-    and how many got each. progress: None for a finished run. asked: the one radius that was certified or not, None
-    where each image got the largest that its votes certify. has_radii: False for a log of predictions. whole: images
-    of the run, where only those are shown that all runs have; else None.
+    """One run as plain data.
+
+    sigmas, radii and acr are in pixel units; selection, estimation: samples of the budget, per image and sub-image;
+    samples: noise samples of the whole run; seconds: None if not measured. variant: empty for the run's own
+    certificates, else the name of the comparison. split_size: images of the split, None if the record does not have
+    it. stages: cumulative estimation samples. image_rules: (rule, number of images with it). progress: None for a
+    finished run. asked: the radius of a rule for a fixed radius, else None. has_radii: False for a log of predictions.
+    whole: images of the run, if only those that all runs have are shown; else None.
     """
 
     name: str
@@ -130,7 +131,7 @@ class RunSummary:
 
     @property
     def imported(self) -> bool:
-        """Whether other code published it, and nothing can be checked."""
+        """Whether it is an imported run."""
         return self.variant == MARK
 
     @property
@@ -156,7 +157,7 @@ class RunSummary:
     @property
     def acr_text(self) -> str:
         """ACR, rounded down."""
-        return NOT_SAID if not self.has_radii else format_down(self.acr, SHARE_DIGITS)
+        return UNKNOWN if not self.has_radii else format_down(self.acr, SHARE_DIGITS)
 
     @property
     def sigma_text(self) -> str:
@@ -175,12 +176,12 @@ class RunSummary:
 
     @property
     def asked_text(self) -> str:
-        """The one radius that was asked for in full, or nothing."""
+        """The fixed radius in full, or nothing."""
         return "" if self.asked is None else exact_text(self.asked)
 
     @property
     def scope_text(self) -> str:
-        """How many images, and of how many: 200 images must not be mistaken for all 10,000."""
+        """The number of images, and of how many: 200 images must not be mistaken for all 10,000."""
         if self.progress is not None:
             return f"{self.images:,} of {counted(self.progress.planned, 'planned image')}"
         if self.whole is not None:
@@ -193,38 +194,38 @@ class RunSummary:
 
     @property
     def middle(self) -> AtRadius:
-        """The radius in the middle of the grid: the one to quote where there is room for one."""
+        """The radius in the middle of the grid, quoted where there is room for only one."""
         return self.at_radii[len(self.at_radii) // 2]
 
     @property
     def time_text(self) -> str:
-        """Duration for people."""
+        """The run's duration as text."""
         if self.seconds is None:
             return "not recorded"
         return duration_text(self.seconds) + ("" if self.whole is None else f" for all {self.whole:,} images")
 
     @property
     def common_text(self) -> str:
-        """Which images are shown, where they are not all that the run has; else nothing."""
+        """Which images are shown, if they are not all images of the run; else nothing."""
         return "" if self.whole is None else f"only the {self.images:,} images that all of these have"
 
     @property
     def failures_allowed(self) -> int:
-        """m*: certificates that `AtRadius.guaranteed` allows to have failed."""
+        """m*: number of failed certificates that `AtRadius.guaranteed` allows for."""
         return failed_certificates(self.planned, self.failure_probability)
 
     @property
     def planned(self) -> int:
-        """Images that the run is to certify."""
+        """Number of images that the run is to certify."""
         return self.images if self.progress is None else self.progress.planned
 
     @property
     def missing(self) -> int:
-        """Images that an unfinished run has no certificate for yet."""
+        """Number of images of an unfinished run without a certificate."""
         return self.planned - self.images
 
     def when_finished_text(self, row: AtRadius) -> str:
-        """The least that an unfinished run can come to at a radius, as a share of all planned images, rounded down."""
+        """The least certified accuracy of all planned images that an unfinished run can end with, rounded down."""
         return format_ratio_down(row.certified, self.planned, SHARE_DIGITS)
 
 
@@ -233,9 +234,9 @@ def summarise(result: ReportedRun, name: str, *, radii: Sequence[float] | None =
 
     Args:
         result: a reduced or imported run.
-        name: what to call it.
-        radii: increasing, pixel units; None: those of the run's own curve table. Radius 0, where certified accuracy
-            is the accuracy, is put in front if it is missing.
+        name: its name.
+        radii: increasing, pixel units; None: those of the run's curve table. Radius 0, where certified accuracy is the
+            accuracy, is added if it is missing.
     """
     described = _described(result) if isinstance(result, RunResult) else _described_import(result)
     return RunSummary(
@@ -264,7 +265,7 @@ def summarise(result: ReportedRun, name: str, *, radii: Sequence[float] | None =
 
 
 def _described(result: RunResult) -> dict[str, Any]:
-    """What a run's record says about it."""
+    """The fields of the summary from a run's record."""
     record, config = result.record, result.record.config
     return {
         "method": f"{'RS' if record.sub_images == 1 else 'DRS'} (K = {record.sub_images})",
@@ -285,7 +286,7 @@ def _described(result: RunResult) -> dict[str, Any]:
 
 
 def _described_import(result: ImportedResult) -> dict[str, Any]:
-    """What was stated about an imported run; of its noise and of when its rule was fixed, nothing was."""
+    """The fields of the summary from an imported run's record, which states neither its noise nor its planned rule."""
     record = result.record
     return {
         "method": f"imported (K = {record.sub_images})",
@@ -306,7 +307,7 @@ def _described_import(result: ImportedResult) -> dict[str, Any]:
 
 
 def summarise_side_by_side(results: Sequence[ReportedRun]) -> list[RunSummary]:
-    """Runs over one test set as plain data, under unique names and with one grid of radii for all.
+    """Runs over one test set as plain data, with unique names and one grid of radii.
 
     Args:
         results: at least one run.
@@ -321,9 +322,9 @@ def summarise_side_by_side(results: Sequence[ReportedRun]) -> list[RunSummary]:
 
 
 def run_names(results: Sequence[ReportedRun]) -> list[str]:
-    """Names for runs: the last component of each uri, with the components before it where two would be the same.
+    """Unique names of runs: the last component of each uri, with components before it if two would be equal.
 
-    How far an unfinished run is stands behind its name, wherever it is named; so does the variant of a comparison.
+    The progress of an unfinished run and the variant of a comparison follow the name.
     """
     paths = {}
     for uri in (result.uri for result in results):
@@ -343,7 +344,7 @@ def run_names(results: Sequence[ReportedRun]) -> list[str]:
         progress = "" if result.progress is None else result.progress.text
         name = ", ".join(part for part in (names[result.uri], progress, result.variant) if part)
         seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")  # one place twice: at two alphas, say
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")  # one run twice, for example at two alphas
     return unique
 
 
@@ -367,7 +368,7 @@ def at_radii(
 ) -> tuple[AtRadius, ...]:
     """Certified accuracy at radius 0 and at increasing radii, pixel units.
 
-    planned: see `certified_accuracy_curve`. has_radii: False where nothing is known beyond radius 0.
+    planned: see `certified_accuracy_curve`. has_radii: False if nothing is known beyond radius 0.
     """
     grid = radii if radii and radii[0] == 0 else [0.0, *radii]
     failing = certified.failure_probability
@@ -381,7 +382,7 @@ def at_radii(
             round(guaranteed * images),
             float(low),
             float(high),
-            said=has_radii or radius == 0,
+            known=has_radii or radius == 0,
         )
         for radius, accuracy, low, high, guaranteed in zip(
             curve.radii, curve.certified_accuracy, curve.ci_low, curve.ci_high, curve.guaranteed_low, strict=True

@@ -20,7 +20,7 @@ from drs_ray.results.reduce import RunResult
 def render_table(results: Sequence[ReportedRun]) -> Table:
     """Rows are radii, then totals; one column per run or comparison. Plain ASCII text.
 
-    80 columns hold three; with more than two, the guaranteed share gives way to a row that says what it takes off.
+    80 characters hold three runs. With more than two, a row with the allowed failures replaces the guaranteed shares.
 
     Args:
         results: at least one run.
@@ -62,7 +62,7 @@ def render_table(results: Sequence[ReportedRun]) -> Table:
 
 
 def render_convergence(columns: Columns) -> Table:
-    """How ACR and abstentions depend on the number of samples, one column per run whose counts were read."""
+    """ACR and abstentions by the number of samples, one column per run whose counts were read."""
     names = dict(zip(columns.results, run_names(columns.results), strict=True))
     table = Table(
         title=Text("With fewer samples, from the same votes (not certificates of these runs: each image has one)"),
@@ -94,7 +94,7 @@ _UNITS = "Radii: l2, pixel units, images in [0, 1]. Shares and ACR are rounded d
 
 
 def _chosen_later(runs: Sequence[RunSummary]) -> str:
-    """Names the runs whose rule or alpha is not the one that they began with; comparisons say so already."""
+    """Name the runs whose rule or alpha was chosen after their start; headers of comparisons say so already."""
     names = [run.name for run in runs if not run.as_planned and not run.variant]
     later = f" Rule or alpha chosen after the run began: {', '.join(names)}." if names else ""
     imported = _IMPORTED if any(run.imported for run in runs) else ""
@@ -121,7 +121,7 @@ def _cell(run: RunSummary, position: int, many: bool) -> Text:
     row = run.at_radii[position]
     interval = row.interval_text.replace(", ", ",") if many else row.interval_text
     text = Text.assemble((row.accuracy_text, "bold"), (f" {interval}", "dim"))
-    return text if many or run.imported else text.append(f" >= {row.guaranteed_text}")  # nothing vouches for a log
+    return text if many or run.imported else text.append(f" >= {row.guaranteed_text}")
 
 
 def _samples(result: ReportedRun) -> str:

@@ -1,4 +1,4 @@
-"""Which runs can stand side by side: those over one test set, or over the images that all have."""
+"""Which runs can be compared side by side: runs over one test set, or over the images that all have."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _IDS = "image ids"
 
 
 def check_same_test_set(results: Sequence[ReportedRun]) -> None:
-    """Refuse to compare what was not certified on the same images.
+    """Refuse to compare runs over different images.
 
-    What an imported run does not say is not compared; its labels are, image by image.
+    Settings that an imported run does not state are not compared; its labels are compared, image by image.
 
     Raises:
         ConfigError: no runs, runs that differ in data set, split, preprocessing, content, image ids, labels or
@@ -29,7 +29,7 @@ def check_same_test_set(results: Sequence[ReportedRun]) -> None:
     """
     if not results:
         raise ConfigError("no runs to show: name at least one run (a directory or s3:// URI)")
-    first = min(results, key=lambda result: isinstance(result, ImportedResult))  # a run of ours says more
+    first = min(results, key=lambda result: isinstance(result, ImportedResult))  # imported runs have fewer settings
     there = _test_set(first)
     for other in results:
         if other.progress != first.progress:
@@ -51,13 +51,13 @@ def check_same_test_set(results: Sequence[ReportedRun]) -> None:
 
 
 def in_common(results: Sequence[ReportedRun]) -> list[ReportedRun]:
-    """Runs and logs cut down to the images that all of them have, each marked with how many it has itself (`whole`).
+    """The runs reduced to the images that all of them have, each with its own number of images (`whole`).
 
-    Which images they are depends on ids alone, so that every certificate and every guarantee holds as before. The same
-    results where all have the same images.
+    The choice depends only on ids, so every certificate and every guarantee stays valid. If all runs have the same
+    images, they are returned unchanged.
 
     Raises:
-        ConfigError: no runs, no image that all have, or runs that differ in anything but their images.
+        ConfigError: no runs, no common image, or runs that differ in more than their images.
     """
     ids = [result.certificates["image_id"].to_numpy() for result in results]
     common = functools.reduce(np.intersect1d, ids) if ids else np.array([])
@@ -85,7 +85,7 @@ def _only(result: ReportedRun, which: NDArray[np.bool_]) -> ReportedRun:
 
 
 def _test_set(result: ReportedRun) -> dict[str, object]:
-    """What must be the same in runs that are put side by side, as far as it is known."""
+    """The facts that must be equal in runs side by side, as far as they are known."""
     ids = result.certificates["image_id"].to_numpy()
     order = np.argsort(ids, kind="stable")
     common: dict[str, object] = {

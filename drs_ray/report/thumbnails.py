@@ -1,4 +1,4 @@
-"""Small pictures of a run's images for its report. Needs the data set; never torch, and a report never fails for it."""
+"""Small pictures of a run's images for its report. Needs the data set, not torch; without it there are no pictures."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from drs_ray.errors import DataError, DrsError, counted
 from drs_ray.report.image_table import Pictures
 
 SIDE = 64
-"""Pixels of a picture's longer side at most. Smaller images are shown pixel for pixel."""
+"""Largest longer side of a picture, in pixels. Smaller images are not resized."""
 MOST_BYTES = 4_000_000
-"""Of all pictures of a report together, as text: they must not make it too large to send."""
+"""Largest size of all pictures of a report together, as text, so that the report stays small enough to send."""
 
 
 def thumbnails(record: RunRecord, image_ids: Sequence[int]) -> Pictures:
-    """Pictures of some images of a run, read from its data set where that can be opened here and is the same.
+    """Pictures of some images of a run, if this machine has the same data set and can open it.
 
     Args:
-        record: the run's.
-        image_ids: of the run; the first of them get pictures until `MOST_BYTES` are used up.
+        record: the run's record.
+        image_ids: ids of the run; the first images get pictures, up to `MOST_BYTES`.
     """
     chosen = record.config.dataset
     if chosen.name in TORCHVISION_SETS:
@@ -64,7 +64,7 @@ def _pictures(dataset: Dataset, image_ids: Sequence[int]) -> Pictures:
 
 
 def _data_uri(pixels: NDArray[np.uint8]) -> str:
-    """uint8 [C, H, W] -> data: URI; lossless where it is small already."""
+    """uint8 [C, H, W] -> data: URI; lossless for images that are not resized."""
     if max(pixels.shape[1:]) <= SIDE:
         return f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode()}"
     picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))

@@ -1,4 +1,4 @@
-"""A finished run in MLflow: what it was as parameters, what it showed as metrics, its tables as artefacts."""
+"""A finished run in MLflow: its settings as parameters, its results as metrics, its tables as artefacts."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from drs_ray.results.tables import parquet_bytes
 
 @checked(run=arguments.run)
 def log_to_mlflow(run: ReportedRun) -> str:
-    """Log a reduced or imported run to MLflow, where `mlflow.set_tracking_uri` or MLFLOW_TRACKING_URI says.
+    """Log a reduced or imported run to MLflow, at the URI of `mlflow.set_tracking_uri` or MLFLOW_TRACKING_URI.
 
-    Into the active MLflow run, if there is one; else into a new one that has the run's name and is ended. Metrics are
-    as computed, not rounded: `accuracy`, `acr`, `abstention_rate`, `samples`, `seconds` where known, and
-    `certified_accuracy_at_R`, `guaranteed_at_R` for each radius R of the curve (pixel units). Nothing is
-    guaranteed of an imported run, and a log of predictions has no ACR.
+    It is logged to the active MLflow run; if there is none, to a new one with the run's name, which is then ended.
+    Metrics are not rounded: `accuracy`, `acr`, `abstention_rate`, `samples`, `seconds` if known, and
+    `certified_accuracy_at_R`, `guaranteed_at_R` for each radius R of the curve (pixel units). An imported run has no
+    guarantee, and a log of predictions no ACR.
 
     Args:
-        run: of `drs_ray.read_run` or `drs_ray.certify`.
+        run: from `drs_ray.read_run` or `drs_ray.certify`.
 
     Returns:
         The MLflow run's id.
 
     Raises:
-        ConfigError: MLflow is missing. What MLflow raises, where its server or place cannot be written.
+        ConfigError: MLflow is missing. MLflow's own errors, if its server or directory cannot be written.
     """
     try:
         import mlflow

@@ -1,1 +1,1 @@
-"""What follows from the counts: votes to radii, certificates and curves, and the tables they are stored in."""
+"""From counts to results: votes to radii, certificates and curves, and the tables in which they are stored."""

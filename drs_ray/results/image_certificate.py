@@ -1,7 +1,7 @@
-"""One certificate in full: every number between an image's votes and its radius, and the inequality in these numbers.
+"""One certificate in full: every number between an image's votes and its radius, and the formula with these numbers.
 
-The bounds are written with ten decimals, rounded to the safe side (down for the class, up for its rival). So whoever
-computes the written expression again gets the stored radius or a little less, never more.
+The bounds are written with ten decimals, rounded to the safe side (down for the class, up for its rival). So the
+written expression gives the stored radius or a little less, never more.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from drs_ray.results.selected_votes import selected_votes
 from drs_ray.storage import Store
 
 BOUND_DIGITS = 10
-"""Decimals of bounds in the written inequality."""
+"""Decimals of bounds in the written expression."""
 
 
 @dataclass(frozen=True)
 class StageRadius:
-    """What an image's votes certify at a stage that it reached, with the stage's share of every level.
+    """The radius that an image's votes certify at a stage that it reached, with the stage's share of every level.
 
-    log_e: where one radius was asked for, the logarithm of its e-value; there is no share then.
+    log_e: with a rule for a fixed radius, the logarithm of the e-value; the share is not used then.
     """
 
     samples: int
@@ -46,15 +46,15 @@ class StageRadius:
 
 @dataclass(frozen=True)
 class ImageCertificate:
-    """An image's certificate, and all that it follows from, at the stage that decides.
+    """An image's certificate, and everything from which it follows, at the deciding stage.
 
-    row: of certificates.parquet. unanimous: whether no selection vote went against the class. selection_votes: for the
+    row: of certificates.parquet. unanimous: whether all selection votes are for the class. selection_votes: for the
     class, of selection_samples, per sub-image. halved: whether boxes and the pooled bound have half of alpha each.
-    pooled: whether the pooled bound decides. boxes: how many the rule has. levels: of the box with the least radius,
-    per sub-image, or the one of the pooled bound. class_levels, rival_levels: what the bounds are at; rival_levels None
-    where rivals are not bounded. rival: the closest one, -1: one without votes. rival_votes: its estimation votes.
-    a_lower, b_upper: bounds as quantiles, per sub-image. units: keys of the counts that hold the image. arithmetic: of
-    the classifiers that voted: it is they that the certificate is about.
+    pooled: whether the pooled bound decides. boxes: number of boxes of the rule. levels: of the box with the least
+    radius, per sub-image, or the level of the pooled bound. class_levels, rival_levels: levels of the bounds;
+    rival_levels is None if rivals are not bounded. rival: the deciding rival, -1 if it has no votes. rival_votes: its
+    estimation votes. a_lower, b_upper: bounds as quantiles, per sub-image. units: keys of the counts with the image.
+    arithmetic: of the classifiers that voted, which the certificate is about.
     """
 
     uri: str
@@ -81,7 +81,7 @@ class ImageCertificate:
 
     @property
     def expression(self) -> str:
-        """The radius in numbers, as Python (with sqrt): the stored radius, or less by some 1e-10; "" without one."""
+        """The radius as a Python expression (with sqrt): the stored radius, or less by some 1e-10; "" without one."""
         if not np.isfinite([*self.a_lower, *self.b_upper]).all():
             return ""
         a = [format_down(value, BOUND_DIGITS) for value in self.a_lower]
@@ -111,7 +111,7 @@ class ImageCertificate:
 
     @property
     def written_radius(self) -> float:
-        """What `expression` is worth; -inf where a bound is missing."""
+        """The value of `expression`; -inf if a bound is missing."""
         a = np.array([float(format_down(value, BOUND_DIGITS)) for value in self.a_lower])
         b = np.array([float(format_up(value, BOUND_DIGITS)) for value in self.b_upper])
         if self.rival_levels is None:
@@ -125,7 +125,7 @@ class ImageCertificate:
 
     @property
     def formula(self) -> str:
-        """What `expression` is made of, in symbols; sub-images are numbered from 0."""
+        """The formula of `expression`, in symbols; sub-images are numbered from 0."""
         k = len(self.sigmas)
         if self.pooled:
             return "R = sigma sqrt(K) a" if k > 1 else "R = sigma a"
@@ -143,7 +143,7 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
     """One image's certificate as last reduced, derived again from its votes.
 
     Raises:
-        ConfigError: an image that is not of the run. CountsError: an imported or unreduced run, or counts that are
+        ConfigError: the image is not one of the run. CountsError: an imported or unreduced run, or counts that are
         missing, cannot be trusted or give another radius than the stored one.
     """
     result = read_result(store)
@@ -151,7 +151,7 @@ def read_certificate(store: Store, image_id: int) -> ImageCertificate:
     history, units = read_image(store, record, image_id)
     row = result.certificates.slice(record.image_ids.index(image_id), 1).to_pylist()[0]
     stages = tuple(_stages(history, record, rule, alpha))
-    deciding = max(range(len(stages)), key=lambda stage: stages[stage].radius)  # the first of equals, as in reduce
+    deciding = max(range(len(stages)), key=lambda stage: stages[stage].radius)  # the first maximum, as in reduce
     counts, share = history.at(stages[deciding].samples), stages[deciding].share
     votes = selected_votes(counts, rule)
     least = votes.radii(record.config.sigmas, rule, alpha, share)

@@ -1,4 +1,4 @@
-"""Counts to certificates and curve: the reducer. Runs on a laptop; needs neither torch, Ray nor a GPU."""
+"""The reducer: from counts to certificates and curve. It needs neither torch, Ray nor a GPU."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _UNREDUCED = (
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an unfinished run is: images planned, images with a certificate so far, and those of the latter that the
-    stopping rule would draw further samples for (their radii can still grow, not shrink).
+    """Progress of an unfinished run: numbers of all images, of images with a certificate so far, and of those among
+    the latter for which the stopping rule would draw more samples (their radii can grow, not shrink).
     """
 
     planned: int
@@ -42,20 +42,19 @@ class Progress:
 
     @property
     def text(self) -> str:
-        """ "partial: 120 of 200 images", with those that are not done yet."""
+        """ "partial: 120 of 200 images", with the number of waiting images."""
         waiting = f", {self.waiting:,} of them to be continued" if self.waiting else ""
         return f"partial: {self.certified:,} of {counted(self.planned, 'image')}{waiting}"
 
 
 @dataclass(frozen=True, eq=False)
 class RunResult(CertifiedImages):
-    """A reduced run: where it is, what it is, and its two tables (see `schema.CERTIFICATES` and `schema.CURVE`).
+    """A reduced run: its URI, its record, and its two tables (see `schema.CERTIFICATES` and `schema.CURVE`).
 
-    seconds: wall time of the driver sessions that ended, None where none did. variant: what tells a comparison, derived
-    in memory from the same counts, from the run itself; empty for the run's stored certificates. progress: None for a
-    finished run; certificates of an unfinished one are those of the images that it has come to, and are never stored.
-    whole: how many images the run has, where these are only those that other runs have too (`in_common`); None
-    where they are all of them.
+    seconds: wall time of the driver sessions that ended, None if none did. variant: name of a comparison derived in
+    memory from the same counts; empty for the run's stored certificates. progress: None for a finished run; an
+    unfinished run has certificates of the images reached so far, which are never stored. whole: number of images of the
+    run, if the tables have only the images that other runs have too (`in_common`); None if they have all.
     """
 
     uri: str
@@ -69,20 +68,20 @@ class RunResult(CertifiedImages):
 
     @property
     def planned(self) -> int:
-        """Number of images that the run is to certify: those that it has, where it is finished."""
+        """Number of images that the run is to certify."""
         return self.images if self.progress is None else self.progress.planned
 
     @property
     def failure_probability(self) -> float:
-        """Failure probability of one certificate: alpha, and with lattice noise what its drawing adds."""
+        """Failure probability of one certificate: alpha, plus the drawing error of lattice noise."""
         return self.record.failure_probability(self.alpha)
 
     @property
     def certified_by(self) -> Rule:
-        """The rule that the certificates name: it says which smoothed classifier they are about.
+        """The rule named in the certificates, which defines the smoothed classifier that they are about.
 
         Raises:
-            CountsError: no rule has that name.
+            CountsError: no rule has this name.
         """
         try:
             return Rule.named(self.rule)
@@ -94,7 +93,7 @@ class RunResult(CertifiedImages):
 
     @property
     def as_planned(self) -> bool:
-        """Whether rule and alpha are those that were fixed when the run began, before any vote was counted."""
+        """Whether rule and alpha are those fixed at the run's start, before any vote was counted."""
         planned = self.record.stopping
         return (
             self.record.rules == RULES_VERSION
@@ -107,18 +106,18 @@ def reduce_run(store: Store, record: RunRecord, certificate: CertificateConfig) 
     """Read a finished run's counts, certify, and store certificates.parquet and curve.parquet.
 
     Raises:
-        ConfigError: a rule that does not fit the run.
+        ConfigError: the rule does not fit the run.
         CountsError: counts that are missing or cannot be trusted; nothing is written then.
-        StoreError: the place cannot be read or written.
+        StoreError: the store cannot be read or written.
     """
-    rule_of(record.config, certificate)  # a rule that does not fit is told before counts are read
+    rule_of(record.config, certificate)  # raise before the counts are read, which may take long
     return reduce_history(store, read_counts(store, record), record, certificate)
 
 
 def reduce_history(
     store: Store, history: CountsHistory, record: RunRecord, certificate: CertificateConfig
 ) -> RunResult:
-    """`reduce_run` of counts that were read already."""
+    """As `reduce_run`, with counts that are already read."""
     rule = rule_of(record.config, certificate)
     certificates = certify_history(history, record, rule, certificate.alpha)
     curve = _curve(certificates, record, certificate.grid, certificate.alpha, rule)
@@ -128,17 +127,17 @@ def reduce_history(
 
 
 def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, CountsHistory]:
-    """Certify the images that an unfinished run has come to, by its config's rule and alpha; nothing is stored.
+    """Certify the images that an unfinished run has reached, by its config's rule and alpha; nothing is stored.
 
-    Each certificate holds as it stands: bounds hold at all stages at once, and which images are there does not depend
-    on their own votes. When the run goes on with the same rule, it can only get larger.
+    Each certificate is valid: bounds hold at all stages at once, and whether an image is reached does not depend on its
+    own votes. When the run continues with the same rule, its radius can only grow.
 
     Returns:
         The result (without `progress` if the run turns out to be finished) and the votes it is from.
 
     Raises:
-        CountsError: counts that cannot be trusted, or no image that has a certificate.
-        ConfigError: a rule that does not fit the run.
+        CountsError: counts that cannot be trusted, or no image has a certificate.
+        ConfigError: the rule does not fit the run.
     """
     certificate = record.config.certificate
     rule = rule_of(record.config, certificate)
@@ -152,9 +151,9 @@ def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, Count
 
 
 def compare_rule(history: CountsHistory, result: RunResult, rule: Rule, variant: str) -> RunResult:
-    """What another rule would have made of a run's counts, at the same alpha, radii and stages; nothing is stored.
+    """The result of another rule on a run's counts, at the same alpha, radii and stages; nothing is stored.
 
-    A comparison: the run's certificates stay the stored ones, whichever radius is the larger.
+    It is a comparison only: the run's certificates are the stored ones, even where the other rule's radius is larger.
     """
     radii = tuple(float(radius) for radius in result.curve["radius"].to_numpy())
     certificates = certify_reached(history, result.record, rule, result.alpha)
@@ -166,7 +165,7 @@ def read_result(store: Store) -> RunResult:
     """The run's certificates and curve as last reduced.
 
     Raises:
-        CountsError: no run, not reduced yet, or tables of another run.
+        CountsError: there is no run, it is not reduced yet, or its tables are of another run.
     """
     record = read_record(store)
     certificates, curve = (
@@ -183,26 +182,26 @@ def read_result(store: Store) -> RunResult:
 
 
 def certify_counts(counts: Counts, record: RunRecord, rule: Rule, alpha: float) -> pa.Table:
-    """The certificates table of votes at one fixed number of samples, as if that had been the plan."""
+    """The certificates table of votes at one fixed number of samples, as if this number had been planned."""
     drawn = np.asarray(counts.estimation[0].sum(axis=1), np.int64)
     return _certificates([(counts, np.arange(len(drawn)), 1.0)], drawn, record, rule, alpha)
 
 
 def certify_history(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float) -> pa.Table:
-    """The certificates table of a run: per image the best radius over the stages that it has reached.
+    """The certificates table of a run: per image the largest radius over the stages that it has reached.
 
     Raises:
-        CountsError: images whose stopping rule says that they need a further stage.
+        CountsError: as `check_finished`.
     """
     check_finished(history, record)
     return certify_reached(history, record, rule, alpha)
 
 
 def check_finished(history: CountsHistory, record: RunRecord) -> None:
-    """Refuse votes of a run of which some images are to go on.
+    """Refuse votes of an unfinished run.
 
     Raises:
-        CountsError: images whose stopping rule says that they need a further stage.
+        CountsError: some images need a further stage by the stopping rule.
     """
     waiting = np.flatnonzero(waiting_images(history, record))
     if len(waiting):
@@ -214,7 +213,7 @@ def check_finished(history: CountsHistory, record: RunRecord) -> None:
 
 
 def certify_reached(history: CountsHistory, record: RunRecord, rule: Rule, alpha: float) -> pa.Table:
-    """`certify_history`, whether or not images are to go on: a certificate from every stage that was drawn."""
+    """As `certify_history`, also for an unfinished run: per image from all stages that it has reached."""
     schedule = record.schedule
     stages = []
     for end, share in zip(schedule.samples, schedule.shares, strict=True):
@@ -245,7 +244,7 @@ def _certificates(
     rule: Rule,
     alpha: float,
 ) -> pa.Table:
-    """Stages are (votes of the images that reached it, their positions, share of the levels); all reach the first."""
+    """stages: (votes of the images that reached it, their positions, share of levels); all images reach the first."""
     columns: dict[str, NDArray[Any]] = {}
     for stage, (counts, here, share) in enumerate(stages):
         found = _columns_of(counts, record, rule, alpha, share)

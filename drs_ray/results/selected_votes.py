@@ -1,4 +1,4 @@
-"""From counts to what a certificate rests on: the class that selection chose, its votes, its rivals, and the rule."""
+"""From counts to the inputs of a certificate: the selected class, its votes, its rivals, and the rule."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from drs_ray.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class SelectedVotes:
-    """What N images' certificates rest on, at one number of samples.
+    """The votes from which the certificates of N images follow, at one number of samples.
 
-    selected: int64 [N], class with the most selection votes of all sub-images together. unanimous: bool [N], it got all
-    of them. class_votes, samples: int64 [N, K], of the estimation phase. rivals: None where the rule bounds none.
+    selected: int64 [N], class with the most selection votes of all sub-images together. unanimous: bool [N], the class
+    got all of them. class_votes, samples: int64 [N, K], of the estimation phase. rivals: None if the rule bounds none.
     """
 
     selected: Integers
@@ -47,7 +47,7 @@ class SelectedVotes:
 
 
 def selected_votes(counts: Counts, rule: Rule) -> SelectedVotes:
-    """Class from the selection votes alone, everything else from the estimation votes."""
+    """Take the class and `unanimous` from the selection votes, the rest from the estimation votes."""
     selected = most_voted(total(counts.selection))
     everyone = np.arange(len(selected))
     drawn = sum(votes.sum(axis=1) for votes in counts.selection)
@@ -61,10 +61,10 @@ def selected_votes(counts: Counts, rule: Rule) -> SelectedVotes:
 
 
 def rule_of(config: RunConfig, certificate: CertificateConfig) -> Rule:
-    """The rule that a certificate section means for a run, with everything automatic resolved.
+    """The rule of a certificate section for a run, with all automatic choices made.
 
     Raises:
-        ConfigError: a rule that does not fit the run.
+        ConfigError: the rule does not fit the run.
     """
     try:
         return certificate.rule(config.sigmas)
@@ -73,11 +73,11 @@ def rule_of(config: RunConfig, certificate: CertificateConfig) -> Rule:
 
 
 def open_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
-    """Which images need the next stage, by the run's stopping rule: the one rule of the driver and the reducer.
+    """Which images need the next stage, by the run's stopping rule, which driver and reducer share.
 
-    Only images that have not reached the last stage can be open; `record.stopping` decides, whatever the certificates
-    are reduced with. Where rules of another version decided, which cannot be asked again, nothing is: such a run is not
-    continued, and its certificates hold whenever it stopped.
+    Only images before the last stage can be open. `record.stopping` decides, with whatever settings the run is reduced.
+    If rules of another version decided the run's stages, no image is open: such a run is not continued, and its
+    certificates are valid at any stop.
     """
     if record.rules != RULES_VERSION:
         return np.zeros(len(history.image_ids), np.bool_)
@@ -107,10 +107,10 @@ def open_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
 
 
 def waiting_images(history: CountsHistory, record: RunRecord) -> NDArray[np.bool_]:
-    """Which images are open and have not been left behind: whose block has not gone on to a further stage without them.
+    """Which images are open, without those whose block is already at a later stage.
 
-    Before a run was extended its forecasts were for fewer samples, and what they decided stays decided. history: of any
-    images of the run, each block's together.
+    Before a run was extended, its forecasts were for fewer samples; an image that they stopped stays stopped. history:
+    of any images of the run, if it has all images of each of their blocks.
     """
     ids = np.asarray(record.image_ids)
     order = np.argsort(ids)

@@ -1,4 +1,4 @@
-"""Tables of certificates and curves: made, stored, read back and checked; and what any certificates say as a whole."""
+"""Tables of certificates and curves: making, storing, reading and checking them; and the figures of a whole table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ABSTAIN = -1
 
 
 class CertifiedImages:
-    """What certificates say as a whole, whoever computed them: `certificates` has the columns that are used here."""
+    """Figures of a table of certificates, of drs-ray or imported: `certificates` has the columns used below."""
 
     certificates: pa.Table
 
@@ -31,12 +31,12 @@ class CertifiedImages:
 
     @property
     def planned(self) -> int:
-        """Number of images that are to be certified: those that are here, where nothing is unfinished."""
+        """Number of images that are to be certified."""
         return self.images
 
     @property
     def has_radii(self) -> bool:
-        """Whether images have radii: a log of predictions has none, and says nothing beyond radius 0."""
+        """Whether images have radii; a log of predictions has none, and no accuracy beyond radius 0."""
         return True
 
     @property
@@ -71,17 +71,17 @@ class CertifiedImages:
 
     @property
     def alpha(self) -> float:
-        """Failure probability of one certificate, as it was shared among its bounds."""
+        """Failure probability of one certificate, which its bounds share."""
         return float(self.certificates["alpha"][0].as_py())
 
     @property
     def failure_probability(self) -> float:
-        """Failure probability of one certificate with all that adds to alpha, which nothing does here."""
+        """Failure probability of one certificate with everything that adds to alpha."""
         return self.alpha
 
     @property
     def rule(self) -> str:
-        """Name of the rule, for example `probit pairs staircase with pooled`; each certificate says what it got."""
+        """Name of the rule, for example `probit pairs staircase with pooled`; each certificate names its own too."""
         return metadata(self.certificates.schema)["rule"]
 
 
@@ -97,7 +97,7 @@ def curve_table(
 ) -> pa.Table:
     """The curve (see `schema.CURVE`) over a grid of radii, pixel units.
 
-    failure_probability: of one certificate, None: alpha. planned: see `certified_accuracy_curve`.
+    failure_probability: of one certificate; None: alpha. planned: see `certified_accuracy_curve`.
     """
     failing = alpha if failure_probability is None else failure_probability
     radius = certificates["radius"].to_numpy()
@@ -114,7 +114,7 @@ def curve_table(
 
 
 def table_of(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    """Columns by name -> a table; lists come as arrays [N, K]."""
+    """Columns by name -> a table; list columns are given as arrays [N, K]."""
 
     def array(field: pa.Field) -> pa.Array:
         values = columns[field.name]
@@ -144,19 +144,19 @@ def read_table(
     remedy: str,
     optional: pa.Field | None = None,
 ) -> pa.Table:
-    """A stored table of a run.
+    """Read a stored table of a run.
 
     Args:
-        store: where the run is.
-        key: of the table.
-        schema: what it must have.
-        run_id: whose it must be.
-        missing: what to do where it is not there.
-        remedy: what to do where it is not what it should be.
-        optional: a last column that it may have.
+        store: the run's store.
+        key: key of the table.
+        schema: required schema.
+        run_id: required run id.
+        missing: advice in the message if the table is missing.
+        remedy: advice in the message if the table is damaged or of another run.
+        optional: a last column that the table may have.
 
     Raises:
-        CountsError: not there, not Parquet, of a newer version, or not such a table of this run.
+        CountsError: the table is missing, not Parquet, of a newer version, or not such a table of this run.
     """
     where = f"{store.uri}/{key}"
     try:

@@ -1,1 +1,1 @@
-"""From an image to vote counts: partition, keyed noise, voting. No files, no models, no Ray."""
+"""From an image to vote counts: partition, keyed noise, voting; without files, models or Ray."""

@@ -1,4 +1,4 @@
-"""What a block of noise is keyed by. No torch here, so that planning and reducing need none."""
+"""The keys of noise blocks. This module needs no torch, so that planning and reducing need none."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 Phase = Literal["selection", "estimation", "search", "scaling", "confirmation"]
-"""What samples are for: the first two are a run's votes, the others an attack's; no two phases share noise."""
+"""The purpose of samples: the first two give a run's votes, the others an attack's; no two phases share noise."""
 
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """What a stream of noise belongs to; sample numbers count from 0 within it.
+    """The key of one stream of noise; its sample numbers count from 0.
 
-    dataset: digest of the data set, so that what was tuned on image i of one split never meets the noise of image i of
-    another.
+    dataset: digest of the data set, so that image i of one split has other noise than image i of another split, on
+    which something may have been tuned.
     """
 
     seed: int
@@ -25,7 +25,7 @@ class NoiseKey:
     dataset: str = ""
 
     def block_digest(self, block_number: int) -> bytes:
-        """128 bits that key one block."""
+        """The 128-bit key of one block."""
         parts = (self.seed, self.dataset, self.image_id, self.sub_image, self.phase, block_number)
         text = "|".join(["drs-ray noise 1", *map(str, parts)])
         return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -1,17 +1,17 @@
-"""Integer Gaussian noise: exactly specified integers, from a 16-bit table and, at a threshold, 46 further bits.
+"""Integer Gaussian noise: exactly specified integers, from a 16-bit table and, if needed, 46 further bits.
 
 With pixels and noise in units of 1/255, the integer i has probability
 P(i) = Phi((i + 1/2) / (255 sigma)) - Phi((i - 1/2) / (255 sigma)), the law of round(255 sigma Z). For integers x,
 round(x + e) = x + round(e): adding such integers to 8-bit pixels is Gaussian smoothing of f(round(.)), bit for bit
-(docs/theory.md 7; the trouble with floating-point noise: Voracek & Hein, ICLR 2023).
+(docs/theory.md 7; on the problem of floating-point noise: Voracek & Hein, ICLR 2023).
 
-**How exact.** Every P(noise <= i) is that of the formula, rounded to the nearest multiple of 2**-62; noise beyond
+**Exactness.** Every P(noise <= i) is that of the formula, rounded to the nearest multiple of 2**-62; noise beyond
 `reach`, of probability below 2**-62 in all, is clamped. So the total variation from the formula is at most
 (reach + 1) * 2**-62 per coordinate, where reach is about 9.004 * 255 sigma, and d times that for a noisy image of d
-values: 8e-13 for 3x32x32 at sigma 0.5, 8e-11 for 3x224x224 at sigma 1. A vote's probability is off by no more.
+values: 8e-13 for 3x32x32 at sigma 0.5, 8e-11 for 3x224x224 at sigma 1. The error of a vote's probability is not larger.
 
-**How fast.** Of a uniform 62-bit integer the high 16 bits alone decide most noise: they are drawn first and looked up.
-The other 46 are drawn only where a threshold lies among the integers that share the high 16, from a second stream.
+**Speed.** Of a uniform 62-bit integer the high 16 bits alone decide most noise: they are drawn first and looked up. The
+low 46 bits are drawn from a second stream, and only if a threshold lies among the integers with the same high bits.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from drs_ray.smoothing.noise import Distribution, philox
 LEVELS = 255
 """Steps of the lattice from black to white: pixels and noise are multiples of 1/255."""
 
-_BITS = 62  # of a uniform integer: as many as leave an int64 room for its sign and for the bound 2**62 itself
+_BITS = 62  # of a uniform integer, so that an int64 can also hold the sign and the bound 2**62 itself
 _HIGH_BITS = 16
 _LOW_BITS = _BITS - _HIGH_BITS
 _ONE = 1 << _BITS
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
 _NEGLIGIBLE = Decimal("1e-40")
-_PIECE = 1 << 17  # values at a time: few calls, and what a cache holds, whatever the batch
-_LOOK_UPS = 1 << 14  # values looked up at a time: numpy makes 8-byte indices of them first
+_PIECE = 1 << 17  # values drawn at a time: few calls, and they fit the CPU's cache
+_LOOK_UPS = 1 << 14  # values looked up at a time: numpy converts them to 8-byte indices first
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,9 @@ class LatticeTable:
     """The law of one sigma on one device.
 
     thresholds: int64 [2 reach + 1], 2**62 * P(noise <= i) for i = -reach .. reach: increasing, the last is 2**62.
-    look_up: [2**16], by the high 16 bits of a uniform 62-bit integer: the noise; or, where thresholds lie among the
-    integers that share them, reach + 1 + the index of the first of these. Its dtype is the noise's: int16 where all
-    this fits it (sigma <= 4.7), else int32.
+    look_up: [2**16], by the high 16 bits of a uniform 62-bit integer: the noise; or, if thresholds lie among the
+    integers with these high bits, reach + 1 + the index of the first of these thresholds. Its dtype is the noise's:
+    int16 if all entries fit (sigma <= 4.7), else int32.
     """
 
     thresholds: Tensor
@@ -60,16 +60,16 @@ class LatticeTable:
         return len(self.thresholds) // 2
 
     def to(self, device: torch.device) -> LatticeTable:
-        """The same table elsewhere."""
+        """The same table on another device."""
         return LatticeTable(self.thresholds.to(device), self.look_up.to(device))
 
 
 @functools.lru_cache(maxsize=16)
 def lattice_table(sigma: float) -> LatticeTable:
-    """Make the table of one sigma, on the CPU: 0.03 s at sigma 0.5, 3 s at sigma 100.
+    """Compute the table of one sigma, on the CPU: 0.03 s at sigma 0.5, 3 s at sigma 100.
 
     Args:
-        sigma: noise standard deviation in pixel units, > 0; the float's exact value counts.
+        sigma: noise standard deviation in pixel units, > 0; the float's exact value is used.
     """
     upper = _upper_thresholds(sigma)
     reach = len(upper)
@@ -83,10 +83,10 @@ def lattice_table(sigma: float) -> LatticeTable:
 
 
 def lattice_integers(table: LatticeTable) -> Distribution:
-    """Integer Gaussian noise in units of 1/255, as a kind of random number: of the look-up's dtype, within the reach.
+    """The distribution of integer Gaussian noise in units of 1/255: of the look-up's dtype, in [-reach, reach].
 
-    On the CPU, value v of a block takes 16-bit number v of its stream 0, and the values that these do not decide take
-    the numbers of stream 1 in their order: neither depends on how the block is cut.
+    On the CPU, value v of a block takes the 16-bit number v of stream 0. The values that their high bits do not decide
+    take the numbers of stream 1, in order. So the values do not depend on how the block is cut.
     """
     return Distribution(table.look_up.dtype, functools.partial(_Stream, table), functools.partial(_draw, table))
 
@@ -97,11 +97,11 @@ def lattice_noise(
     table: LatticeTable,
     out: NDArray[np.signedinteger],
 ) -> None:
-    """How many thresholds are <= a uniform 62-bit integer, minus reach: a function of each integer by itself.
+    """For each uniform 62-bit integer: the number of thresholds that are <= it, minus reach.
 
     Args:
         high: uint16 [n], the integers' high 16 bits.
-        low: called at most once with a count: so many low 46 bits, for the integers that need them, in their order.
+        low: called at most once, with the number of integers that need their low 46 bits; returns these in order.
         table: the law, on the CPU.
         out: [n] of the look-up's dtype, overwritten.
     """
@@ -122,7 +122,7 @@ def lattice_noise(
 
 
 class _Stream:
-    """The integers of one block; call it with the tensor that is to hold the next."""
+    """The integers of one block; a call fills a tensor with the next ones."""
 
     def __init__(self, table: LatticeTable, digest: bytes) -> None:
         self._table = table
@@ -136,7 +136,7 @@ class _Stream:
             lattice_noise(self._highs(len(piece)), self._low_bits, self._table, piece)
 
     def _highs(self, count: int) -> NDArray[np.uint16]:
-        """Next 16-bit numbers, four of each raw 64-bit one, whose lowest bits come first; up to three wait."""
+        """The next 16-bit numbers, four from each raw 64-bit number, lowest bits first; up to three are kept."""
         # numpy promises that raw streams stay as they are (NEP 19).
         words = self._words.random_raw(-((len(self._left) - count) // 4)).astype("<u8", copy=False).view("<u2")
         numbers = np.concatenate([self._left, words]) if len(self._left) else words
@@ -148,8 +148,8 @@ class _Stream:
 
 
 def _draw(table: LatticeTable, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    # A plain search is quick on CUDA, and picking out the undecided would wait for it. torch takes 64 random bits
-    # modulo 2**62: no integer is more likely than another.
+    # A search for all values is fast on CUDA; selecting the undecided ones would synchronise with the device. torch
+    # takes 64 random bits modulo 2**62, so all integers are equally likely.
     integers = torch.randint(0, _ONE, shape, generator=generator, device=generator.device)
     found = torch.bucketize(integers, table.thresholds, right=True, out_int32=True)
     return (found - table.reach).to(table.look_up.dtype)
@@ -158,9 +158,9 @@ def _draw(table: LatticeTable, shape: tuple[int, ...], generator: torch.Generato
 def _upper_thresholds(sigma: float) -> list[int]:
     """2**62 * Phi((i + 1/2) / (255 sigma)), rounded to nearest, for i = 0, 1, ... while below 2**62.
 
-    From one threshold to the next by Taylor's series. Its terms are at most exp(50) while x + step < 10, so with 60
-    digits, and terms down to 1e-40, the error before rounding is below 1e-29 after the 230,000 steps of sigma 100,
-    where 2**-63 is 1e-19.
+    Each threshold follows from the one before by a Taylor series. Its terms are at most exp(50) while x + step < 10, so
+    with 60 digits, and terms down to 1e-40, the error before rounding is below 1e-29 (2**-63 is 1e-19) after the
+    230,000 steps of sigma 100.
     """
     result: list[int] = []
     with localcontext(Context(prec=60)):
@@ -179,7 +179,7 @@ def _upper_thresholds(sigma: float) -> list[int]:
 
 def _normal_after(step: Decimal, x: Decimal, cumulative: Decimal, density: Decimal) -> tuple[Decimal, Decimal]:
     """Phi and phi at x + step from those at x, by the Taylor series of phi' = -x phi around x."""
-    last, term = Decimal(0), density * step  # the series of step * phi(x + step), which integrated is that of Phi
+    last, term = Decimal(0), density * step  # terms of step * phi(x + step); integrated, they give the terms of Phi
     slope, order = term, 1
     cumulative += term
     while abs(last) > _NEGLIGIBLE or abs(term) > _NEGLIGIBLE:

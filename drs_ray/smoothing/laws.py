@@ -1,4 +1,4 @@
-"""Noise laws: how keyed random numbers become noisy copies of a sub-image. `count_votes` knows no more of them."""
+"""Noise laws: how keyed random numbers become noisy copies of a sub-image."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class NoiseLaw(Protocol):
 
     @property
     def distribution(self) -> Distribution:
-        """The random numbers that it is made of, one per value."""
+        """The random numbers that the law uses, one per value."""
 
     def prepare(self, values: Tensor, key: NoiseKey) -> Tensor:
-        """The values [C, d_k] of a sub-image, float32 in [0, 1], as `add` wants them; once per image.
+        """Convert the values [C, d_k] of a sub-image, float32 in [0, 1], for `add`; called once per image.
 
         Raises:
-            DataError: values that this law cannot do.
+            DataError: values that this law cannot take.
         """
 
     def add(self, prepared: Tensor, drawn: Tensor) -> Tensor:
-        """Random numbers [b, C, d_k] -> noisy values, float32 [b, C, d_k], in memory of their own."""
+        """Random numbers [b, C, d_k] -> noisy values, float32 [b, C, d_k], in new memory."""
 
 
 def make_law(name: LawName, sigma: float, device: torch.device) -> NoiseLaw:
-    """The law of that name; sigma in pixel units."""
+    """The law `name`; sigma in pixel units."""
     if name == "lattice":
         integers = lattice_integers(lattice_table(sigma).to(device))
         return LatticeLaw(integers, torch.tensor(float(LEVELS), dtype=torch.float32, device=device))
@@ -50,7 +50,7 @@ class GaussianLaw:
     distribution: Distribution = STANDARD_NORMAL
 
     def prepare(self, values: Tensor, key: NoiseKey) -> Tensor:
-        """As they are."""
+        """The values, unchanged."""
         return values
 
     def add(self, prepared: Tensor, drawn: Tensor) -> Tensor:
@@ -60,10 +60,10 @@ class GaussianLaw:
 
 @dataclass(frozen=True, eq=False)
 class LatticeLaw:
-    """(pixel + integer noise) / 255: the sum is exact, and what is divided depends on nothing but the sum.
+    """(pixel + integer noise) / 255: the sum is exact, and the quotient depends on the sum alone.
 
-    levels: float32 255 on the law's device. A Python number would not do: CUDA multiplies by its rounded reciprocal,
-    and the noisy values would then differ from 8-bit pixels as everybody else makes them.
+    levels: float32 255 on the law's device. It is a tensor because CUDA multiplies by the rounded reciprocal of a
+    Python number, and the noisy values would then differ from 8-bit pixels that are divided by 255.
     """
 
     distribution: Distribution

@@ -1,8 +1,8 @@
-"""Keyed random numbers: every block of samples is a pure function of its key, whoever draws it, whenever, how often.
+"""Keyed random numbers: every block of samples is a pure function of its key.
 
-A block is keyed by a hash of (run seed, image id, sub-image, phase, block number), never by `seed + i`: neighbouring
-seeds and images then share nothing. On the CPU streams are numpy's Philox (counter-based), drawn batch by batch; on
-CUDA it is torch's 64-bit seeded Philox, drawn a block at a time, for its values depend on the size of the draw.
+A block is keyed by a hash of (run seed, data-set digest, image id, sub-image, phase, block number), not by `seed + i`,
+so that neighbouring seeds and images share no noise. CPU streams are numpy's Philox (counter-based), drawn by batches.
+CUDA streams are torch's 64-bit seeded Philox, drawn by blocks, because its values depend on the size of the draw.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from drs_ray.smoothing.keys import NoiseKey
 
-_DRAW = 1 << 24  # values of one draw on CUDA: fixed, and no second block in memory while one is made
+_DRAW = 1 << 24  # values of one draw on CUDA: a fixed size, smaller than large blocks to save memory
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """One kind of random number, from numpy's generators and from torch's; the values of the two differ.
+    """A distribution of random numbers, from numpy's generators and from torch's; the values of the two differ.
 
     open: from a block's 128-bit digest, a function that overwrites a contiguous CPU tensor of `dtype` with the block's
     next values, however they are cut. draw: a new tensor of a shape and `dtype`, on the generator's device.
@@ -33,7 +33,7 @@ class Distribution:
 
 
 def philox(digest: bytes, stream: int = 0) -> np.random.Philox:
-    """Generator of a block's digest; streams of one digest are 2**192 counts apart."""
+    """The generator keyed by a block's digest; streams of one digest are 2**192 counts apart."""
     return np.random.Philox(key=np.frombuffer(digest, "<u8"), counter=[0, 0, 0, stream])
 
 
@@ -51,17 +51,17 @@ def keyed_batches(
     """Random numbers for samples [first_sample, first_sample + samples) in fixed slices of each block.
 
     Slices start at multiples of `batch` within their block of `block` samples, so the batches that a classifier sees
-    depend on nothing but the sample numbers. Memory: one batch on the CPU, one block on CUDA.
+    depend only on the sample numbers. Memory: one batch on the CPU, one block on CUDA.
 
     Args:
-        distribution: what is drawn.
-        key: whose noise.
+        distribution: distribution of the numbers.
+        key: key of the noise.
         first_sample: first sample number within the key's stream.
-        samples: how many samples.
+        samples: number of samples.
         values_shape: (C, d_k) of the sub-image's values.
         block: samples per keyed block.
         batch: most samples per slice.
-        device: where the numbers are made and used.
+        device: device on which the numbers are drawn and returned.
 
     Yields:
         [b, C, d_k] of the distribution's dtype, b <= batch. A yielded tensor may be overwritten once the next one is
@@ -91,7 +91,7 @@ def _numpy_slices(
     fill = distribution.open(digest)
     buffer = torch.empty((batch, *values_shape), dtype=distribution.dtype, device="cpu")
     drawn = 0
-    while drawn < wanted[0]:  # the stream is sequential: what lies before the range is drawn and dropped
+    while drawn < wanted[0]:  # the stream is sequential: values before the range are drawn and dropped
         count = min(batch, wanted[0] - drawn)
         fill(buffer[:count])
         drawn += count

@@ -1,7 +1,7 @@
 """Splitting an image into pixel-disjoint sub-images, and laying a sub-image out for its classifier.
 
 A partition is one map, pixel -> owner; everything else follows from it. The own pixels of a sub-image, in row-major
-order, are its **values** [..., C, d_k]: noise is added to values, so a layout can neither see nor move another
+order, are its **values** [..., C, d_k]. Noise is added to values, so a layout can neither read nor move another
 sub-image's pixels, and the noise of an image is the same in every layout.
 """
 
@@ -30,7 +30,7 @@ Owner = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class SubImage:
-    """Where the pixels of one sub-image are: in the image, and in the layout that its classifier sees.
+    """Positions of the pixels of one sub-image in the image, and in the layout that its classifier sees.
 
     pixels: int64 [d_k], flat positions in the image, increasing. cells: int64 [d_k], flat positions in the layout of
     height x width. Cells that hold no pixel are always exactly 0. filled: whether each value has the largest value of
@@ -45,7 +45,7 @@ class SubImage:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the layout is nothing but the values in order, so that laying out is a view."""
+        """Whether the layout is just the values in order, so that `arrange` can return a view."""
         return len(self.cells) == self.height * self.width and not self.filled
 
     @cached_property
@@ -66,7 +66,6 @@ class Partition:
     parts: tuple[SubImage, ...]
 
     def __len__(self) -> int:
-        """Number of sub-images K."""
         return len(self.parts)
 
     def pixels(self, sub_image: int) -> Tensor:
@@ -74,7 +73,7 @@ class Partition:
         return self.parts[sub_image].pixels
 
     def layout_shape(self, sub_image: int, channels: int) -> tuple[int, int, int]:
-        """Shape (C, h, w) of what the sub-image's classifier sees."""
+        """Shape (C, h, w) of the input of the sub-image's classifier."""
         part = self.parts[sub_image]
         return channels, part.height, part.width
 
@@ -82,7 +81,7 @@ class Partition:
         """Images [..., C, H, W] -> values of one sub-image [..., C, d_k].
 
         Raises:
-            ConfigError: when the images are not H x W.
+            ConfigError: the images are not H x W.
         """
         if tuple(images.shape[-2:]) != (self.height, self.width):
             raise ConfigError(
@@ -102,7 +101,7 @@ class Partition:
             # The DRS authors' CIFAR-10 code: masked + nearest(max_pool2d(masked, 2)) * mask, on the noisy sub-image.
             pooled = functional.max_pool2d(flat.reshape(-1, 1, part.height, part.width), 2, ceil_mode=True)
             pooled = pooled.reshape(*values.shape[:-1], -1)
-            flat = torch.zeros_like(flat)  # not in place: gradients of the pooling need what it was given
+            flat = torch.zeros_like(flat)  # not in place: gradients of the pooling need its input
             flat[..., cells] = values + pooled[..., part.blocks.to(values.device)]
         return flat.reshape(*flat.shape[:-1], part.height, part.width)
 
@@ -130,12 +129,12 @@ def make_partition(
 
     Args:
         name: none (K = 1), checkerboard (K = 2: pixel (r, c) belongs to sub-image (r + c) mod 2), checkerboard-2024
-            (the same but for columns 0 and 1, where it is (r + c) mod 2, and (r + c + 1) mod 2 elsewhere: the mask of
-            the DRS authors' code, docs/theory.md 9), or interleave.
+            ((r + c) mod 2 in columns 0 and 1, (r + c + 1) mod 2 elsewhere: the mask of the DRS authors' code,
+            docs/theory.md 9), or interleave.
         height: H, in pixels.
         width: W, in pixels.
         layout: packed, masked, or filled (masked, and each own pixel has the maximum of its 2x2 block added).
-        interleave: (rows, columns), for the name interleave alone: pixel (r, c) belongs to sub-image
+        interleave: (rows, columns), only for the name interleave: pixel (r, c) belongs to sub-image
             (r mod rows) * columns + (c mod columns), so K = rows * columns, 2 to 64.
 
     Raises:
@@ -176,12 +175,12 @@ def _owners(name: str, height: int, width: int, interleave: tuple[int, int] | No
         return np.asarray((row + column) % 2, np.int64), 2
     if name == "checkerboard-2024":
         return np.asarray((row + column + (column >= 2)) % 2, np.int64), 2
-    rows, columns = interleave or (1, 1)  # the whole image is the partition with one sub-image
+    rows, columns = interleave or (1, 1)  # none: one sub-image, the whole image
     return np.asarray(row % rows * columns + column % columns, np.int64), rows * columns
 
 
 def _packed(mine: NDArray[np.bool_]) -> SubImage:
-    """Own pixels of each row pushed together to the left; rows without own pixels are left out."""
+    """Own pixels of each row moved together to the left; rows without own pixels are left out."""
     per_row = mine.sum(axis=1)
     rows = np.flatnonzero(per_row)
     width = int(per_row.max())
@@ -190,13 +189,13 @@ def _packed(mine: NDArray[np.bool_]) -> SubImage:
 
 
 def _masked(mine: NDArray[np.bool_]) -> SubImage:
-    """Full size, own pixels where they were, all others 0."""
+    """Full size, own pixels at their positions, all others 0."""
     pixels = torch.from_numpy(np.flatnonzero(mine))
     return SubImage(pixels, pixels, mine.shape[0], mine.shape[1])
 
 
 def _filled(mine: NDArray[np.bool_]) -> SubImage:
-    """As masked, and each own pixel brighter by the maximum of its block."""
+    """As masked, and the maximum of its 2x2 block is added to each own pixel."""
     return replace(_masked(mine), filled=True)
 
 

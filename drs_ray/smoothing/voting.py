@@ -1,4 +1,4 @@
-"""Counting votes: one image's sub-image, noise and base classifier in, an integer per class out."""
+"""Counting votes: from one sub-image of an image, its noise and its base classifier to the votes of each class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from drs_ray.smoothing.partition import Partition
 
 @dataclass(frozen=True)
 class Sampler:
-    """How one sub-image is smoothed: its place in the partition, its noise, and how forward passes are cut.
+    """How one sub-image is smoothed: the partition, the noise, and the slices of forward passes.
 
     sigma is in pixel units; batch and block belong to the run's identity (they fix the slices, see `keyed_batches`).
     """
@@ -49,14 +49,14 @@ def count_votes(
 ) -> NDArray[np.int64]:
     """How often the base classifier gives each class to noisy copies of one sub-image.
 
-    A pure function of its arguments: any cut of [first_sample, first_sample + samples) at multiples of
-    `sampler.block` sums to the same votes. Memory is that of one batch (CUDA: one block of noise), never n images.
+    A pure function of its arguments: if [first_sample, first_sample + samples) is cut at multiples of `sampler.block`,
+    the votes of the pieces sum to the same votes. Memory is that of one batch (CUDA: one block of noise), not n images.
 
     Args:
         classifier: maps float32 [b, C, h, w] to logits [b, num_classes]; in eval mode, on `sampler.device`.
         image: float32 [C, H, W] in [0, 1], the whole image.
         sampler: how the sub-image is smoothed.
-        key: whose noise; it says which sub-image.
+        key: key of the noise, which names the sub-image.
         first_sample: first sample number.
         samples: number of noisy copies n.
         num_classes: number of classes.
@@ -65,8 +65,8 @@ def count_votes(
         int64 [num_classes], summing to `samples`.
 
     Raises:
-        ClassifierError: logits of another shape, NaN, +inf, or all of a sample's -inf: a fault, never a vote.
-        DataError: an image that the noise law cannot do.
+        ClassifierError: the classifier fails; its logits have another shape, NaN, +inf, or a sample with only -inf.
+        DataError: an image that the noise law cannot take.
     """
     values = sampler.noise.prepare(sampler.partition.extract(image, key.sub_image), key).to(sampler.device)
     votes = torch.zeros(num_classes, dtype=torch.int64, device=sampler.device)
@@ -85,17 +85,17 @@ def count_votes(
         noisy = sampler.partition.arrange(sampler.noise.add(values, drawn), key.sub_image)
         try:
             logits = classifier(noisy.contiguous(memory_format=torch.channels_last))
-        except Exception as error:  # the user's module may raise anything: it is the unit's fault, not the engine's
+        except Exception as error:  # the user's module may raise anything
             raise ClassifierError(
                 f"sub-image {key.sub_image}: the classifier failed on image {key.image_id} ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]}); correct it, or lower engine.batch if memory ran out"
             ) from error
-        if logits.shape != (len(noisy), num_classes):  # a class beyond the end would break CUDA for good
+        if logits.shape != (len(noisy), num_classes):  # scatter_add_ beyond the end would break the CUDA context
             raise ClassifierError(
                 f"sub-image {key.sub_image}: logits must be [{len(noisy)}, {num_classes}] (batch, classes), "
                 f"got {list(logits.shape)}; check the classifier's number of classes"
             )
-        finite &= torch.isfinite(logits.amax(dim=1)).all()  # -inf may mask classes: beside a finite one it never wins
+        finite &= torch.isfinite(logits.amax(dim=1)).all()  # -inf may mask classes: it never wins over a finite logit
         winners = logits.argmax(dim=1)
         votes.scatter_add_(0, winners, one.expand_as(winners))
     if not bool(finite):  # one synchronisation per image, not per batch

@@ -1,7 +1,7 @@
 #!/bin/bash
-# A sweep over sigma: one job for each, all on one cluster; further arguments go to drs-ray submit.
+# A sweep over sigma: one job for each sigma, all on one cluster; further arguments go to drs-ray submit.
 #   bash jobs/configs/sweep.sh --address http://127.0.0.1:8265
-# A sigma is another run with classifiers of its own: their names and the output's carry it.
+# Each sigma is a run with its own classifiers: the names of checkpoints and output contain sigma.
 set -euo pipefail
 for sigma in 0.09 0.18 0.36 0.71; do
     drs-ray submit jobs/configs/cifar10-drs-0.18.yaml --no-wait "$@" \

@@ -1,1 +1,1 @@
-"""Attacks on a run's smoothed classifier: perturbations that change its prediction, beside the certified radii."""
+"""Attacks on a run's smoothed classifier: perturbations that change its prediction, compared with certified radii."""

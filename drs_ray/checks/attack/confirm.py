@@ -1,4 +1,4 @@
-"""Does a rival beat the prediction? An exact test of the smoothed classifier's vote on fresh samples (theory 11)."""
+"""An exact test, on fresh samples, whether a rival beats the prediction in the smoothed vote (docs/theory.md 11)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from drs_ray.certificates.confidence import level_region
 from drs_ray.certificates.radius import margins, probit_radius
 from drs_ray.certificates.rule import Rule
 
-_SLACK = 1e-9  # betainc is accurate to 1e-13, sums of ndtr to 1e-15: on the safe side of both
+_SLACK = 1e-9  # betainc is accurate to 1e-13, sums of ndtr to 1e-15
 
 
 def rival_wins(
@@ -22,27 +22,27 @@ def rival_wins(
     rule: Rule,
     level: float,
 ) -> bool:
-    """Whether the rival scores more than the prediction, confirmed at a level.
+    """Whether the rival's score is confirmed, at a level, to be above the prediction's.
 
-    If it does not, True is returned with probability at most `level` over the samples. K = 1: one-sided binomial test
-    of the two classes' votes. K > 1: in each box of levels the rival's probabilities are bounded from below and the
-    prediction's from above; the rival must win in every box.
+    If it is not above, True is returned with probability at most `level` over the samples. K = 1: one-sided binomial
+    test of the two classes' votes. K > 1: in each box of levels the rival's probabilities are bounded from below and
+    the prediction's from above; the rival must win in every box.
 
     Args:
         votes: int64 [K, C], of samples that had no part in choosing the image, the prediction or the rival.
-        prediction: class that is said to win.
+        prediction: the certified class.
         rival: another class.
         sigmas: K noise standard deviations, pixel units.
-        rule: its vote and weights say which smoothed classifier.
-        level: chance of a wrong True, in (0, 1).
+        rule: its vote and weights define the smoothed classifier.
+        level: upper limit of the probability of a wrong True, in (0, 1).
     """
     theirs, ours, samples = votes[:, rival], votes[:, prediction], votes.sum(axis=1)
     if len(sigmas) == 1:
         tail = betainc(max(int(theirs[0]), 1), int(ours[0]) + 1, 0.5)  # P(Binomial(theirs + ours, 1/2) >= theirs)
         return bool(theirs[0] > ours[0] and tail * (1 + _SLACK) <= level)
-    confidence = "staircase" if len(sigmas) == 2 else "bonferroni"  # the boxes of more sub-images are too many
+    confidence = "staircase" if len(sigmas) == 2 else "bonferroni"  # K > 2 would have too many boxes
     boxes = level_region(confidence, level, len(sigmas)).boxes(len(sigmas))
-    if votes.shape[1] == 2:  # p_A = 1 - p_B: one bound is both
+    if votes.shape[1] == 2:  # p_A = 1 - p_B: one bound gives both
         lower = lower_quantile(theirs, samples, boxes)
         upper = -lower
     else:

@@ -1,4 +1,4 @@
-"""What an attack found: a table of images, its figures, and the check that no certificate is contradicted."""
+"""The result of an attack: a table of images, its figures, and the check that no certificate is contradicted."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _DIGITS = 6
 class AttackReport:
     """The images attacked and the smallest confirmed perturbation of each.
 
-    uri, run_id: of the run. table: see `schema.ATTACKS`. skipped: images drawn on which the run abstains: they have no
-    certificate to attack. level: chance that any confirmation of the whole attack is wrong. alpha: failure
-    probability of one certificate, and with lattice noise of drawing the image's confirming samples. seed, device: of
-    the attack. command: repeats it.
+    uri, run_id: of the run. table: see `schema.ATTACKS`. skipped: number of drawn images without a certificate, because
+    the run abstains. level: upper limit of the probability that any confirmation of the whole attack is wrong. alpha:
+    failure probability of one certificate, and with lattice noise of drawing the image's confirming samples. seed,
+    device: of the attack. command: repeats the attack.
     """
 
     uri: str
@@ -52,30 +52,30 @@ class AttackReport:
 
     @property
     def norm(self) -> NDArray[np.float64]:
-        """Smallest confirmed norms [N], pixel units; inf where there is none."""
+        """Smallest confirmed norms [N], pixel units; inf without a confirmed perturbation."""
         return np.asarray(self.table["norm"].to_numpy(), np.float64)
 
     @property
     def broken(self) -> NDArray[np.bool_]:
-        """Where a perturbation was confirmed [N]."""
+        """Whether a perturbation was confirmed [N]."""
         return np.isfinite(self.norm)
 
     @property
     def median_ratio(self) -> float | None:
-        """Median of norm / radius over the images with a confirmed perturbation, None where there is none."""
+        """Median of norm / radius over the images with a confirmed perturbation; None without such images."""
         return float(np.median((self.norm / self.radius)[self.broken])) if self.broken.any() else None
 
     @property
     def smallest_slack(self) -> float | None:
-        """Least norm - radius, pixel units, None where no perturbation was confirmed; negative: unsound."""
+        """Least norm - radius, pixel units; None if no perturbation was confirmed; negative: unsound."""
         return float((self.norm - self.radius).min()) if self.broken.any() else None
 
     @property
     def chance(self) -> float:
-        """Largest probability with which a sound run and attack contradict each other: union bound, at most 1.
+        """Upper bound of the probability that a sound run and attack contradict each other, at most 1.
 
-        Over all images drawn: one that abstains could have had a wrong certificate too, and given that an image does
-        not abstain, its certificate may be wrong with a higher probability than alpha.
+        It is a union bound over all drawn images, abstaining ones too: given that an image does not abstain, its
+        certificate may be wrong with a higher probability than alpha.
         """
         return min(1.0, (self.attacked + self.skipped) * self.alpha + self.level)
 
@@ -83,7 +83,7 @@ class AttackReport:
         """Raise if a confirmed norm lies below its certified radius.
 
         Raises:
-            SoundnessError: naming how many, the worst, and the command that repeats the attack.
+            SoundnessError: naming the number of such images, the worst, and the command that repeats the attack.
         """
         below = int((self.norm < self.radius).sum())
         if not below:
@@ -110,7 +110,7 @@ class AttackReport:
             endpoint_url: endpoint of an S3-compatible server, if not the default.
 
         Raises:
-            ConfigError: it does not name a file. StoreError: the place cannot be written.
+            ConfigError: `file` is not the name of a file. StoreError: the file cannot be written.
         """
         store, name = _located(file, endpoint_url)
         sink = io.BytesIO()
@@ -119,7 +119,7 @@ class AttackReport:
 
 
 def check_output(file: str | os.PathLike[str], endpoint_url: str | None = None) -> None:
-    """Try a place for `AttackReport.write`: what is wrong with it is said before hours of attack. Raises as `write`."""
+    """Check before a long attack that `AttackReport.write` can write the file. Raises as `write`."""
     _located(file, endpoint_url)[0].check_writable()
 
 

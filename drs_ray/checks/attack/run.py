@@ -1,10 +1,10 @@
-"""`attack_run`: random certified images of a run are attacked, one group after the other, and the table is made.
+"""`attack_run`: attacks random certified images of a run, group by group, and makes the table.
 
-What `level` covers. An image's perturbation, its norms and its rival are found with the noise of the phases `search`
+What `level` covers: An image's perturbation, its norms and its rival are found with the noise of the phases `search`
 and `scaling`; only then the noise of the phase `confirmation` is drawn. The image's norms are tested from the largest
-down, each at the level of the image, until one is not confirmed: of such a fixed sequence, a wrong confirmation needs
-the first norm that should not be confirmed to be so, which has the level of one test, however many norms there are and
-whatever noise they share. Images share `level` equally, so it covers all confirmations of the attack at once.
+down, each at the level of the image, until one is not confirmed. In such a fixed sequence a wrong confirmation requires
+that the first norm that should not be confirmed is confirmed. This has the level of one test, for any number of norms
+and although they share their noise. Images share `level` equally, so it covers all confirmations of the attack at once.
 """
 
 from __future__ import annotations
@@ -42,19 +42,15 @@ from drs_ray.storage import Store
 LONGEST = 4.0
 """The search goes up to this many times (certified radius + root mean square of the sigmas)."""
 
-_COARSE = (
-    10  # the scaling has so many times fewer samples: what they would confirm, the confirmation nearly always does
-)
+_COARSE = 10  # ratio of confirmation to scaling samples: a norm confirmed by the few is nearly always by the many
 _SHRINK = 0.985
-_MOST_NORMS = 32  # down to 0.985^31 = 0.63 of the first: an image whose norms are all confirmed is given the last
+_MOST_NORMS = 32  # down to 0.985^31 = 0.63 of the first norm; if all are confirmed, the result is the last norm
 _SEED_BITS = 32
-
-Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class _Effort:
-    """Descent steps, noise samples of a step, of a confirmation, and the level of one image's confirmation."""
+    """Descent steps, noise samples of a step and of a confirmation, and the level of one image's confirmation."""
 
     steps: int
     samples: int
@@ -63,7 +59,7 @@ class _Effort:
 
     @property
     def scaling(self) -> int:
-        """Noise samples by which the search judges a norm."""
+        """Noise samples with which the bisection tests a norm."""
         return max(1, self.confirmation // _COARSE)
 
 
@@ -84,21 +80,21 @@ def attack_run(
     """Attack the smoothed classifier of a run's certificates on some of its images.
 
     Args:
-        store: where the run is; it must be reduced.
-        images: how many of its images, at random; those on which it abstains are skipped and counted.
-        steps: steps of the descent that finds an image's direction.
+        store: the store of a reduced run.
+        images: number of images, drawn at random; images on which the run abstains are skipped and counted.
+        steps: steps of the descent that finds the direction of an image's perturbation.
         samples: noise samples of each sub-image and step.
         confirmation: fresh noise samples of each sub-image by which a norm is confirmed.
-        level: probability at most that any confirmation of the attack is wrong, in (0, 1).
-        seed: of the choice of images and of the attack's noise; None: one that nobody can know beforehand.
+        level: upper limit of the probability that any confirmation of the attack is wrong, in (0, 1).
+        seed: of the choice of images and of the attack's noise; None: an unpredictable seed.
         device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
-        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where the same data and weights are here.
-        on_progress: called with how many images are done, of how many.
+        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where this machine has the same data and weights.
+        on_progress: called with the number of attacked images and the number of all images to attack.
 
     Raises:
-        ConfigError: an argument that cannot be.
+        ConfigError: an invalid argument.
         CountsError: no run, or not reduced yet.
-        DataError, ClassifierError: the data, weights or code found here are not those that the run names, or the
+        DataError, ClassifierError: the data, weights or code of this machine are not those that the run names, or the
             classifiers have no gradient.
     """
     _check_arguments(images, steps, samples, confirmation, level)
@@ -149,9 +145,9 @@ def attack_run(
 
 
 def _chosen(result: RunResult, images: int, seed: int) -> tuple[list[dict[str, Any]], int]:
-    """Certificates of images at random, in the run's order, and how many of those drawn abstain.
+    """Certificates of random images, in the run's order, and the number of drawn images that abstain.
 
-    A function of the seed and the ids alone, by a hash: it is the same with any version of any library.
+    The choice is a hash of the seed and the ids, so that it does not depend on versions of libraries.
     """
     wanted = ["image_id", "label", "prediction", "radius"]
     rows: list[dict[str, Any]] = result.certificates.select(wanted).to_pylist()
@@ -196,7 +192,7 @@ def _attack(target: Target, dataset: Dataset, rows: Sequence[dict[str, Any]], ef
 
 @dataclass(frozen=True, eq=False)
 class _Ray:
-    """One image and the direction that it is moved in."""
+    """One image and the direction of its perturbations."""
 
     target: Target
     effort: _Effort
@@ -205,7 +201,7 @@ class _Ray:
     direction: Tensor
 
     def confirmed(self, limit: float) -> dict[str, Any]:
-        """The image's row of the table: the smallest norm of the sequence that is confirmed without a gap."""
+        """The image's row of the table, with the smallest norm before the first one that is not confirmed."""
         found = {
             **self.row,
             "norm": np.inf,
@@ -227,7 +223,7 @@ class _Ray:
             votes = self._votes(image, "confirmation", self.effort.confirmation)
             if not rival_wins(votes, prediction, rival, self.target.sigmas, self.target.rule, self.effort.level):
                 break
-            if norm < found["norm"]:  # rounding to 8 bits may reorder norms
+            if norm < found["norm"]:  # rounding to 8 bits may change the order of norms
                 found |= {
                     "norm": norm,
                     "rival": rival,
@@ -238,7 +234,7 @@ class _Ray:
         return found
 
     def _rival(self, norm: float) -> int | None:
-        """The class that wins at a norm by the samples of the scaling, as surely as if they were fresh."""
+        """The class that wins at a norm by the samples of the phase `scaling`, tested as if fresh; or None."""
         prediction = self.row["prediction"]
         votes = self._votes(self._moved(norm)[0], "scaling", self.effort.scaling)
         rival = self.target.leading_rival(votes, prediction)
@@ -246,7 +242,7 @@ class _Ray:
         return rival if wins else None
 
     def _moved(self, norm: float) -> tuple[Tensor, float]:
-        """The perturbed image as it is counted, float32 [C, H, W], and the norm of what that is, rounded up."""
+        """The perturbed image as it is counted, float32 [C, H, W], and the norm of its perturbation, rounded up."""
         moved = self.target.exactly_allowed(self.image.double() + norm * self.direction.double())
         return moved, self.target.distance(moved, self.image)
 
@@ -266,7 +262,7 @@ def _check_arguments(images: int, steps: int, samples: int, confirmation: int, l
 
 
 def _check_power(effort: _Effort, rule: Rule, record: RunRecord) -> None:
-    """Refuse so few samples that nothing would be found even if all of them voted for one rival."""
+    """Refuse so few samples that no rival could be confirmed even if all of them voted for it."""
     votes = np.zeros((record.sub_images, record.dataset.num_classes), np.int64)
     votes[:, 1] = effort.scaling
     if not rival_wins(votes, 0, 1, record.config.sigmas, rule, effort.level):

@@ -1,4 +1,4 @@
-"""Searching for a short perturbation: descent through the noise for its direction, bisection for its norm.
+"""Search for a short perturbation: gradient descent for its direction, bisection for its norm.
 
 The direction comes from projected gradient descent on the smoothed classifier's lead, whose gradient is an expectation
 over noise samples (Salman et al. 2019), through all sub-images at once. The norm is decoupled from the direction (Rony
@@ -16,11 +16,11 @@ from torch import Tensor
 from drs_ray.checks.attack.target import Target
 from drs_ray.errors import ClassifierError
 
-_RATE = 0.05  # of the norm, per step at first: 60 steps reach 4 times the first norm, or a fifth of it
-_STRIDE = 0.5  # of the norm, per step at first
+_RATE = 0.05  # first relative change of the norm per step: 60 steps reach 4 times the first norm, or a fifth of it
+_STRIDE = 0.5  # first length of a step, relative to the norm
 _LAST_STRIDE = 0.02
-_AVERAGED = 0.25  # the last steps' directions are averaged: each step sees few samples
-_RESOLUTION = 0.02  # of the norm
+_AVERAGED = 0.25  # share of the steps, the last ones, whose directions are averaged, because a step has few samples
+_RESOLUTION = 0.02  # relative to the norm
 
 
 def search_directions(
@@ -32,19 +32,19 @@ def search_directions(
     steps: int,
     samples: int,
 ) -> Tensor:
-    """Directions along which the prediction changes soon: float32 [N, C, H, W], of l2 norm 1.
+    """Directions in which a small norm changes the prediction: float32 [N, C, H, W], of l2 norm 1.
 
     Args:
         target: the smoothed classifier.
         images: float32 [N, C, H, W] in [0, 1], on the target's device.
         image_ids: N ids that key the noise.
         predictions: int64 [N], the smoothed classifier's classes.
-        norms: float32 [N], l2 norms to begin with, pixel units.
+        norms: float32 [N], initial l2 norms, pixel units.
         steps: descent steps.
         samples: noise samples of each sub-image and step.
 
     Raises:
-        ClassifierError: a classifier that fails, or has no gradient.
+        ClassifierError: a classifier fails, or has no gradient.
     """
     moved, norm = torch.zeros_like(images), norms.clone()
     total = torch.zeros_like(images)
@@ -69,16 +69,16 @@ def search_directions(
 
 
 def smallest_norm(changes: Callable[[float], bool], limit: float) -> float | None:
-    """The norm along a ray at which the prediction begins to change, by bisection; None: not up to the limit.
+    """The norm along a ray at which the prediction begins to change, by bisection; None if it is unchanged at `limit`.
 
     Args:
-        changes: whether the prediction is changed at a norm; where it is not monotone, one crossing is found.
-        limit: largest norm tried.
+        changes: whether the prediction is changed at a norm; if it is not monotone, one crossing is found.
+        limit: largest norm.
     """
     if not changes(limit):
         return None
     low, high = 0.0, limit
-    while high - low > _RESOLUTION * high and high > 1e-3 * limit:  # it may be changed without any perturbation
+    while high - low > _RESOLUTION * high and high > 1e-3 * limit:  # the prediction may be changed at norm 0
         middle = (low + high) / 2
         low, high = (low, middle) if changes(middle) else (middle, high)
     return high

@@ -1,4 +1,4 @@
-"""The smoothed classifier that is attacked: its votes counted as in a run, and soft leads that have a gradient."""
+"""The attacked smoothed classifier: its votes, counted as in a run, and soft leads, which have a gradient."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _ROUNDING_UP = 1 + 1e-10  # a norm summed in float64 is off by less than d 2^-53
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """K base classifiers with their noise, and the vote that makes one classifier of them (docs/theory.md 2).
+    """K base classifiers with their noise, and the vote that joins them to one classifier (docs/theory.md 2).
 
-    classifiers, samplers: one per sub-image, on one device. rule: of the run's certificates; its vote and weights
-    count. dataset: the run's digest. seed: of the attack's own noise, no sample of which the run has seen.
+    classifiers, samplers: one per sub-image, on one device. rule: of the run's certificates; only its vote and weights
+    matter. dataset: the run's digest. seed: of the attack's noise, of which the run has seen no sample.
     """
 
     classifiers: tuple[VotingClassifier, ...]
@@ -39,7 +39,7 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        """Where classifiers and noise are."""
+        """The device of classifiers and noise."""
         return self.samplers[0].device
 
     @property
@@ -48,23 +48,23 @@ class Target:
         return tuple(sampler.sigma for sampler in self.samplers)
 
     def allowed(self, images: Tensor) -> Tensor:
-        """Images as near to these as the run's certificates speak of; differentiable where it is not the identity.
+        """Project images to those that the run's certificates cover; differentiable.
 
-        Gaussian noise: all of R^d, so nothing is clipped. Lattice noise: 8-bit images, of which those in [0, 1] are
-        taken; the rounding that is left to do is in `exactly_allowed`.
+        Gaussian noise: all of R^d, so nothing is clipped. Lattice noise: 8-bit images; images are only clipped to
+        [0, 1] here, and rounded in `exactly_allowed`.
         """
         return images.clamp(0, 1) if self._is_lattice else images
 
     def exactly_allowed(self, images: Tensor) -> Tensor:
-        """`allowed`, and on the lattice of 8-bit images where the run's noise is: float32, ready to be counted."""
+        """As `allowed`, and rounded to 8-bit images under lattice noise: float32, ready to be counted."""
         if not self._is_lattice:
             return images.float()
         return (images.double().clamp(0, 1) * LEVELS).round().float() / LEVELS
 
     def distance(self, moved: Tensor, image: Tensor) -> float:
-        """l2 norm of what turns one exactly allowed image into another, pixel units, rounded up.
+        """l2 norm of the difference of two exactly allowed images, pixel units, rounded up.
 
-        Lattice noise: the theorem's norm is that of the 8-bit images, which float32 only comes near to (theory 7).
+        Lattice noise: the theorem's norm is that of the 8-bit images, which float32 only approximates (theory 7).
         """
         first, second = moved.double(), image.double()
         if self._is_lattice:
@@ -76,7 +76,7 @@ class Target:
 
         Args:
             image: float32 [C, H, W]; see `exactly_allowed`.
-            image_id: with the phase, whose noise.
+            image_id: with the phase, the key of the noise.
             phase: search, scaling or confirmation.
             samples: noisy copies of each sub-image.
 
@@ -93,22 +93,22 @@ class Target:
     def soft_leads(
         self, images: Tensor, image_ids: Sequence[int], predictions: Tensor, step: int, samples: int
     ) -> Tensor:
-        """Soft leads of the predictions over every class, differentiable in the images: float64 [N, C], inf at itself.
+        """Soft leads of the predictions over every class, differentiable in the images: float64 [N, C].
 
-        A sample's vote between the prediction and a rival is made soft by Phi(lead of its logits / their standard
-        deviation under the noise): neither flat where the classifier is confident, nor dependent on the scale of its
-        logits. Where the logits' lead is Gaussian, as for half-spaces, the smoothed classifier's own leads and these
-        have the same gradient up to a factor, through all sub-images.
+        The lead of a prediction over itself is inf. A sample's vote between the prediction and a rival is made soft by
+        Phi(lead of its logits / their standard deviation under the noise): this is neither flat for a confident
+        classifier, nor dependent on the scale of its logits. If the logits' lead is Gaussian, as for half-spaces, these
+        leads have the same gradient as the smoothed classifier's own leads up to a factor, through all sub-images.
 
         Args:
             images: float32 [N, C, H, W], on the device; not clipped.
             image_ids: N ids that key the noise.
-            predictions: int64 [N], the classes whose lead is measured.
-            step: which samples; each step has its own.
+            predictions: int64 [N], the classes whose lead is computed.
+            step: number of the step; each step has its own samples.
             samples: noisy copies of each sub-image.
 
         Raises:
-            ClassifierError: a classifier that torch cannot differentiate, or that fails.
+            ClassifierError: a classifier fails, or torch cannot differentiate it.
         """
         total = torch.zeros((len(images), self.num_classes), dtype=torch.float64, device=self.device)
         for k, (classifier, sampler) in enumerate(zip(self.classifiers, self.samplers, strict=True)):
@@ -126,9 +126,9 @@ class Target:
         return total.scatter(1, predictions[:, None], torch.inf)
 
     def leading_rival(self, votes: NDArray[np.int64], prediction: int) -> int:
-        """The class other than the prediction that scores most with these votes [K, C].
+        """The class other than the prediction with the largest score by these votes [K, C].
 
-        Shares of votes are kept half a vote away from 0 and 1, where the probit vote's scores are infinite.
+        Shares of votes are clipped half a vote away from 0 and 1, where the probit vote's scores are infinite.
         """
         samples = votes.sum(axis=1, keepdims=True)
         if self.rule.vote == "mean":
@@ -152,7 +152,7 @@ class Target:
         return NoiseKey(self.seed, image_id, sub_image, phase, self.dataset)
 
     def _noise(self, image_id: int, sub_image: int, step: int, samples: int, values: Tensor) -> Tensor:
-        """Standard normal numbers of one step, one keyed block of them: [samples, C, d_k]."""
+        """Standard normal numbers of one step, in one keyed block: [samples, C, d_k]."""
         (drawn,) = keyed_batches(
             STANDARD_NORMAL,
             self._key(image_id, sub_image, "search"),
@@ -167,11 +167,11 @@ class Target:
 
 
 def _lost_shares(logits: Tensor, predictions: Tensor) -> Tensor:
-    """Share of samples, made soft, in which each class is ahead of the prediction: [N, C], differentiable.
+    """Soft share of samples in which each class is ahead of the prediction: [N, C], differentiable.
 
     Args:
-        logits: float64 [N, samples, C]. A class that a sample masks (-inf) has lost there to any that it does not, as
-            when votes are counted, and has no gradient from it.
+        logits: float64 [N, samples, C]. A class with the logit -inf (masked) loses this sample to any other class, as
+            when votes are counted, and gets no gradient from it.
         predictions: int64 [N].
     """
     masked = torch.isneginf(logits)
@@ -198,7 +198,7 @@ def _differentiable(module: nn.Module, inputs: Tensor, sub_image: int, num_class
     try:
         logits: Tensor = module(inputs.contiguous(memory_format=torch.channels_last))
     except Exception as error:  # the user's module may raise anything
-        if "requires grad" in str(error):  # torch's words where a tensor with a gradient is to become an array
+        if "requires grad" in str(error):  # torch's message when a tensor with a gradient is converted to an array
             raise ClassifierError(no_gradient) from error
         raise ClassifierError(
             f"sub-image {sub_image}: the classifier failed on noisy inputs {list(inputs.shape)} "

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts, searches and pages tables that are whole without it. No state beyond the page, no request.
+// Sorts, searches and pages tables, which are complete without this script. It keeps no state and sends no requests.
 
 const collator = new Intl.Collator("en", { numeric: true });
 
@@ -14,7 +14,7 @@ function valueOf(row, column) {
   return cell.dataset.value ?? cell.textContent.trim();
 }
 
-// The column of body cells under a header cell, where headers span rows and columns.
+// The column of body cells under a header cell; headers may span rows and columns.
 function columnOf(header) {
   const taken = [];
   for (const [y, row] of [...header.closest("thead").rows].entries()) {
@@ -53,7 +53,7 @@ function makeSortable(table, changed) {
   }
 }
 
-// A word is found where a row has one that begins with it; one that ends in a digit must be the whole word: 1 is not 17.
+// A row matches a word that begins one of its words; a word that ends in a digit must be a whole word: 1 is not 17.
 function finds(typed, words) {
   return typed.every((word) => words.some((one) => (/\d$/.test(word) ? one === word : one.startsWith(word))));
 }
@@ -63,7 +63,7 @@ function makeSearchable(place) {
   const size = Number(place.dataset.rows);
   const words = new Map([...table.tBodies[0].rows].map((row) => [row, row.dataset.words.split(" ")]));
   const search = element("input", { type: "search", autocomplete: "off", spellcheck: false });
-  const told = element("output");
+  const message = element("output");
   const steps = ["« first", "‹ previous", "next ›", "last »"].map((text) =>
     element("button", { type: "button", textContent: text }),
   );
@@ -79,7 +79,7 @@ function makeSearchable(place) {
     const shown = new Set(matching.slice(first, first + size));
     for (const row of words.keys()) row.hidden = !shown.has(row);
     const last = Math.min(first + size, found);
-    told.value = found ? `${first + 1} to ${last} of ${found}${typed.length ? " found" : ""}` : "nothing found";
+    message.value = found ? `${first + 1} to ${last} of ${found}${typed.length ? " found" : ""}` : "nothing found";
     steps[0].disabled = steps[1].disabled = first === 0;
     steps[2].disabled = steps[3].disabled = last >= found;
   }
@@ -95,7 +95,7 @@ function makeSearchable(place) {
   steps[2].addEventListener("click", () => go(first + size));
   steps[3].addEventListener("click", () => go(found));
   place.prepend(
-    element("div", { className: "tools" }, element("label", {}, "Search ", search), told),
+    element("div", { className: "tools" }, element("label", {}, "Search ", search), message),
     element("p", { className: "note", id: "search-help", textContent: place.dataset.help }),
   );
   place.append(element("div", { className: "tools steps" }, ...steps));
