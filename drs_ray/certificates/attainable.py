@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr, ndtri_exp
-from scipy.stats import binom
 
 from drs_ray.certificates.bounds import lower_quantile
 from drs_ray.certificates.radii import certified_radii
@@ -123,6 +122,8 @@ def is_attained(low: Floats, high: Floats, sigma: float, samples: int, alpha: fl
         samples: estimation samples n.
         alpha: failure probability of one certificate, in (0, 1).
     """
+    from scipy.stats import binom  # half a second, for imported logs alone
+
     low, high = low - _TOLERANCE * (low + sigma), high + _TOLERANCE * (high + sigma)
     # The bound of k is at least p where P(X >= k | p) <= alpha; the count may be off by one in floating point.
     first: Floats = np.asarray(binom.isf(alpha, samples, ndtr(low / sigma))) + 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from drs_ray.certificates.curve import share_interval
 from drs_ray.certificates.radius import Floats
@@ -25,7 +25,7 @@ def mcnemar_exact(only_first: ArrayLike, only_second: ArrayLike) -> Floats:
         float64 [R]; 1 where the two agree on every image.
     """
     first, second = np.asarray(only_first, np.int64), np.asarray(only_second, np.int64)
-    both_tails = 2 * binom.cdf(np.minimum(first, second), first + second, 0.5)
+    both_tails = 2 * bdtr(np.minimum(first, second), first + second, 0.5)
     return np.asarray(np.minimum(both_tails, 1.0), np.float64)
 
 

