@@ -140,11 +140,10 @@ class TestOnRay:
         assert weights.keys() == undisturbed.keys()
         assert all(torch.equal(weights[name], undisturbed[name]) for name in weights)
 
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_what_a_worker_raises_is_one_line(self, tmp_path, digits, workers):
+    def test_what_a_worker_raises_is_one_line(self, tmp_path, digits):
         options = {"learning_rate": 1e38, "optimizer": "sgd", "schedule": "cosine"}
         with pytest.raises(ClassifierError, match=r"^sub-image 0: training diverged in epoch 1 .*lower") as caught:
-            _train(_data(tmp_path, digits, tmp_path / "never", workers=workers, **options))
+            _train(_data(tmp_path, digits, tmp_path / "never", workers=2, **options))
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "a.safetensors").exists()
 

@@ -22,7 +22,7 @@ from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models.building import build_module
 from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
 from drs_ray.models.factory import load_classifier
-from tests.support.runs import counts_digest, drs_ray, run_data, write_config
+from tests.support.runs import counts_digest, drs_ray, drs_ray_here, run_data, write_config
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "classifiers.md"
 CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
@@ -137,7 +137,7 @@ def test_swapped_checkpoints_with_metadata_are_told_on_the_command_line(tmp_path
         metadata = CheckpointMetadata("digits-cnn", "checkerboard", "packed", k, 0.5, 10, shape, "mnist5k")
         save_checkpoint(classifier["checkpoint"], build_module("digits-cnn", {}, shape, 10), metadata)
     config = write_config(tmp_path / "config.yaml", data)
-    done = drs_ray(["certify", str(config), "--set", f"classifiers.0.checkpoint={tmp_path / '1.safetensors'}"])
+    done = drs_ray_here(["certify", str(config), "--set", f"classifiers.0.checkpoint={tmp_path / '1.safetensors'}"])
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
         "1.safetensors: trained for sub-image 1, the run needs 0; name the checkpoint of this sub-image, or train one"

@@ -17,7 +17,7 @@ import yaml
 from drs_ray import certify, cli, read_run
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
-from tests.support.runs import drs_ray, run_config, run_data, write_config
+from tests.support.runs import drs_ray, drs_ray_here, run_config, run_data, write_config
 
 
 @pytest.fixture(scope="module")
@@ -28,25 +28,26 @@ def finished(tmp_path_factory):
     return place
 
 
-def _ok(*arguments: str, **options) -> str:
-    done = drs_ray(arguments, **options)
+def _ok(*arguments: str, run=drs_ray_here) -> str:
+    done = run(arguments)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
 
 
 def test_certify_status_reduce_report(tmp_path):
+    """Each in a process of its own, as a user runs them; the other tests here save that."""
     config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=6))
-    out = _ok("certify", str(config), "--quiet")
+    out = _ok("certify", str(config), "--quiet", run=drs_ray)
     assert "ACR" in out
     assert f"certificates: {tmp_path}/run/certificates.parquet" in out
-    out = _ok("status", str(tmp_path / "run"))
+    out = _ok("status", str(tmp_path / "run"), run=drs_ray)
     assert "4 of 4 (100 %)" in out
     assert "5,400 of 5,400" in out
-    out = _ok("reduce", str(tmp_path / "run"), "--alpha", "0.05", "--radii", "0,0.1")
+    out = _ok("reduce", str(tmp_path / "run"), "--alpha", "0.05", "--radii", "0,0.1", run=drs_ray)
     assert read_run(str(tmp_path / "run")).alpha == 0.05
     assert read_run(str(tmp_path / "run")).curve["radius"].to_pylist() == [0.0, 0.1]
-    out = _ok("report", str(tmp_path / "run"), "--output", str(tmp_path / "report"))
+    out = _ok("report", str(tmp_path / "run"), "--output", str(tmp_path / "report"), run=drs_ray)
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == [
         "certified_accuracy.png",
         "certified_accuracy.svg",
@@ -92,7 +93,7 @@ def test_an_unfinished_run_is_reported_as_such_and_goes_on(finished, tmp_path):
     shutil.copytree(finished, place)
     (place / "certificates.parquet").unlink()
     sorted(place.glob("counts/k1/**/*.parquet"))[-1].unlink()
-    refused = drs_ray(["report", str(place)])
+    refused = drs_ray_here(["report", str(place)])
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     assert "drs-ray report --partial" in refused.stderr
     out = _ok("report", str(place), "--partial", "--output", str(tmp_path / "report"))
@@ -103,10 +104,10 @@ def test_an_unfinished_run_is_reported_as_such_and_goes_on(finished, tmp_path):
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path):
     config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=3))
-    done = drs_ray(["certify", str(config)])
+    done = drs_ray_here(["certify", str(config)])
     assert "certify: 2/2 units done" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout
-    assert drs_ray(["certify", str(config), "--quiet"]).stderr.startswith("certify: resuming run ")
+    assert drs_ray_here(["certify", str(config), "--quiet"]).stderr.startswith("certify: resuming run ")
 
 
 def test_plan_measures_and_writes_nothing(tmp_path):
@@ -143,12 +144,14 @@ def test_training_then_certifying(tmp_path):
     config = write_config(tmp_path / "config.yaml", data)
     assert _ok("train", str(config), "--quiet").split() == [str(tmp_path / f"{k}.safetensors") for k in (0, 1)]
     assert "ACR" in _ok("certify", str(config), "--quiet")
-    quieter = drs_ray(["certify", str(config), "--set", "classifiers.1.sigma=0.25", "--set", f"output={tmp_path}/2"])
+    quieter = drs_ray_here(
+        ["certify", str(config), "--set", "classifiers.1.sigma=0.25", "--set", f"output={tmp_path}/2"]
+    )
     assert quieter.returncode == 0
     assert "warning: " in quieter.stderr  # another training sigma is allowed, but said
     swapped = [data["classifiers"][1], data["classifiers"][0]]
     config = write_config(tmp_path / "swapped.yaml", data | {"classifiers": swapped, "output": str(tmp_path / "3")})
-    _refused(drs_ray(["certify", str(config)]), 1, "sub-image")
+    _refused(drs_ray_here(["certify", str(config)]), 1, "sub-image")
     assert not (tmp_path / "3" / "run.json").exists()
 
 
@@ -191,28 +194,28 @@ def _refused(done: subprocess.CompletedProcess[str], code: int, *what: str) -> N
 )
 def test_bad_input_gets_one_line(tmp_path, override, code, what):
     config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=3))
-    _refused(drs_ray(["certify", str(config), "--set", override]), code, *what)
+    _refused(drs_ray_here(["certify", str(config), "--set", override]), code, *what)
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
 def test_missing_and_broken_configs(tmp_path):
-    _refused(drs_ray(["certify", str(tmp_path / "none.yaml")]), 2, "none.yaml", "cannot be read")
+    _refused(drs_ray_here(["certify", str(tmp_path / "none.yaml")]), 2, "none.yaml", "cannot be read")
     (tmp_path / "broken.yaml").write_text("a: [1")
-    _refused(drs_ray(["certify", str(tmp_path / "broken.yaml")]), 2, "not valid YAML")
+    _refused(drs_ray_here(["certify", str(tmp_path / "broken.yaml")]), 2, "not valid YAML")
     (tmp_path / "twice.yaml").write_text("noise: {seed: 1}\nnoise: {seed: 2}")
-    _refused(drs_ray(["certify", str(tmp_path / "twice.yaml")]), 2, "the key 'noise' is there twice")
+    _refused(drs_ray_here(["certify", str(tmp_path / "twice.yaml")]), 2, "the key 'noise' is there twice")
     (tmp_path / "list.yaml").write_text("- 1")
-    _refused(drs_ray(["certify", str(tmp_path / "list.yaml")]), 2, "must be a mapping")
+    _refused(drs_ray_here(["certify", str(tmp_path / "list.yaml")]), 2, "must be a mapping")
 
 
 def test_usage_errors_end_with_2():
-    assert drs_ray(["certify"]).returncode == 2
-    assert drs_ray(["no-such-command"]).returncode == 2
+    assert drs_ray_here(["certify"]).returncode == 2
+    assert drs_ray_here(["no-such-command"]).returncode == 2
 
 
 def test_places_without_a_run(tmp_path):
     for command in ("status", "reduce", "report", "verify", "compact", "repair"):
-        _refused(drs_ray([command, str(tmp_path)]), 1, "no drs-ray run here")
+        _refused(drs_ray_here([command, str(tmp_path)]), 1, "no drs-ray run here")
 
 
 def test_a_checkpoint_for_another_image_size_is_refused(tmp_path):
@@ -236,7 +239,7 @@ def test_a_checkpoint_for_another_image_size_is_refused(tmp_path):
         "sigma": 0.5,
     }
     config = write_config(tmp_path / "config.yaml", data)
-    _refused(drs_ray(["certify", str(config)]), 1, "full.safetensors", "28")
+    _refused(drs_ray_here(["certify", str(config)]), 1, "full.safetensors", "28")
 
 
 def test_a_pickle_with_code_is_refused(tmp_path):
@@ -248,7 +251,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
     data = run_data(tmp_path / "run", images=3)
     data["classifiers"][0] |= {"checkpoint": str(tmp_path / "bomb.pt")}
     config = write_config(tmp_path / "config.yaml", data)
-    _refused(drs_ray(["certify", str(config)]), 1, "bomb.pt")
+    _refused(drs_ray_here(["certify", str(config)]), 1, "bomb.pt")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -265,10 +268,10 @@ def test_damaged_parts_are_named_and_nothing_is_reduced(tmp_path, finished, dama
             shutil.copy(run / "curve.parquet", first)
         case "misplaced":
             shutil.copy(second, first)
-    _refused(drs_ray(["reduce", str(run)]), 1, f"counts part {first.relative_to(run)}")
+    _refused(drs_ray_here(["reduce", str(run)]), 1, f"counts part {first.relative_to(run)}")
     assert (run / "certificates.parquet").read_bytes() == before
     first.unlink()
-    _refused(drs_ray(["reduce", str(run)]), 1, "the run is not finished: 3 of 6 images")
+    _refused(drs_ray_here(["reduce", str(run)]), 1, "the run is not finished: 3 of 6 images")
 
 
 def test_run_json_keeps_no_credentials(finished, monkeypatch):

@@ -66,10 +66,9 @@ def test_cutting_the_samples_of_an_image_changes_no_certificate(tmp_path, undist
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 3])
-def test_ray_gives_the_rows_of_the_inline_engine(tmp_path, undisturbed, local_ray, workers):
+def test_ray_gives_the_rows_of_the_inline_engine(tmp_path, undisturbed, local_ray):
     data = run_data(tmp_path / "run", address="local")
-    data["engine"]["workers"] = workers
+    data["engine"]["workers"] = 3
     result = certify(parse_config(data))
     assert result.record.run_id == undisturbed.record.run_id
     assert counts_digest(tmp_path / "run") == counts_digest(undisturbed.uri)
@@ -77,13 +76,15 @@ def test_ray_gives_the_rows_of_the_inline_engine(tmp_path, undisturbed, local_ra
 
 
 @pytest.mark.ray
-def test_a_single_worker_serves_both_sub_images(tmp_path, local_ray):
-    data = run_data(tmp_path / "run", address="local", images=6)
+def test_a_single_worker_serves_both_sub_images(tmp_path, undisturbed, local_ray):
+    data = run_data(tmp_path / "run", address="local")
     data["engine"]["workers"] = 1
     recorder = Recorder()
-    certify(parse_config(data), recorder)
-    assert len(recorder.done) == 4
+    result = certify(parse_config(data), recorder)
+    assert len(recorder.done) == 8
     assert recorder.events == []
+    assert counts_digest(tmp_path / "run") == counts_digest(undisturbed.uri)
+    assert result.certificates.equals(undisturbed.certificates)
 
 
 def test_a_finished_run_is_not_computed_again(tmp_path, undisturbed):

@@ -31,7 +31,6 @@ from tests.support.runs import (
     Driver,
     command,
     counts_digest,
-    drs_ray,
     drs_ray_here,
     run_config,
     run_data,
@@ -49,7 +48,7 @@ class Place:
     options: tuple[str, ...]
 
     def drs_ray(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return drs_ray([words[0], self.store.uri, *words[1:], *self.options])
+        return drs_ray_here([words[0], self.store.uri, *words[1:], *self.options])
 
     def certify(self) -> None:
         certify(parse_config(self.data))
@@ -141,13 +140,13 @@ def test_what_verify_finds_repair_moves_aside_by_name(place: Place, undisturbed:
     assert found.returncode == 1
     words = found.stderr.splitlines()[-1].partition("`drs-ray ")[2].partition("`")[0].split()
     assert words == ["repair", place.store.uri, "--unit", unit.key]
-    done = drs_ray([*words, *place.options])
+    done = drs_ray_here([*words, *place.options])
     assert done.returncode == 0, done.stderr
     assert f"{unit.key}: named as wrong by who ran repair; moved to set-aside/{unit.key}" in done.stdout
     assert "7 of 8" in place.drs_ray("status").stdout
     place.certify()
     assert counts_digest(place.store) == undisturbed
-    again = drs_ray(["repair", place.store.uri, "--unit", "counts/k0", *place.options])
+    again = drs_ray_here(["repair", place.store.uri, "--unit", "counts/k0", *place.options])
     assert again.returncode == 2
     assert "counts/k0: no unit of this run has this key" in again.stderr
 
@@ -190,7 +189,7 @@ def test_compact_beside_a_live_driver_with_sigkills_of_the_compactor(tmp_path: P
     assert driver.returncode == 0, driver.text
     assert -signal.SIGKILL in ends
     assert set(ends) <= {0, -signal.SIGKILL}
-    assert drs_ray(["compact", str(run)]).returncode == 0
+    assert drs_ray_here(["compact", str(run)]).returncode == 0
     assert list((run / "counts").rglob("i*.parquet")) == []
     assert counts_digest(run) == expected
 
@@ -220,7 +219,7 @@ def test_sigkill_of_repair_at_random_moments(tmp_path: Path, undisturbed: str) -
     moments = random.Random(5)
     for _ in range(4):
         assert _killed_after(["repair", str(run)], moments.uniform(0.3, 1.2)) in (0, -signal.SIGKILL)
-    assert drs_ray(["repair", str(run)]).returncode == 0
+    assert drs_ray_here(["repair", str(run)]).returncode == 0
     copies = [path.read_bytes() for path in (run / "set-aside" / "counts").rglob("*.parquet")]
     assert copies == [b"damaged"] * 4
     certify(run_config(run))

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.ray.metrics import MetricsObserver
-from tests.support.runs import BATCH, FACTORY, Driver, drs_ray, run_data, stored_parts, write_config
+from tests.support.runs import BATCH, FACTORY, Driver, drs_ray, drs_ray_here, run_data, stored_parts, write_config
 from tests.unit.engine.factories import unit
 
 IMAGES = 24
@@ -83,7 +83,7 @@ def wait_for_metrics(run_id: str, expected: Metrics, seconds: float = 60.0) -> M
 
 def status_of(run: Path) -> dict[str, str]:
     """What `drs-ray status` says."""
-    done = drs_ray(["status", str(run)])
+    done = drs_ray_here(["status", str(run)])
     assert done.returncode == 0, done.stderr
     return dict(re.split(r"  +", line.strip(), maxsplit=1) for line in done.stdout.splitlines())
 
@@ -186,7 +186,7 @@ def test_a_log_on_standard_error_is_alone_there(tmp_path):
 
 def test_a_log_that_cannot_be_written_ends_it_before_anything_is_done(tmp_path):
     config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=3))
-    done = drs_ray(["certify", str(config), "--log", str(tmp_path / "none" / "log")])
+    done = drs_ray_here(["certify", str(config), "--log", str(tmp_path / "none" / "log")])
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         f"error: --log: cannot write {tmp_path}/none/log (No such file or directory); name a file in a directory that "

@@ -19,7 +19,7 @@ from drs_ray.models.checkpoints import load_checkpoint
 from drs_ray.storage import LocalStore, open_store
 from drs_ray.training.run import train_run
 from tests.servers import BUCKET
-from tests.support.runs import counts_digest, drs_ray, run_config, run_data, write_config
+from tests.support.runs import counts_digest, drs_ray, drs_ray_here, run_config, run_data, write_config
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_corrupt_image_on_s3_is_named_and_only_its_unit_is_set_aside(tmp_path,
     shard[shard.find(image) + len(image) // 2] ^= 1
     store.put(key, bytes(shard))
     config = write_config(tmp_path / "config.yaml", _packed_run(tmp_path / "run", place, endpoint_url=seaweed.endpoint))
-    done = drs_ray(["certify", str(config)])
+    done = drs_ray_here(["certify", str(config)])
     assert done.returncode == 3, done.stderr
     assert f"image 4: {place}/{key}, row group 0: " in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ import pytest
 from drs_ray import certify, read_certificates
 from drs_ray.config import parse_config
 from tests.servers import BUCKET
-from tests.support.runs import counts_digest, drs_ray, run_config, run_data, write_config
+from tests.support.runs import counts_digest, drs_ray, drs_ray_here, run_config, run_data, write_config
 
 pytestmark = pytest.mark.s3
 
@@ -41,13 +41,13 @@ def test_ray_workers_write_to_s3_and_a_second_start_resumes(tmp_path, seaweed, l
     again = drs_ray(["certify", str(config)], env=environment)
     assert "8 units are stored, 0 are to do" in again.stderr
     assert read_certificates(f"s3://{BUCKET}/ray", seaweed.endpoint).equals(local.certificates)
-    status = drs_ray(["status", f"s3://{BUCKET}/ray", "--endpoint-url", seaweed.endpoint])
+    status = drs_ray_here(["status", f"s3://{BUCKET}/ray", "--endpoint-url", seaweed.endpoint])
     assert "8 of 8 (100 %)" in status.stdout
 
 
 def test_without_credentials(tmp_path, seaweed_server):
     config = write_config(tmp_path / "config.yaml", _on_s3("nobody", seaweed_server.endpoint))
-    done = drs_ray(["certify", str(config)])
+    done = drs_ray_here(["certify", str(config)])
     assert done.returncode == 1
     assert "credentials" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -56,7 +56,7 @@ def test_without_credentials(tmp_path, seaweed_server):
 def test_without_a_bucket(tmp_path, seaweed):
     data = _on_s3("x", seaweed.endpoint)
     data["output"]["uri"] = "s3://no-such-bucket-here/run"
-    done = drs_ray(["certify", str(write_config(tmp_path / "config.yaml", data))])
+    done = drs_ray_here(["certify", str(write_config(tmp_path / "config.yaml", data))])
     assert done.returncode == 1
     assert "no-such-bucket-here" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

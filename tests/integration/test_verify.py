@@ -21,7 +21,7 @@ from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
 from drs_ray.storage import LocalStore, Store, open_store
-from tests.support.runs import drs_ray as command
+from tests.support.runs import drs_ray_here as command
 from tests.support.runs import run_config, run_data
 
 SHAPE = (1, 28, 14)
