@@ -72,8 +72,6 @@ def test_an_experiment_is_trained_and_certified_and_what_is_done_is_kept(data: P
     assert weights == {file: file.stat().st_mtime_ns for file in (tmp_path / "checkpoints").rglob("*.safetensors")}
     log = (tmp_path / "runs/reproduction/drs-0.50-finetuned.log").read_text()
     assert log.count("is kept; delete it to train again") == 2
-        "is kept; delete it to train again"
-    ) == 2
 
 
 def test_an_interrupted_command_ends_its_children_and_can_be_run_again(data: Path, tmp_path: Path) -> None:
