@@ -17,15 +17,15 @@ from drs_ray.errors import DrsError
 from drs_ray.storage import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Unpack
 
     import pyarrow as pa
 
     from drs_ray.certificates.rule import Rule
-    from drs_ray.checks.attack.report import AttackReport
-    from drs_ray.checks.radii import AuditReport
-    from drs_ray.checks.verify import VerifyReport
+    from drs_ray.checks.attack.run import attack
+    from drs_ray.checks.radii import audit
+    from drs_ray.checks.verify import verify
     from drs_ray.config.certificate import CertificateKeys
     from drs_ray.engine.observer import Observer
     from drs_ray.published.imported_run import ImportedResult, ReportedRun
@@ -63,22 +63,16 @@ __all__ = [
     "write_report",
 ]
 
-_CHECK_ARGUMENTS = {
-    "images": arguments.whole,
-    "seed": optional(arguments.whole),
-    "level": arguments.number,
-    "device": optional(arguments.text),
-    "overrides": arguments.texts,
-}
-_OBSERVER = optional(arguments.instance_of("drs_ray.engine.observer:Observer", "a drs_ray.engine.observer.Observer"))
-
 _LOADED_WHEN_USED = {
     "Rule": "drs_ray.certificates.rule",
     "SmoothedClassifier": "drs_ray.smoothed",
+    "attack": "drs_ray.checks.attack.run",
+    "audit": "drs_ray.checks.radii",
     "log_to_mlflow": "drs_ray.report.tracking",
     "make_partition": "drs_ray.smoothing.partition",
     "plot_certified_accuracy": "drs_ray.report.plots",
     "plot_radius_histogram": "drs_ray.report.plots",
+    "verify": "drs_ray.checks.verify",
 }
 
 
@@ -93,77 +87,7 @@ def __getattr__(name: str) -> object:
     return getattr(importlib.import_module(_LOADED_WHEN_USED[name]), name)
 
 
-@checked(
-    steps=arguments.whole,
-    samples=arguments.whole,
-    confirmation=arguments.whole,
-    on_progress=optional(arguments.function),
-    **_CHECK_ARGUMENTS,
-)
-def attack(
-    uri: str | os.PathLike[str],
-    images: int = 20,
-    *,
-    steps: int = 60,
-    samples: int = 32,
-    confirmation: int = 10_000,
-    level: float = 1e-3,
-    seed: int | None = None,
-    device: str | None = None,
-    overrides: Iterable[str] = (),
-    on_progress: Callable[[int, int], None] | None = None,
-    endpoint_url: str | None = None,
-) -> AttackReport:
-    """Search for perturbations that change a run's certified predictions; call `check()` on the report.
-
-    Args:
-        uri: directory (text or a Path) or s3:// URI of a reduced run.
-        images: number of images to attack, drawn at random.
-        steps: steps of the descent that finds the direction of an image's perturbation.
-        samples: noise samples of each sub-image and step.
-        confirmation: fresh noise samples of each sub-image by which a norm is confirmed.
-        level: upper limit of the probability that any confirmation of the attack is wrong, in (0, 1).
-        seed: the seed of an earlier attack repeats it; None: a new seed.
-        device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
-        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where this machine has the same data and weights.
-        on_progress: called with the number of attacked images and the number of all images to attack.
-        endpoint_url: endpoint of an S3-compatible server, if not the default.
-
-    Raises:
-        As `drs_ray.checks.attack.run.attack_run`.
-    """
-    from drs_ray.checks.attack.run import attack_run
-
-    return attack_run(
-        open_store(uri, endpoint_url),
-        images,
-        steps=steps,
-        samples=samples,
-        confirmation=confirmation,
-        level=level,
-        seed=seed,
-        device=device,
-        overrides=overrides,
-        on_progress=on_progress,
-    )
-
-
-def audit(uri: str | os.PathLike[str], *, endpoint_url: str | None = None) -> AuditReport:
-    """Derive a run's radii again from its counts, in ball arithmetic (extra `audit`); call `check()` on the report.
-
-    Args:
-        uri: directory (text or a Path) or s3:// URI of a reduced run.
-        endpoint_url: endpoint of an S3-compatible server, if not the default.
-
-    Raises:
-        As `drs_ray.checks.radii.audit_run`.
-    """
-    from drs_ray.checks.radii import audit_run
-
-    return audit_run(open_store(uri, endpoint_url))
-
-
-@checked(observer=_OBSERVER)
+@checked(observer=arguments.observer)
 def certify(
     config: RunConfig | str | os.PathLike[str] | Mapping[str, Any], observer: Observer | None = None
 ) -> RunResult:
@@ -313,57 +237,6 @@ def train(config: RunConfig | str | os.PathLike[str] | Mapping[str, Any]) -> lis
     from drs_ray.training.run import train_run
 
     return train_run(config_of(config))
-
-
-@checked(
-    units=arguments.whole,
-    image=optional(arguments.whole),
-    observer=_OBSERVER,
-    **_CHECK_ARGUMENTS,
-)
-def verify(
-    uri: str | os.PathLike[str],
-    units: int = 10,
-    *,
-    images: int = 4,
-    image: int | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    level: float = 1e-3,
-    overrides: Iterable[str] = (),
-    observer: Observer | None = None,
-    endpoint_url: str | None = None,
-) -> VerifyReport:
-    """Recompute random stored units of a run in this process and compare votes; call `check()` on the report.
-
-    Args:
-        uri: directory (text or a Path) or s3:// URI of the run; it need not be finished.
-        units: number of units.
-        images: number of images of each unit, drawn at random.
-        image: id of one image to recompute in all of its units, in place of a random draw.
-        seed: the seed of an earlier draw repeats it; None: a new seed.
-        device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
-        level: probability that a run without fault fails where votes cannot be compared exactly, in (0, 1).
-        overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where this machine has the same data and weights.
-        observer: receives progress.
-        endpoint_url: endpoint of an S3-compatible server, if not the default.
-
-    Raises:
-        As `drs_ray.checks.verify.verify_run`.
-    """
-    from drs_ray.checks.verify import verify_run
-
-    return verify_run(
-        open_store(uri, endpoint_url),
-        units,
-        images=images,
-        image=image,
-        seed=seed,
-        device=device,
-        level=level,
-        overrides=overrides,
-        observer=observer,
-    )
 
 
 @checked(runs=arguments.runs, compare_rules=arguments.flag, common=arguments.flag)

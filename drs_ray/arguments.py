@@ -127,6 +127,7 @@ def shown(value: object) -> str:
     return written if 0 < len(written) <= 80 and written.isprintable() else f"a {type(value).__name__}"
 
 
+observer = optional(instance_of("drs_ray.engine.observer:Observer", "a drs_ray.engine.observer.Observer"))
 numbers = several(number, "numbers")
 numbers_or_one = several(number, "numbers", or_one=True)
 texts = several(text, "texts")

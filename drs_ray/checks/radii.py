@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from drs_ray.counts.schema import CERTIFICATES_KEY, COMPACTED_PREFIX, COUNTS_PREFIX, EXTENSION_KEY, RUN_KEY
 from drs_ray.errors import ConfigError, CountsError, MissingObjectError, SoundnessError
-from drs_ray.storage import Store
+from drs_ray.storage import Store, open_store
 
 FAR_BELOW = 1e-6
 """A stored radius below the documented one by more than this share gives a warning: it is sound, but too small."""
@@ -89,8 +90,14 @@ class _Image:
         return end
 
 
-def audit_run(store: Store) -> AuditReport:
-    """Derive every certificate of a reduced run again from its counts in ball arithmetic. Nothing is written.
+def audit(uri: str | os.PathLike[str] | Store, *, endpoint_url: str | None = None) -> AuditReport:
+    """Derive every radius of a reduced run again from its counts, in ball arithmetic; `check()` the report.
+
+    Nothing is written.
+
+    Args:
+        uri: directory (text or a Path), s3:// URI or store of a reduced run.
+        endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
         ConfigError: python-flint is missing. CountsError: no reduced run of drs-ray, or unreadable files.
@@ -102,6 +109,7 @@ def audit_run(store: Store) -> AuditReport:
             raise
         raise ConfigError("audit: needs python-flint; install it with `pip install drs-ray[audit]`") from error
 
+    store = open_store(uri, endpoint_url)
     run = _run_json(store)
     config, classes = run["config"], run["dataset"]["num_classes"]
     sigmas = [classifier["sigma"] for classifier in config["classifiers"]]

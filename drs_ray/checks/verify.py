@@ -15,12 +15,15 @@ R = 1 for a fixed number of samples.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 
+from drs_ray import arguments
+from drs_ray.arguments import checked, optional
 from drs_ray.certificates.homogeneity import detectable_shift
 from drs_ray.checks.recount import Compared, Difference, recount
 from drs_ray.counts.history import position_of
@@ -33,7 +36,7 @@ from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.engine.stored_run import device_here, with_places_here
 from drs_ray.errors import ConfigError, CountsError, counted
 from drs_ray.models.torch_state import plain_torch
-from drs_ray.storage import Store
+from drs_ray.storage import Store, open_store
 
 CONFIDENCE = 0.95
 """Probability with which the check finds the differences that the report names."""
@@ -107,9 +110,19 @@ class VerifyReport:
         )
 
 
+@checked(
+    units=arguments.whole,
+    image=optional(arguments.whole),
+    observer=arguments.observer,
+    images=arguments.whole,
+    seed=optional(arguments.whole),
+    level=arguments.number,
+    device=optional(arguments.text),
+    overrides=arguments.texts,
+)
 @plain_torch()
-def verify_run(
-    store: Store,
+def verify(
+    uri: str | os.PathLike[str] | Store,
     units: int = 10,
     *,
     images: int = 4,
@@ -119,11 +132,12 @@ def verify_run(
     level: float = 1e-3,
     overrides: Iterable[str] = (),
     observer: Observer | None = None,
+    endpoint_url: str | None = None,
 ) -> VerifyReport:
-    """Recompute random stored units of a run in this process, and compare their votes.
+    """Recompute random stored units of a run in this process, and compare their votes; `check()` the report.
 
     Args:
-        store: the run's store; the run need not be finished.
+        uri: directory (text or a Path), s3:// URI or store of the run, which need not be finished.
         units: number of stored units, spread over the sub-images.
         images: number of images of each unit, drawn at random; all samples of an image in the unit are recomputed.
         image: id of one image to recompute in all of its units, in place of a random draw. The level holds if the image
@@ -133,6 +147,7 @@ def verify_run(
         level: probability that a run without fault fails where votes cannot be compared exactly, in (0, 1).
         overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where this machine has the same data and weights.
         observer: receives progress.
+        endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
         ConfigError: an invalid argument.
@@ -140,6 +155,7 @@ def verify_run(
         DataError, ClassifierError: the data, weights or code of this machine are not those that the run names.
     """
     _check_arguments(units, images, level)
+    store = open_store(uri, endpoint_url)
     observer = observer or Observer()
     record = read_record(store)
     record = with_places_here(record, overrides)

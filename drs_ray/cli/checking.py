@@ -13,7 +13,6 @@ from drs_ray.cli.options import (
     PlacesOption,
     QuietOption,
     RunArgument,
-    open_run,
     place,
     stderr,
     stdout,
@@ -35,14 +34,14 @@ def verify(
     quiet: QuietOption = False,
 ) -> None:
     """Recompute random units of a run here, and compare their votes with the stored ones. Nothing is written."""
-    from drs_ray.checks.verify import verify_run
+    import drs_ray
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.key_values import key_value_table, verify_values
     from drs_ray.cli.run_display import ConsoleObserver
 
     with interruptible("nothing was written"), ConsoleObserver(stderr(), "verify", quiet) as observer:
-        found = verify_run(
-            open_run(run, endpoint_url),
+        found = drs_ray.verify(
+            run,
             units,
             images=images,
             image=image,
@@ -51,6 +50,7 @@ def verify(
             level=level,
             overrides=set_ or (),
             observer=observer,
+            endpoint_url=endpoint_url,
         )
     stdout().print(key_value_table(verify_values(found, images, level)))
     found.check()
@@ -59,12 +59,12 @@ def verify(
 
 def audit(run: RunArgument, endpoint_url: EndpointOption = None) -> None:
     """Derive every radius of a run again from its counts, by other code and in ball arithmetic. Nothing is written."""
-    from drs_ray.checks.radii import audit_run
+    import drs_ray
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.key_values import audit_values, key_value_table
 
     with interruptible("nothing was written"):
-        found = audit_run(open_run(run, endpoint_url))
+        found = drs_ray.audit(run, endpoint_url=endpoint_url)
     stdout().print(key_value_table(audit_values(found)))
     for image_id, why in found.far_below.items():
         print(f"warning: image {image_id}: {why}: smaller than need be, and sound", file=sys.stderr)
@@ -92,8 +92,8 @@ def attack(
     quiet: QuietOption = False,
 ) -> None:
     """Search for perturbations that change a certified prediction: none may be shorter than the certified radius."""
+    import drs_ray
     from drs_ray.checks.attack.report import check_output
-    from drs_ray.checks.attack.run import attack_run
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.key_values import attack_values, key_value_table, render_attack
     from drs_ray.cli.progress import images_progress
@@ -101,8 +101,8 @@ def attack(
     with interruptible("nothing was written"), images_progress(stderr(), "attack", quiet) as on_progress:
         if output is not None:
             check_output(output, endpoint_url)
-        found = attack_run(
-            open_run(run, endpoint_url),
+        found = drs_ray.attack(
+            run,
             images,
             steps=steps,
             samples=samples,
@@ -112,6 +112,7 @@ def attack(
             device=device,
             overrides=set_ or (),
             on_progress=on_progress,
+            endpoint_url=endpoint_url,
         )
     stdout().print(render_attack(found))
     stdout().print(key_value_table(attack_values(found)))

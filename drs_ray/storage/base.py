@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from drs_ray.errors import MissingObjectError, StoreError
 
@@ -31,6 +31,7 @@ class StoredObject(NamedTuple):
     modified: float
 
 
+@runtime_checkable
 class Store(Protocol):
     """Whole objects by key below one place. Every method raises `StoreError`."""
 

@@ -15,16 +15,18 @@ from drs_ray.storage.s3 import S3Store
 _GS = "a bucket of Google's: s3://bucket/prefix, the endpoint https://storage.googleapis.com and an HMAC key"
 
 
-def open_store(uri: str | os.PathLike[str], endpoint_url: str | None = None) -> Store:
+def open_store(uri: str | os.PathLike[str] | Store, endpoint_url: str | None = None) -> Store:
     """The store at `uri`: `s3://bucket/prefix`, `file:///directory` or a path. Touches neither disk nor network.
 
     Args:
-        uri: the place; `~` is expanded in a path, `%20` is decoded in a file:// URI.
+        uri: the place; `~` is expanded in a path, `%20` is decoded in a file:// URI. A store is returned as it is.
         endpoint_url: http(s) address of an S3-compatible server; None: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or AWS.
 
     Raises:
         ConfigError: another scheme, no bucket, credentials in the URI.
     """
+    if isinstance(uri, Store):
+        return uri
     uri = _text_of(uri)
     if not isinstance(endpoint_url, str | None):
         raise ConfigError(f"endpoint_url must be text, http(s)://host:port, got a {type(endpoint_url).__name__}")

@@ -14,7 +14,7 @@ import pytest
 
 import drs_ray
 from drs_ray.checks.attack.report import AttackReport
-from drs_ray.checks.attack.run import attack_run
+from drs_ray.checks.attack.run import attack
 from drs_ray.config import DatasetConfig, parse_config
 from drs_ray.counts.run_record import read_record
 from drs_ray.counts.schema import ATTACKS, CERTIFICATES_KEY, metadata
@@ -158,7 +158,7 @@ def test_another_seed_is_another_attack(finished: Path, honest: AttackReport) ->
 
 
 def test_what_cannot_be_written_is_told_before_the_attack(finished: Path, tmp_path: Path) -> None:
-    with patch("drs_ray.checks.attack.run.attack_run", side_effect=AssertionError("begun")):
+    with patch("drs_ray.checks.attack.run.attack", side_effect=AssertionError("begun")):
         done = drs_ray_here(["attack", str(finished), "--output", str(tmp_path)])
     assert done.returncode == 2
     assert done.stderr.startswith("error: output must name a Parquet file to write, like ")
@@ -219,7 +219,7 @@ def test_the_vote_is_that_of_the_certificates(finished: Path, honest: AttackRepo
 )
 def test_arguments_that_cannot_be(finished: Path, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        attack_run(open_store(str(finished)), **arguments)
+        attack(open_store(str(finished)), **arguments)
 
 
 def test_a_run_that_is_not_finished_is_refused_in_one_line(finished: Path, tmp_path: Path) -> None:

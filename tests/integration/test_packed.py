@@ -7,7 +7,7 @@ import os
 import pytest
 
 from drs_ray import certify
-from drs_ray.checks.verify import verify_run
+from drs_ray.checks.verify import verify
 from drs_ray.cli import main
 from drs_ray.config import parse_config
 from drs_ray.data.arrays import ArrayDataset, load_mnist5k
@@ -93,13 +93,13 @@ def test_data_that_were_packed_anew_with_one_other_pixel_are_not_the_runs(tmp_pa
     store = LocalStore(certify(config).uri)
     (tmp_path / "moved").mkdir()
     (tmp_path / "packed" / "test").rename(tmp_path / "moved" / "test")
-    verify_run(store, 1, overrides=[f"dataset.root={tmp_path / 'moved'}"]).check()
+    verify(store, 1, overrides=[f"dataset.root={tmp_path / 'moved'}"]).check()
     pixels = source.pixels.copy()
     pixels[999, 0, 27, 27] ^= 1
     other = ArrayDataset("mnist5k", "test", 10, pixels, source.targets)
     pack_dataset(other, None, LocalStore(tmp_path / "packed"), lambda done: None)
     with pytest.raises(DataError, match="has digest"):
-        verify_run(store, 1)
+        verify(store, 1)
     with pytest.raises(ConfigError, match=r"dataset\.digest"):
         certify(config)
 

@@ -1,4 +1,4 @@
-"""`attack_run`: attacks random certified images of a run, group by group, and makes the table.
+"""`attack`: attacks random certified images of a run, group by group, and makes the table.
 
 What `level` covers: An image's perturbation, its norms and its rival are found with the noise of the phases `search`
 and `scaling`; only then the noise of the phase `confirmation` is drawn. The image's norms are tested from the largest
@@ -10,6 +10,7 @@ and although they share their noise. Images share `level` equally, so it covers 
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from drs_ray import arguments
+from drs_ray.arguments import checked, optional
 from drs_ray.certificates.rule import LEAST_ALPHA, Rule
 from drs_ray.checks.attack.confirm import rival_wins
 from drs_ray.checks.attack.report import AttackReport
@@ -37,7 +40,7 @@ from drs_ray.models.torch_state import fixed_kernels, plain_torch
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.tables import ABSTAIN
 from drs_ray.smoothing.keys import Phase
-from drs_ray.storage import Store
+from drs_ray.storage import Store, open_store
 
 LONGEST = 4.0
 """The search goes up to this many times (certified radius + root mean square of the sigmas)."""
@@ -63,9 +66,20 @@ class _Effort:
         return max(1, self.confirmation // _COARSE)
 
 
+@checked(
+    steps=arguments.whole,
+    samples=arguments.whole,
+    confirmation=arguments.whole,
+    on_progress=optional(arguments.function),
+    images=arguments.whole,
+    seed=optional(arguments.whole),
+    level=arguments.number,
+    device=optional(arguments.text),
+    overrides=arguments.texts,
+)
 @plain_torch()
-def attack_run(
-    store: Store,
+def attack(
+    uri: str | os.PathLike[str] | Store,
     images: int = 20,
     *,
     steps: int = 60,
@@ -76,11 +90,12 @@ def attack_run(
     device: str | None = None,
     overrides: Iterable[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
+    endpoint_url: str | None = None,
 ) -> AttackReport:
-    """Attack the smoothed classifier of a run's certificates on some of its images.
+    """Attack the smoothed classifier of a run's certificates on some of its images; `check()` the report.
 
     Args:
-        store: the store of a reduced run.
+        uri: directory (text or a Path), s3:// URI or store of a reduced run.
         images: number of images, drawn at random; images on which the run abstains are skipped and counted.
         steps: steps of the descent that finds the direction of an image's perturbation.
         samples: noise samples of each sub-image and step.
@@ -90,6 +105,7 @@ def attack_run(
         device: cpu or cuda; None: the run's, or cpu where this machine has no GPU.
         overrides: `dataset.root=...`, `classifiers.0.checkpoint=...`: where this machine has the same data and weights.
         on_progress: called with the number of attacked images and the number of all images to attack.
+        endpoint_url: endpoint of an S3-compatible server, if not the default.
 
     Raises:
         ConfigError: an invalid argument.
@@ -98,6 +114,7 @@ def attack_run(
             classifiers have no gradient.
     """
     _check_arguments(images, steps, samples, confirmation, level)
+    store = open_store(uri, endpoint_url)
     result = read_result(store)
     record = with_places_here(result.record, overrides)
     used = device_here(device, record)

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drs_ray.checks import recount, verify
-from drs_ray.checks.verify import choose_units, verify_run
+from drs_ray.checks import recount
+from drs_ray.checks.verify import _level_of_each, _level_of_one_image, choose_units, verify
 from drs_ray.counts.compaction import compact_run
 from drs_ray.counts.encoding import CountsRow, encode_part
 from drs_ray.counts.plan import Draw, Unit, plan_units, stage_units
@@ -103,7 +103,7 @@ def one_vote_moved(image_id: int, phase: str = "estimation", first_sample: int =
 
 def test_a_run_as_it_was_written_agrees() -> None:
     recorder = Recorder()
-    report = verify_run(stored_run(), 4, images=2, observer=recorder)
+    report = verify(stored_run(), 4, images=2, observer=recorder)
     report.check()
     assert report.exact
     assert (report.units, len(report.checked), report.images) == (8, 4, 8)
@@ -117,7 +117,7 @@ def test_a_run_as_it_was_written_agrees() -> None:
 
 
 def test_everything_can_be_checked() -> None:
-    report = verify_run(stored_run(), 99, images=99)
+    report = verify(stored_run(), 99, images=99)
     assert len(report.checked) == 8
     assert report.samples == report.samples_stored
     assert report.share_found == 0
@@ -130,7 +130,7 @@ def test_a_moved_vote_is_found_when_its_unit_is_drawn_and_only_then(which: int) 
     change(store, unit, one_vote_moved(image_id))
     met = Counter[bool]()
     for seed in range(12):
-        report = verify_run(store, 3, images=3, seed=seed)
+        report = verify(store, 3, images=3, seed=seed)
         met[unit.key in report.checked] += 1
         if unit.key not in report.checked:
             report.check()
@@ -149,7 +149,7 @@ def test_a_moved_vote_is_found_when_its_unit_is_drawn_and_only_then(which: int) 
 def test_the_images_of_a_unit_are_drawn_too() -> None:
     store, unit = stored_run(), plan_units(record_of())[0]
     change(store, unit, one_vote_moved(unit.positions[2]))
-    found = [bool(verify_run(store, 8, images=1, seed=seed).differences) for seed in range(30)]
+    found = [bool(verify(store, 8, images=1, seed=seed).differences) for seed in range(30)]
     assert 3 <= sum(found) <= 17  # a third of 30 on average
     for asked in Runner.asked:
         assert len(asked.positions) == 1
@@ -160,7 +160,7 @@ def test_any_row_is_compared(phase: str, first_sample: int) -> None:
     store, unit = stored_run(), plan_units(record_of())[5]
     change(store, unit, one_vote_moved(unit.positions[0], phase, first_sample))
     recorder = Recorder()
-    (difference,) = verify_run(store, 8, observer=recorder).differences
+    (difference,) = verify(store, 8, observer=recorder).differences
     assert (difference.phase, difference.first_sample) == (phase, first_sample)
     assert recorder.events == [f"1 difference, first {difference}"]
 
@@ -176,13 +176,13 @@ def test_the_first_difference_is_named_with_both_counts() -> None:
             f"class 1 has {counted[1] - 1} votes, here {counted[1]}; unless"
         ),
     ):
-        verify_run(store, 8).check()
+        verify(store, 8).check()
 
 
 def test_many_classes_are_not_all_named() -> None:
     store, unit = stored_run(), plan_units(record_of())[0]
     change(store, unit, lambda row: replace(row, votes=row.votes[::-1].copy()))
-    difference = verify_run(store, 8).differences[0]
+    difference = verify(store, 8).differences[0]
     assert str(difference).endswith(f"and {len(difference.classes) - 4} more classes")
 
 
@@ -190,7 +190,7 @@ def test_many_classes_are_not_all_named() -> None:
 def test_another_label_is_found(changes: dict[str, Any]) -> None:
     store, unit = stored_run(changes=changes), plan_units(record_of())[3]
     change(store, unit, lambda row: replace(row, label=7))
-    report = verify_run(store, 8)
+    report = verify(store, 8)
     assert {difference.labels for difference in report.differences} == {(7, 0)}
     assert {difference.unit for difference in report.differences} == {unit.key}
     assert "the label is 7, here 0" in str(report.differences[0])
@@ -210,41 +210,41 @@ def test_rows_that_are_not_the_units_are_refused(changed: Callable[[CountsRow], 
     assert unit.sub_image == 0
     change(store, unit, changed)
     with pytest.raises(CountsError, match=f"counts part {unit.key}: its rows are not those of its images and samples"):
-        verify_run(store, 8)
+        verify(store, 8)
 
 
 def test_a_damaged_part_is_refused() -> None:
     store, unit = stored_run(), plan_units(record_of())[0]
     store.put(unit.key, store.get(unit.key)[:-9])
     with pytest.raises(CountsError, match=f"counts part {unit.key}: truncated"):
-        verify_run(store, 8)
+        verify(store, 8)
 
 
 def test_what_is_stored_of_an_unfinished_run_is_verified() -> None:
-    report = verify_run(stored_run(units=3), 10)
+    report = verify(stored_run(units=3), 10)
     assert (report.units, len(report.checked)) == (3, 3)
     with pytest.raises(CountsError, match="no counts to verify yet; run `drs-ray certify` first"):
-        verify_run(stored_run(units=0))
+        verify(stored_run(units=0))
     with pytest.raises(CountsError, match="no drs-ray run here"):
-        verify_run(MemoryStore())
+        verify(MemoryStore())
 
 
 def test_compacted_units_are_verified_like_others() -> None:
     store, units = stored_run(), plan_units(record_of())
     change(store, units[6], one_vote_moved(units[6].positions[0]))
-    before = verify_run(store, 8, seed=1)
+    before = verify(store, 8, seed=1)
     compact_run(store, before.record)
     assert units[0].key not in store.objects
-    after = verify_run(store, 8, seed=1)
+    after = verify(store, 8, seed=1)
     assert (after.checked, after.differences) == (before.checked, before.differences)
     assert len(after.differences) == 1
 
 
 def test_a_seed_repeats_the_draw_and_without_one_it_is_another_each_time() -> None:
     store = stored_run()
-    first = verify_run(store, 3)
-    assert verify_run(store, 3, seed=first.seed).checked == first.checked
-    assert len({verify_run(store, 1).seed for _ in range(4)}) == 4
+    first = verify(store, 3)
+    assert verify(store, 3, seed=first.seed).checked == first.checked
+    assert len({verify(store, 1).seed for _ in range(4)}) == 4
 
 
 def units_of(*blocks_of_each: int) -> list[Unit]:
@@ -299,7 +299,7 @@ def test_on_another_kind_votes_need_not_be_the_same(changes: dict[str, Any], why
     store, unit = stored_run(changes=changes), plan_units(record_of())[0]
     change(store, unit, one_vote_moved(0))
     recorder = Recorder()
-    report = verify_run(store, 8, observer=recorder)
+    report = verify(store, 8, observer=recorder)
     assert why in report.inexact
     assert [why in event for event in recorder.events] == [True]
     assert report.comparisons == 2 * 24  # selection and estimation of an image in a unit
@@ -308,7 +308,7 @@ def test_on_another_kind_votes_need_not_be_the_same(changes: dict[str, Any], why
 
 def test_the_number_of_cores_is_no_kind() -> None:
     kind = hardware_of("cpu").partition(",")[0]
-    assert verify_run(stored_run(changes={"hardware": f"{kind}, 96 cores"})).exact
+    assert verify(stored_run(changes={"hardware": f"{kind}, 96 cores"})).exact
 
 
 def test_independent_noise_fails_a_run_without_fault_no_more_often_than_the_level(
@@ -317,7 +317,7 @@ def test_independent_noise_fails_a_run_without_fault_no_more_often_than_the_leve
     store, failed = stored_run(changes=OTHER_KIND), 0
     for noise in range(1, 61):
         monkeypatch.setattr(Runner, "noise", noise)
-        failed += bool(verify_run(store, 8, level=0.5, seed=noise).differences)
+        failed += bool(verify(store, 8, level=0.5, seed=noise).differences)
     assert 0 < failed <= 30  # at a level this large it must fail now and then
 
 
@@ -326,28 +326,28 @@ def test_votes_of_another_classifier_are_found_where_they_shift_as_far_as_is_sai
 ) -> None:
     monkeypatch.setattr(Runner, "noise", 5)
     store, record = stored_run(changes=OTHER_KIND), record_of()
-    shift = verify_run(store, 8).shifts["estimation"]
-    assert shift < verify_run(store, 8).shifts["selection"]
+    shift = verify(store, 8).shifts["estimation"]
+    assert shift < verify(store, 8).shifts["selection"]
     for unit in plan_units(record)[:2]:
         wrong = encode_part(rows_of(record, unit, own=0.7 - shift), record.run_id, unit.key)
         store.put(unit.key, wrong)
-    report = verify_run(store, 8, images=3)
+    report = verify(store, 8, images=3)
     wrong_images = {(difference.unit, difference.image_id) for difference in report.differences}
     assert len(wrong_images) >= 5  # of 6, each with 95 %
     assert {difference.unit for difference in report.differences} == {unit.key for unit in plan_units(record)[:2]}
     assert all({0, 1} & set(difference.classes) for difference in report.differences)
-    assert not verify_run(store, 8, images=3, level=1e-90).differences
+    assert not verify(store, 8, images=3, level=1e-90).differences
 
 
 def test_the_level_is_shared_by_all_comparisons_that_there_can_be() -> None:
     record = record_of()
-    assert verify._level_of_each(record, 1e-3, 4, 2) == pytest.approx(1e-3 / (4 * 2 * 2 * CLASSES))
-    assert verify._level_of_each(record, 1e-3, 999, 999) == pytest.approx(1e-3 / (8 * 3 * 2 * CLASSES))
+    assert _level_of_each(record, 1e-3, 4, 2) == pytest.approx(1e-3 / (4 * 2 * 2 * CLASSES))
+    assert _level_of_each(record, 1e-3, 999, 999) == pytest.approx(1e-3 / (8 * 3 * 2 * CLASSES))
     adaptive = record_of(stages=3)
-    assert verify._level_of_each(adaptive, 1e-3, 4, 2) == pytest.approx(1e-3 / (4 * 2 * 2 * CLASSES * 3))
+    assert _level_of_each(adaptive, 1e-3, 4, 2) == pytest.approx(1e-3 / (4 * 2 * 2 * CLASSES * 3))
     cut = record_of(stages=3, samples_per_unit=100)  # stages of 1, 1 and 2 units of a sub-image
     assert [len(stage_units(cut, (0, 2), stage, (0,))) for stage in range(3)] == [2, 2, 4]
-    assert verify._level_of_each(cut, 1e-3, 4, 2) == pytest.approx(1e-3 / (4 * 2 * 2 * CLASSES * 4))
+    assert _level_of_each(cut, 1e-3, 4, 2) == pytest.approx(1e-3 / (4 * 2 * 2 * CLASSES * 4))
 
 
 def test_another_device_gets_a_forward_batch_of_its_own() -> None:
@@ -360,19 +360,19 @@ def test_another_device_gets_a_forward_batch_of_its_own() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recount, "UnitRunner", Watching)
-        verify_run(stored_run(batch=1000))
-        verify_run(stored_run(batch=1000, device="cuda", gpus_per_worker=1)).check()
+        verify(stored_run(batch=1000))
+        verify(stored_run(batch=1000, device="cuda", gpus_per_worker=1)).check()
     batches = [(record.config.engine.device, record.config.engine.batch) for record in seen]
     assert batches == [("cpu", 1000)] * 2 + [("cpu", 125)] * 2
 
 
 def test_a_run_for_cuda_is_verified_on_the_cpu_where_there_is_no_gpu() -> None:
     store = stored_run(device="cuda")
-    report = verify_run(store)
+    report = verify(store)
     assert report.device == "cpu"
     assert report.inexact == "the run is for cuda, this is cpu"
     with pytest.raises(ConfigError, match="device: cuda needs a GPU and this machine has none; use cpu"):
-        verify_run(store, device="cuda")
+        verify(store, device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -391,12 +391,12 @@ def test_a_run_for_cuda_is_verified_on_the_cpu_where_there_is_no_gpu() -> None:
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        verify_run(stored_run(), **options)
+        verify(stored_run(), **options)
 
 
 def test_overrides_say_where_things_are() -> None:
     overrides = ["dataset.root=/elsewhere", "classifiers.1.checkpoint=other.safetensors"]
-    config = verify_run(stored_run(), overrides=overrides).record.config
+    config = verify(stored_run(), overrides=overrides).record.config
     assert config.dataset.root == "/elsewhere"
     assert [classifier.checkpoint for classifier in config.classifiers] == ["weights.safetensors", "other.safetensors"]
 
@@ -412,7 +412,7 @@ def test_the_store_is_only_read() -> None:
     store = ReadOnly()
     store.objects = filled.objects
     read: Store = store
-    verify_run(read).check()
+    verify(read).check()
 
 
 # One image that was named.
@@ -420,7 +420,7 @@ def test_the_store_is_only_read() -> None:
 
 def test_a_named_image_is_counted_again_in_all_of_its_units_and_alone() -> None:
     store, record = stored_run(samples_per_unit=100), record_of(samples_per_unit=100)
-    report = verify_run(store, image=4)
+    report = verify(store, image=4)
     report.check()
     mine = [unit for unit in plan_units(record) if 4 in unit.positions]  # ids are positions here
     assert sorted(report.checked) == sorted(unit.key for unit in mine)
@@ -433,33 +433,33 @@ def test_a_wrong_vote_of_a_named_image_is_found_and_of_another_is_not_looked_for
     store, unit = stored_run(), plan_units(record_of())[0]
     change(store, unit, one_vote_moved(0))
     wrong = record_of().image_ids[unit.positions[0]]
-    found = verify_run(store, image=wrong)
+    found = verify(store, image=wrong)
     assert [(item.unit, item.image_id) for item in found.differences] == [(unit.key, wrong)]
     with pytest.raises(CountsError, match="1 of 10 comparisons differ, in 1 of 2 units checked"):
         found.check()
-    verify_run(store, image=record_of().image_ids[unit.positions[1]]).check()
+    verify(store, image=record_of().image_ids[unit.positions[1]]).check()
 
 
 def test_a_named_image_must_be_there() -> None:
     with pytest.raises(ConfigError, match=r"image 12 is not of the run in memory \(12 images\); nearest: 9, 10, 11$"):
-        verify_run(stored_run(), image=12)
+        verify(stored_run(), image=12)
     with pytest.raises(CountsError, match="memory: no counts of image 11 to verify yet; run `drs-ray certify` first"):
-        verify_run(stored_run(units=2), image=11)
+        verify(stored_run(units=2), image=11)
 
 
 def test_the_level_of_a_named_image_is_shared_by_its_comparisons() -> None:
-    assert verify._level_of_one_image(record_of(), 1e-3) == pytest.approx(1e-3 / (2 * 2 * CLASSES))
+    assert _level_of_one_image(record_of(), 1e-3) == pytest.approx(1e-3 / (2 * 2 * CLASSES))
     adaptive = record_of(stages=3)  # without R, for nothing was drawn
-    assert verify._level_of_one_image(adaptive, 1e-3) == pytest.approx(1e-3 / (3 * 2 * 2 * CLASSES))
+    assert _level_of_one_image(adaptive, 1e-3) == pytest.approx(1e-3 / (3 * 2 * 2 * CLASSES))
 
 
 def test_independent_noise_fails_named_images_no_more_often_than_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     store, failed = stored_run(changes=OTHER_KIND), 0
     for noise in range(1, 121):
         monkeypatch.setattr(Runner, "noise", noise)
-        failed += bool(verify_run(store, image=noise % 12, level=0.5).differences)
+        failed += bool(verify(store, image=noise % 12, level=0.5).differences)
     assert 0 < failed <= 60  # at a level this large it must fail now and then
     monkeypatch.setattr(Runner, "noise", 5)
     unit = plan_units(record_of())[0]
     store.put(unit.key, encode_part(rows_of(record_of(), unit, own=0.4), record_of().run_id, unit.key))
-    assert verify_run(store, image=record_of().image_ids[unit.positions[0]]).differences
+    assert verify(store, image=record_of().image_ids[unit.positions[0]]).differences

@@ -39,6 +39,9 @@ class MemoryStore:
             raise MissingObjectError(f"{self.uri}/{key}: not found")
         return self.objects[key]
 
+    def get_range(self, key: str, first: int, size: int) -> bytes:
+        return self.get(key)[first : first + size]
+
     def put(self, key: str, data: bytes) -> None:
         self.objects[key] = data
 
