@@ -71,7 +71,7 @@ def share_interval(successes: ArrayLike, trials: int, level: float) -> tuple[Flo
 
 
 def band_half_width(images: int, level: float = CI_LEVEL) -> float:
-    """Half the width of the simultaneous band, which has the whole curve of the population with confidence `level`.
+    """Half the width of the simultaneous band, which contains the population's whole curve with confidence `level`.
 
     Dvoretzky, Kiefer and Wolfowitz with Massart's constant (1990): sup |F_n - F| <= sqrt(ln(2 / (1 - level)) / (2 n)).
     """
@@ -80,7 +80,7 @@ def band_half_width(images: int, level: float = CI_LEVEL) -> float:
 
 def failed_certificates(images: int, alpha: float, rho: float = RHO) -> int:
     """m*: with probability >= 1 - rho at most m* of independent certificates fail, each with probability alpha."""
-    least = max(int(np.ceil(np.nan_to_num(bdtrik(1 - rho, images, alpha)))), 0)  # NaN: none
+    least = max(int(np.ceil(np.nan_to_num(bdtrik(1 - rho, images, alpha)))), 0)  # NaN: alpha is too small for a failure
     while least and bdtr(least - 1, images, alpha) >= 1 - rho:  # the root is a float, which may be off
         least -= 1
     while bdtr(least, images, alpha) < 1 - rho:

@@ -2,8 +2,8 @@
 
 The numerator is a Jeffreys mixture of the votes' likelihoods, the denominator the largest likelihood among the vote
 probabilities whose radius is at most r (docs/theory.md, section 12). The e-value may be evaluated after every sample:
-if the radius is at most r, then with probability >= 1 - alpha it never reaches 1 / alpha. So looks cost no alpha.
-Values are natural logarithms, and every shortcut makes them smaller.
+if the radius is at most r, then with probability >= 1 - alpha it never reaches 1 / alpha. So these looks cost no
+alpha. Values are natural logarithms, and every shortcut makes them smaller.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NEWTON_STEPS = 60
 _CLOSE = 1e-12
 _BISECTIONS = 50
 _BRACKET = 1e-3  # half width in quantiles; nothing is certified if the slopes at its ends do not show a maximum inside
-_SLACK = 1e-6  # subtracted from every logarithm; rounding is below a hundredth of it plus _SLACK_PER_SAMPLE
+_SLACK = 1e-6  # subtracted from every logarithm with _SLACK_PER_SAMPLE; rounding is below a hundredth of both together
 _SLACK_PER_SAMPLE = 1e-12
 
 

@@ -1,9 +1,9 @@
 """From counts to certificates: bounds at every level of a rule, a radius in every box of levels, and the least radius.
 
 With rivals, the selected class and each rival get half of a level: the radius needs the bounds of the class and of one
-rival, which does not depend on the votes (docs/theory.md, Theorem 6a). If all selection votes of an image are for its
-class, a pooled rule halves alpha between the image's boxes and the pooled bound and certifies the larger radius. These
-images are fixed before their estimation votes are seen.
+unknown rival, which does not depend on the votes (docs/theory.md, Theorem 6a). If all selection votes of an image are
+for its class, a pooled rule halves alpha between its boxes and the pooled bound and certifies the larger radius.
+These images are fixed before their estimation votes are seen.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CertifiedRadii:
     class's lower bound. b_upper: float64 [N, K], quantile of the deciding rival's upper bound. margin: float64 [N, K],
     pixel units, signed. level: float64 [N, K], level of these bounds. rival: int64 [N], class of the deciding rival, -1
     if it has no votes or rivals are not bounded. pooled: bool [N], the pooled bound decides, one bound on the mean
-    failure probability of all sub-images. halved: bool [N], alpha was halved between the pooled bound and the boxes.
+    failure probability of all sub-images. halved: bool [N], boxes and pooled bound: alpha / 2 each, whichever decides.
     A rule for a fixed radius has no bounds: a_lower, b_upper and margin are -inf, inf and -inf, and level is alpha.
     """
 

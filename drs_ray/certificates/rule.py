@@ -22,7 +22,7 @@ class Rule:
 
     vote: probit or mean. confidence: one of `CONFIDENCES`. weights: of the probit vote, None: all 1. rivals: bound the
     rivals too. pooled: use the pooled rule too for images whose selection votes are unanimous. radius: None, or the one
-    radius (pixel units) at which images are certified, by an e-value instead of bounds, or abstain.
+    radius (pixel units) at which images are certified or abstain, by an e-value instead of bounds.
     """
 
     vote: str = "probit"

@@ -90,8 +90,8 @@ def is_open(
 ) -> NDArray[np.bool_]:
     """Which images go on to the next stage: those that by a forecast can reach the next radius of the grid.
 
-    The forecast scales optimistic bounds of the votes so far to the last stage. An image stops when its best radius has
-    reached the top of the grid, or when not even a radius > 0 is forecast.
+    The forecast scales optimistic bounds of the votes so far to the last stage. So an image stops when its best
+    radius has reached the top of the grid, or when not even a radius > 0 is forecast.
 
     Args:
         best_radius: float64 [N], the best certified radius so far.
@@ -125,6 +125,6 @@ def is_open(
 
 
 def _scaled_up(votes: Integers, samples: Integers, final: Integers) -> Integers:
-    """A forecast of the votes among `final` samples, by the upper 5 % bound of their share; all if all are so far."""
+    """Forecast of the votes among `final` samples from the upper 5 % bound of their share, or `final` if unanimous."""
     upper = ndtr(-lower_quantile(samples - votes, samples, FORECAST_LEVEL))
     return np.where(votes == samples, final, np.minimum(np.ceil(final * upper), final)).astype(np.int64)

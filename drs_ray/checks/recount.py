@@ -104,12 +104,12 @@ def recount(
     """Count some images of stored units again, and pair the votes.
 
     Args:
-        todo: stored units, each with its part for the images to count.
+        todo: stored units, each with the same unit cut down to the images to count.
         record: the run's record.
         device: cpu or cuda.
         exact: count as the run's workers did, and pair row by row; else all rows of an image and phase together.
         store: the run's store.
-        parts: positions of the run's units.
+        parts: the listing of the run's stored units.
         observer: receives progress.
 
     Raises:

@@ -39,7 +39,7 @@ from drs_ray.models.torch_state import plain_torch
 from drs_ray.storage import Store, open_store
 
 CONFIDENCE = 0.95
-"""Probability with which the check finds the differences that the report names."""
+"""Probability with which the check finds differences of the size that the report states."""
 
 _SEED_BITS = 32
 
@@ -226,7 +226,7 @@ def _some_images(unit: Unit, count: int, seed: int) -> Unit:
 
 
 def _units_of(image_id: int, stored: Sequence[Unit], record: RunRecord, store: Store) -> dict[Unit, Unit]:
-    """The stored units of an image, each with its part for this image alone.
+    """The stored units of an image, each with the same unit cut down to this image.
 
     Raises:
         ConfigError: the image is not one of the run. CountsError: none of its units is stored.

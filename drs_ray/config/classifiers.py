@@ -18,9 +18,9 @@ class PixelsConfig(Section):
     range: tuple[float, float] = Field(
         (0.0, 1.0), description="The classifier's values of black and white, for example [0, 255] or [-1, 1]."
     )
-    mean: tuple[float, ...] | None = Field(None, description="Is subtracted: one number per channel, in that range.")
+    mean: tuple[float, ...] | None = Field(None, description="To subtract: one number per channel, in that range.")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
-        None, description="Is the divisor: one number per channel, in that range."
+        None, description="To divide by: one number per channel, in that range."
     )
 
     @field_validator("range")

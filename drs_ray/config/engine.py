@@ -78,14 +78,14 @@ class EngineConfig(Section):
     seconds_per_unit: float = Field(
         30.0, gt=0, description="Wanted duration of a unit, if its size is chosen by measuring."
     )
-    stall_seconds: float = Field(900.0, gt=0, description="End the run if it can get no worker for this time.")
+    stall_seconds: float = Field(900.0, gt=0, description="End the run if it can get no worker for this long.")
     store_seconds: float = Field(
-        600.0, ge=0, description="If the store fails, keep a computed part and retry to store it for up to this time."
+        600.0, ge=0, description="If the store fails, keep a computed part and retry storing it for up to this long."
     )
     hang_seconds: float = Field(
         900.0,
         gt=0,
-        description="End a worker that has not answered this time after the longest expected duration of its unit.",
+        description="End a worker that has not answered this long after the longest expected duration of its unit.",
     )
 
     @field_validator("compile", mode="before")

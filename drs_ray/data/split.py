@@ -81,7 +81,7 @@ class Split(ABC):
 
 
 class View(Split):
-    """Base of data sets that wrap another one and have its name, split, digest, classes and warnings."""
+    """Base of data sets that wrap another one and have its properties; some replace the digest."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.name, self.split, self.digest = dataset.name, dataset.split, dataset.digest

@@ -218,7 +218,7 @@ def _probe(logits: Tensor) -> tuple[float, ...]:
 
 
 def _centred(logits: Tensor) -> Tensor:
-    """Each sample's logits minus its largest, cut at `_LOWEST`, also -inf."""
+    """Each sample's logits minus its largest, cut at `_LOWEST`, which also replaces -inf."""
     logits = logits.to(torch.float64)
     return (logits - logits.amax(dim=1, keepdim=True)).clamp_min(_LOWEST)
 

@@ -29,7 +29,7 @@ _MULTIPLY = (nn.Linear, *_CONVOLUTIONS)
 
 
 class CannotCompileError(ClassifierError):
-    """A classifier that torch.compile cannot compile, or a machine without a compiler."""
+    """A classifier that torch.compile cannot compile, or a machine without what that needs."""
 
 
 @dataclass(frozen=True, eq=False)

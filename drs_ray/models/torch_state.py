@@ -18,7 +18,7 @@ def fix_kernels(device: str, cpus: float | None = None) -> None:
 
     Args:
         device: cpu or cuda.
-        cpus: `engine.cpus_per_worker`, from which the number of torch threads follows; None: do not change it.
+        cpus: `engine.cpus_per_worker`, which sets the torch threads (see `threads_of`); None: do not change them.
     """
     if cpus is not None:
         torch.set_num_threads(threads_of(cpus))

@@ -148,7 +148,6 @@ def parse_log(data: bytes, source: str, radius: float | None = None) -> Publishe
 
 
 def _kind(names: Sequence[str], source: str) -> Kind:
-    """The kind of a log with this header."""
     twice = len(set(names)) < len(names)
     if not twice and set(PREDICTIONS) >= set(names) >= set(PREDICTIONS[:4]):
         return "predictions"

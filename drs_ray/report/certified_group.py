@@ -1,4 +1,4 @@
-"""A group of images with their certificates, and figures computed from them."""
+"""A group of images with their certificates, and numbers computed from them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,6 @@ class Columns:
     convergence: tuple[tuple[RunResult, tuple[AtSamples, ...]], ...] = ()
 
     def __add__(self, other: Columns) -> Columns:
-        """The columns of both, in order."""
         return Columns(self.results + other.results, self.convergence + other.convergence)
 
 
@@ -110,7 +109,7 @@ def baseline_of(rule: Rule) -> Rule:
 class RuleGain:
     """ACR by a run's rule and by the baseline from the same counts: a measurement, not a guarantee.
 
-    adaptive: images stopped by the run's rule; the baseline might have drawn more samples.
+    adaptive: whether the run's rule stopped images, for which the baseline might have drawn more samples.
     """
 
     name: str

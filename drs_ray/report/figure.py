@@ -31,7 +31,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a06a00", "#56b4e9", "#6
 INK, GRID, PAPER = "#1f2328", "#d8dee4", "#ffffff"
 """Text and axes, grid lines, background. No palette colour: the HTML report recolours all of them by name."""
 
-_LEVELS = 900  # steps kept per curve, of a third of a point of the figure's height; the curve has 1,800 points
+_LEVELS = 900  # steps kept per curve: one is 1/3 typographic point high; the path has 1,800 vertices
 _FEWER_LEVELS = 300  # steps kept in the small panels
 _PNG_DPI = 200
 _STYLE = {
@@ -113,7 +113,7 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     sink = io.BytesIO()
     no_date = {"Date": None} if kind == "svg" else {}
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # characters of a run's name
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the font may lack characters of run names
         figure.savefig(sink, format=kind, dpi=_PNG_DPI, metadata=no_date)
     return sink.getvalue()
 

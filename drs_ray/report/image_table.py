@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """An image, its label, one answer per run, its picture ("" without one), and the words of a search."""
+    """An image, its label, one answer per run, its picture ("" without one), and the words that a search looks in."""
 
     image_id: int
     label: int

@@ -8,7 +8,7 @@ from drs_ray.certificates.rule import Rule
 
 
 def rule_in_words(rule: Rule, sub_images: int) -> tuple[str, ...]:
-    """How votes become a radius by a rule."""
+    """How votes become a radius by a rule, in plain sentences."""
     sentences = []
     if sub_images > 1 and rule.vote == "probit":
         weighted = ", weighted," if rule.weights is not None and len(set(rule.weights)) > 1 else ""

@@ -41,7 +41,7 @@ class Certified(Protocol):
 
 
 UNKNOWN = "-"
-"""Shown for radii of a log of predictions beyond 0."""
+"""Shown where a log of predictions has no value: certified accuracy beyond radius 0, and ACR."""
 
 
 @dataclass(frozen=True)

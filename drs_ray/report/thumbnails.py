@@ -18,7 +18,7 @@ from drs_ray.errors import DataError, DrsError, counted
 from drs_ray.report.image_table import Pictures
 
 SIDE = 64
-"""Largest longer side of a picture, in pixels. Smaller images are not resized."""
+"""Pixels of a picture's longer side, at most. Smaller images are not resized."""
 MOST_BYTES = 4_000_000
 """Largest size of all pictures of a report together, as text, so that the report stays small enough to send."""
 

@@ -130,7 +130,7 @@ def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, Count
     """Certify the images that an unfinished run has reached, by its config's rule and alpha; nothing is stored.
 
     Each certificate is valid: bounds hold at all stages at once, and whether an image is reached does not depend on its
-    own votes. When the run continues with the same rule, its radius can only grow.
+    own votes. When the run continues with the same rule, a radius can only grow.
 
     Returns:
         The result (without `progress` if the run turns out to be finished) and the votes it is from.

@@ -1,4 +1,4 @@
-"""Tables of certificates and curves: making, storing, reading and checking them; and the figures of a whole table."""
+"""Tables of certificates and curves: making, storing, reading and checking them; and statistics of a whole table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ABSTAIN = -1
 
 
 class CertifiedImages:
-    """Figures of a table of certificates, of drs-ray or imported: `certificates` has the columns used below."""
+    """Statistics of a table of certificates, of drs-ray or imported: `certificates` has the columns used below."""
 
     certificates: pa.Table
 
@@ -76,7 +76,7 @@ class CertifiedImages:
 
     @property
     def failure_probability(self) -> float:
-        """Failure probability of one certificate with everything that adds to alpha."""
+        """Failure probability of one certificate: alpha, unless a subclass adds to it."""
         return self.alpha
 
     @property

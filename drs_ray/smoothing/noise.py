@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drs_ray.smoothing.keys import NoiseKey
 
-_DRAW = 1 << 24  # values of one draw on CUDA: a fixed size, smaller than large blocks to save memory
+_DRAW = 1 << 24  # values of one draw on CUDA: another size gives other noise; a draw takes memory beside its block
 
 
 @dataclass(frozen=True)

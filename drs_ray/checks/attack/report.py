@@ -1,4 +1,4 @@
-"""The result of an attack: a table of images, its figures, and the check that no certificate is contradicted."""
+"""The result of an attack: a table of images, its statistics, and the check that no certificate is contradicted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class AttackReport:
 
     uri, run_id: of the run. table: see `schema.ATTACKS`. skipped: number of drawn images without a certificate, because
     the run abstains. level: upper limit of the probability that any confirmation of the whole attack is wrong. alpha:
-    failure probability of one certificate, and with lattice noise of drawing the image's confirming samples. seed,
+    failure probability of one certificate, plus, with lattice noise, the drawing error of the confirming samples. seed,
     device: of the attack. command: repeats the attack.
     """
 

@@ -45,7 +45,7 @@ from drs_ray.storage import Store, open_store
 LONGEST = 4.0
 """The search goes up to this many times (certified radius + root mean square of the sigmas)."""
 
-_COARSE = 10  # ratio of confirmation to scaling samples: a norm confirmed by the few is nearly always by the many
+_COARSE = 10  # ratio of confirmation to scaling samples: what the few confirm, the many nearly always do
 _SHRINK = 0.985
 _MOST_NORMS = 32  # down to 0.985^31 = 0.63 of the first norm; if all are confirmed, the result is the last norm
 _SEED_BITS = 32

@@ -27,7 +27,7 @@ class Target:
     """K base classifiers with their noise, and the vote that joins them to one classifier (docs/theory.md 2).
 
     classifiers, samplers: one per sub-image, on one device. rule: of the run's certificates; only its vote and weights
-    matter. dataset: the run's digest. seed: of the attack's noise, of which the run has seen no sample.
+    matter. dataset: the data set's digest. seed: of the attack's noise, of which the run has seen no sample.
     """
 
     classifiers: tuple[VotingClassifier, ...]
@@ -170,8 +170,8 @@ def _lost_shares(logits: Tensor, predictions: Tensor) -> Tensor:
     """Soft share of samples in which each class is ahead of the prediction: [N, C], differentiable.
 
     Args:
-        logits: float64 [N, samples, C]. A class with the logit -inf (masked) loses this sample to any other class, as
-            when votes are counted, and gets no gradient from it.
+        logits: float64 [N, samples, C]. A class with the logit -inf (masked) loses this sample to any class that is
+            not, as when votes are counted, and gets no gradient from it.
         predictions: int64 [N].
     """
     masked = torch.isneginf(logits)
