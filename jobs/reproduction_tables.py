@@ -72,10 +72,10 @@ def _rules(results: Sequence[RunResult], names: Sequence[str], stores: Sequence[
 
 
 def published(result: RunResult) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The radii that the published code of DRS prints on CIFAR-10 from the same votes. They are no certificates.
+    """The radii that the published code of DRS prints on CIFAR-10 from the same votes. They are not certificates.
 
     See theory 9, items 1 to 3: the root of the sum of squares of sigma Phi^-1(p), where negative terms are set to 0. p
-    is the Clopper-Pearson lower bound, each with all of alpha, at the estimation samples of the run's own certificate.
+    is a sub-image's Clopper-Pearson lower bound at level alpha, from the estimation samples of the run's certificate.
 
     Returns:
         In the order of the certificates: radius, float64 [N], pixel units, 0 where the code abstains; and whether the

@@ -48,7 +48,7 @@ _METHODS = (
 def run_demo(
     directory: Path, images: int, samples: int, address: str, console: Console, quiet: bool
 ) -> tuple[Columns, str]:
-    """Train classifiers without checkpoints, certify both methods, write the report.
+    """Train the classifiers that have no checkpoint yet, certify both methods, write the report.
 
     Returns:
         The columns (RS, DRS by the plain rule, DRS) and the path of the report.

@@ -1,4 +1,4 @@
-"""Turns SIGINT and SIGTERM into an exception, so that a run ends its workers and says how to resume."""
+"""Turns SIGINT and SIGTERM into an exception in the main thread: a run ends its workers and says how to resume."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def plan_units(record: RunRecord) -> list[Unit]:
 
 
 def missing_units(units: Iterable[Unit], stored: Container[str]) -> list[Unit]:
-    """The units whose keys are not in `stored`, usually the result of `counts.parts.list_parts`."""
+    """The units whose keys are not in `stored`, such as the result of `list_parts`: resuming needs only a listing."""
     return [unit for unit in units if unit.key not in stored]
 
 

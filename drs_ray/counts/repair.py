@@ -43,7 +43,7 @@ def repair_run(
         store: the run's store.
         record: its run.json.
         dry_run: change nothing.
-        on_finding: called with each finding after it was moved.
+        on_finding: called with each finding as soon as it was moved (in a dry run: found).
 
     Raises:
         StoreError: the store cannot be read or written.
@@ -74,7 +74,7 @@ def repair_units(
         record: its run.json.
         keys: keys of units, as `drs-ray verify` names them. Units that are not stored are ignored.
         dry_run: change nothing.
-        on_finding: called with each finding after it was moved.
+        on_finding: called with each finding as soon as it was moved (in a dry run: found).
 
     Raises:
         ConfigError: no unit of the run has this key.

@@ -106,14 +106,14 @@ class RunRecord(Section):
         return alpha + self.drawing_error(self.config.budget.planned or self.config.budget.estimation)
 
     def drawing_error(self, samples: int) -> float:
-        """What drawing so many samples of an image adds to a failure probability (theory 7); 0 for Gaussian noise."""
+        """What drawing `samples` samples of an image adds to a failure probability (theory 7); 0 for Gaussian noise."""
         if self.config.noise.law != "lattice":
             return 0.0
         return drawing_error(self.config.sigmas, math.prod(self.dataset.image_shape), samples)
 
     @property
     def schedule(self) -> Schedule:
-        """The stages of the budget: one stage for a fixed number of samples, and more stages for a fixed radius.
+        """The stages of the budget: one for a fixed number of samples; `LOOKS` in each doubling for a fixed radius.
 
         On CUDA stages end at multiples of noise.block, because a block is drawn whole there.
         """

@@ -77,7 +77,7 @@ CERTIFICATES = pa.schema(
         _field("alpha", pa.float64(), "failure probability of the image's certificate"),
     ]
 )
-"""One row per image: its certificate, and the numbers that it was derived from."""
+"""One row per image: its certificate, and every number that it was derived from."""
 
 IMPORTED_CERTIFICATES = pa.schema(
     [

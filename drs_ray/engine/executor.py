@@ -33,14 +33,14 @@ class Executor(Protocol):
         """Refuse a config whose workers can never be placed. A cluster is not checked, because it may grow.
 
         Raises:
-            ConfigError: the config asks for a GPU and there is none, or for more CPUs than there are.
+            ConfigError: the config asks for a GPU and there is none, or for more CPUs or GPUs than there are.
         """
 
     def room(self, engine: EngineConfig) -> int:
         """How many workers fit on the available nodes now."""
 
     def measure(self, units: Sequence[Unit], record: RunRecord, observer: Observer) -> Mapping[int, Sequence[Measured]]:
-        """Measure each unit's classifier on the unit's first image, without storing anything.
+        """Measure the speed of each unit's classifier on the unit's first image, without storing anything.
 
         Returns:
             Measurements by sub-image, without sub-images that could not be measured.

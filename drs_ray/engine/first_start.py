@@ -36,7 +36,7 @@ def settled(record: RunRecord, executor: Executor, observer: Observer) -> tuple[
         The record, and the speeds of its classifiers by sub-image, or None if nothing was measured.
 
     Raises:
-        CannotCompileError: with `engine.compile: true`. Others: see `measure`.
+        CannotCompileError: `engine.compile: true`, but a classifier cannot be compiled. Others: see `measure`.
     """
     asked, has_sizes = record.config.engine.compile, record.config.engine.images_per_unit is not None
     if asked is False and has_sizes:

@@ -38,7 +38,7 @@ class RunPlan:
     """A run's size, and its expected time on `workers` workers like those that were measured.
 
     least, most: bounds of the size, equal for a fixed number of samples. speeds: of one worker, by sub-image.
-    float32_speeds: the same in float32 without torch.compile. gpus, cpus: of one worker.
+    float32_speeds: in float32 without torch.compile; `speeds` if the run computes so. gpus, cpus: of one worker.
     """
 
     record: RunRecord

@@ -12,7 +12,7 @@ from drs_ray.engine.observer import Observer
 
 @contextmanager
 def open_executor(engine: EngineConfig, observer: Observer | None = None) -> Iterator[Executor]:
-    """The executor of `engine.address`, closed at the end. observer: receives which Ray `auto` is."""
+    """The executor of `engine.address`, closed at the end. observer: receives a note of the Ray that `auto` found."""
     executor: Executor
     if engine.address == "inline":
         from drs_ray.engine.inline_executor import InlineExecutor

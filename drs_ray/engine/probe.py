@@ -54,7 +54,7 @@ def measure(record: RunRecord, executor: Executor, observer: Observer) -> dict[i
     is measured, by several workers at a time.
 
     Raises:
-        DrsError: no worker can be started.
+        DrsError: a worker cannot start, or none finds room.
     """
     observer.step("measuring")
     kinds = _kinds(record)

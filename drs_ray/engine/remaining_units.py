@@ -5,8 +5,8 @@ decided as soon as the parts of a stage of all its sub-images are stored, indepe
 a function of run.json and the stored counts, so it does not depend on the workers. If a part of the next stage is
 stored already, the images in this part are the decision.
 
-Resuming reads only what these decisions need. A block with a part of a later stage needs no votes of the earlier ones,
-and a block with its last stage needs no votes at all: one part of each further stage shows which images it has.
+Resuming reads only what these decisions need. A block with a part of its last stage and all parts before it needs no
+votes: one part of each stage after the first shows the images of this stage. Other blocks may need all their votes.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ Driver = Literal["none", "at work", "silent", "ended"]
 
 _LATE = 5
 _SHORTEST_SILENCE = 60.0
-"""A driver is silent without a new part for `_LATE` times the longest pause and `_SHORTEST_SILENCE` seconds."""
+"""A driver is silent without a new part for `_LATE` longest pauses and for at least `_SHORTEST_SILENCE` seconds."""
 
 
 @dataclass(frozen=True)

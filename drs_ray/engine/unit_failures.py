@@ -44,7 +44,7 @@ class UnitFailures:
         self._count_raise(reason)
 
     def not_stored(self, unit: Unit, reason: str) -> bool:
-        """The store failed. Returns whether to try the unit again, after the others.
+        """The store failed, not the unit. Returns whether to try the unit again, after the others.
 
         Raises:
             EngineError: `RAISES_BEFORE_GIVING_UP` units in a row failed.

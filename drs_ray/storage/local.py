@@ -96,7 +96,7 @@ class LocalStore:
 
     @staticmethod
     def _write(path: Path, data: bytes, commit: Callable[[Path, Path], None]) -> bool:
-        """Writes `data` to a temporary file and commits it; False if the name exists already (os.link)."""
+        """Writes `data` to a temporary file beside `path` and commits it; False if the name exists (os.link)."""
         with os_errors(path):
             descriptor, temporary = _temporary_file(path.parent)
             try:

@@ -99,7 +99,7 @@ class _Batches(torch.utils.data.Dataset[_Batch | DataError]):
 
 
 def read_batches(dataset: Dataset, batches: Sequence[Sequence[int]], loaders: int) -> Iterator[_Batch]:
-    """The batches in order. `loaders` processes read them in advance, unless the data set is in memory.
+    """The batches in order, read when needed, or in advance by `loaders` processes if the data set is not in memory.
 
     Only single batches are in memory as floats, never the whole split.
 

@@ -49,7 +49,7 @@ class Trainee:
 
     @contextmanager
     def fixed(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """The classifier in eval mode, without gradients of its weights and without other workers."""
+        """The module in eval mode, without gradients of its weights and without the wrapper for several workers."""
         trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         self._module.eval()
         for parameter in trained:

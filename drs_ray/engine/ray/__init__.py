@@ -1,1 +1,1 @@
-"""The engine on Ray. No other room imports `ray`."""
+"""The engine on Ray. No other part of the package imports `ray`."""

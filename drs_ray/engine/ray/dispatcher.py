@@ -109,7 +109,7 @@ class Dispatcher:
         """Compute all units; returns the units set aside. Every actor is ended at the end, also after an error.
 
         Raises:
-            EngineError: workers cannot start, too many units in a row fail, or Ray itself fails.
+            EngineError: workers cannot start or find no room, too many units in a row fail, or Ray itself fails.
         """
         last_look, waiting_since = float("-inf"), time.monotonic()
         try:
@@ -301,7 +301,7 @@ class Dispatcher:
         self._start_failed(pool, reason_of(error))
 
     def _start_failed(self, pool: _Pool, reason: str) -> None:
-        """End the run after several failures if the sub-image has no worker; one bad node must not end a run."""
+        """End the run after several failures if no worker of the sub-image starts or works; one bad node must not."""
         pool.failed_starts += 1
         allowed = _FAILED_STARTS_LATER if pool.has_started else _FAILED_STARTS_AT_FIRST
         if pool.failed_starts >= allowed and not pool.starting and not pool.working:

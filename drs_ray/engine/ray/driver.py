@@ -103,7 +103,7 @@ def run_on_ray(
 
     Raises:
         ConfigError: this machine can never hold a worker.
-        EngineError: workers cannot start, too many units in a row fail, or Ray itself fails.
+        EngineError: workers cannot start or find no room, too many units in a row fail, or Ray itself fails.
     """
 
     def done(unit: Unit, outcome: Outcome) -> list[Unit]:

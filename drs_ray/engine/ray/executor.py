@@ -24,7 +24,7 @@ class RayExecutor:
     """See `drs_ray.engine.executor.Executor`. The resources of a local Ray are read from this machine."""
 
     def __init__(self, engine: EngineConfig, observer: Observer) -> None:
-        """observer: receives which Ray `auto` is."""
+        """observer: receives a note of the Ray that `auto` found."""
         self._engine = engine
         self._is_local = engine.address == "local"
         self._observer = observer
