@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -94,21 +95,19 @@ class Display:
         self._progress.stop()
 
 
+def bar(console: Console, quiet: bool, *columns: ProgressColumn, **options: Any) -> Progress:
+    """A bar between a description and further columns, for a terminal only; it leaves nothing behind."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), *columns)
+    return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True, **options)
+
+
 @contextmanager
 def images_progress(console: Console, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Yields a function of (images done, all images) that updates a bar, or prints lines without a terminal."""
     state = "still loading"
     with (
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("images"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
+        bar(
+            console, quiet, MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn(), TimeRemainingColumn()
         ) as progress,
         Lines(console, label, quiet, lambda: state) as lines,
     ):
@@ -149,17 +148,8 @@ class TrainingView(Display):
     ) -> None:
         self._console, self._quiet, self._clock = console, quiet, clock
         self._epochs, self._classifiers = config.training.epochs, len(config.classifiers)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
+        texts = (TextColumn("{task.fields[unit]}"), TextColumn("{task.fields[note]}"))
+        self._progress = bar(console, quiet, MofNCompleteColumn(), *texts, TimeElapsedColumn())
         self._tasks = [
             self._progress.add_task(
                 f"train {classifier.architecture} {index}", total=self._epochs, unit="epochs", note=""

@@ -7,17 +7,10 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from drs_ray.cli.progress import Display, Lines
+from drs_ray.cli.progress import Display, Lines, bar
 from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.engine.observer import Observer
@@ -56,18 +49,8 @@ class ConsoleObserver(Display, Observer):
         self._clock = clock
         self._lines = Lines(console, label, quiet, self._state, clock)
         self._phase = "starting"
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[units]}"),
-            _SampleRate(),
-            TimeElapsedColumn(),
-            _TimeLeft(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-            get_time=clock,
-        )
+        columns = (TextColumn("{task.fields[units]}"), _SampleRate(), TimeElapsedColumn(), _TimeLeft())
+        self._progress = bar(console, quiet, *columns, get_time=clock)
         self._task = self._progress.add_task(label, total=None, units="? units", rate=None, ends=None, at_least="")
         self._units = self._stored = self._done = self._done_since_line = 0
         self._samples_left = 0

@@ -39,10 +39,6 @@ class _Unfinished:
     positions: dict[int, list[int]]
     rows: list[Rows] = field(default_factory=list)
 
-    def rows_before(self, stage: int) -> list[Rows]:
-        """The votes of the stages before `stage`."""
-        return [rows for rows in self.rows if rows.stage.max() < stage]
-
 
 class RemainingUnits:
     """The units of a run. `stored` and `parts`: the units that were stored when `missing` was called, and where."""
@@ -159,7 +155,12 @@ class RemainingUnits:
         states = [self._unfinished[block] for block, _ in deciding]
         ids = [i for (first, last), _ in deciding for i in self._record.image_ids[first : last + 1]]
         # If a part of a middle stage was lost, parts of later stages may be stored; their votes are not used.
-        before = [rows for (_, stage), state in zip(deciding, states, strict=True) for rows in state.rows_before(stage)]
+        before = [
+            rows
+            for (_, stage), state in zip(deciding, states, strict=True)
+            for rows in state.rows
+            if rows.stage.max() < stage
+        ]
         rows = joined(before)
         answer = open_images(assemble(rows, self._record, ids), self._record)
         found, start = [], 0

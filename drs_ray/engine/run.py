@@ -83,17 +83,13 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
                 todo=len(todo),
             )
         observer.planned(todo, len(remaining.stored))
-        set_aside = _carry_out(todo, record, remaining, store, executor, observer) if todo else {}
+        set_aside: dict[Unit, str] = {}
+        if todo:
+            counter = SessionCounter()
+            with noted_session(store, counter.summary):
+                set_aside = executor.run(todo, record, remaining, store, Observers(observer, counter))
     _verify(set_aside, record, store)
     return store, record
-
-
-def _carry_out(
-    todo: list[Unit], record: RunRecord, remaining: RemainingUnits, store: Store, executor: Executor, observer: Observer
-) -> dict[Unit, str]:
-    counter = SessionCounter()
-    with noted_session(store, counter.summary):
-        return executor.run(todo, record, remaining, store, Observers(observer, counter))
 
 
 def _verify(set_aside: dict[Unit, str], record: RunRecord, store: Store) -> None:

@@ -63,30 +63,17 @@ class UnitFailures:
         self._count_raise(reason)
         return again
 
-    def killed_its_worker(self, unit: Unit, reason: str) -> bool:
-        """The worker's process died during the unit. Returns whether to try the unit again."""
-        self._kills[unit] += 1
-        if self._kills[unit] < KILLS_BEFORE_SET_ASIDE:
-            return self._try_again(unit, reason)
-        self._set_aside(unit, f"took down {self._kills[unit]} workers, last: {reason}", cause="worker")
+    def lost_its_worker(self, unit: Unit, reason: str, node_lost: bool) -> bool:
+        """The worker's process died during the unit, or its node was lost. Returns whether to try the unit again."""
+        losses = self._lost_nodes if node_lost else self._kills
+        losses[unit] += 1
+        if losses[unit] < (NODES_BEFORE_SET_ASIDE if node_lost else KILLS_BEFORE_SET_ASIDE):
+            message = f"lost a worker at {unit.key}: {reason}; the unit is tried again"
+            self._observer.event(message, "unit_retried", unit=unit.key, reason=reason)
+            return True
+        lost = f"lost {losses[unit]} nodes" if node_lost else f"took down {losses[unit]} workers"
+        self._set_aside(unit, f"{lost}, last: {reason}", cause="node" if node_lost else "worker")
         return False
-
-    def lost_its_node(self, unit: Unit, reason: str) -> bool:
-        """The worker's node was lost or cannot be reached. Returns whether to try the unit again."""
-        self._lost_nodes[unit] += 1
-        if self._lost_nodes[unit] < NODES_BEFORE_SET_ASIDE:
-            return self._try_again(unit, reason)
-        self._set_aside(unit, f"lost {self._lost_nodes[unit]} nodes, last: {reason}", cause="node")
-        return False
-
-    def _try_again(self, unit: Unit, reason: str) -> bool:
-        self._observer.event(
-            f"lost a worker at {unit.key}: {reason}; the unit is tried again",
-            "unit_retried",
-            unit=unit.key,
-            reason=reason,
-        )
-        return True
 
     def _count_raise(self, reason: str) -> None:
         self._raised_in_a_row += 1

@@ -19,7 +19,7 @@ from drs_ray.engine.part_writer import PartWriter
 from drs_ray.errors import ClassifierError, DataError
 from drs_ray.models.check import FirstBatch, same_probe, tolerance_of
 from drs_ray.models.factory import BaseClassifier, load_classifier
-from drs_ray.models.inference import VotingClassifier, voting_classifier
+from drs_ray.models.inference import voting_classifier
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.partition import Partition, partition_of
 from drs_ray.smoothing.voting import Sampler, count_votes
@@ -29,7 +29,10 @@ _MOST_DRAWS = 5000
 
 
 class UnitRunner:
-    """Holds the base classifier of one sub-image on one device, and computes units of this sub-image."""
+    """Computes units of one sub-image on one device.
+
+    dataset: the run's data set. classifier: the classifier that votes, on its device. sampler: of the noisy copies.
+    """
 
     def __init__(self, record: RunRecord, sub_image: int, dataset: Dataset | None = None) -> None:
         """Load the data set and the classifier of `sub_image`.
@@ -45,7 +48,7 @@ class UnitRunner:
         config = record.config
         self._record = record
         self._writer = PartWriter(config.engine.store_seconds)
-        self._dataset = _dataset_of(record) if dataset is None else dataset
+        self.dataset = _dataset_of(record) if dataset is None else dataset
         partition = partition_of(config.partition, record.dataset.image_shape)
         classifier = classifier_of(
             config, partition, sub_image, record.dataset.image_shape, self._classes, record.dataset_name
@@ -62,7 +65,7 @@ class UnitRunner:
             )
         self._device = torch.device(config.engine.device)
         self._has_voted = False
-        self._classifier = voting_classifier(
+        self.classifier = voting_classifier(
             classifier.module,
             precision=record.precision,
             compile=config.engine.compile is True,
@@ -72,46 +75,25 @@ class UnitRunner:
             num_classes=self._classes,
             sub_image=sub_image,
         )
-        self._sampler = Sampler(
-            partition,
-            config.sigmas[sub_image],
-            config.noise.block,
-            record.batch,
-            self._device,
-            config.noise.law,
-        )
+        sigma, block, law = config.sigmas[sub_image], config.noise.block, config.noise.law
+        self.sampler = Sampler(partition, sigma, block, record.batch, self._device, law)
 
     @property
     def _classes(self) -> int:
         return self._record.dataset.num_classes
-
-    @property
-    def dataset(self) -> Dataset:
-        """The run's data set."""
-        return self._dataset
-
-    @property
-    def classifier(self) -> VotingClassifier:
-        """The classifier that votes, on its device."""
-        return self._classifier
-
-    @property
-    def sampler(self) -> Sampler:
-        """The sampler of the sub-image's noisy copies."""
-        return self._sampler
 
     def count(self, unit: Unit) -> Iterator[CountsRow]:
         """The unit's rows: a function of the run's identity and the unit only."""
         seed = self._record.config.noise.seed
         for position in unit.positions:
             image_id = self._record.image_ids[position]
-            image = torch.from_numpy(self._dataset.image(image_id))
-            label = self._dataset.label(image_id)
+            image = torch.from_numpy(self.dataset.image(image_id))
+            label = self.dataset.label(image_id)
             for draw in unit.draws:
                 key = NoiseKey(seed, image_id, unit.sub_image, draw.phase, self._record.dataset.digest)
-                ours = self._classifier
+                ours = self.classifier
                 voting = ours.module if self._has_voted else FirstBatch(ours.module, ours.plain)
-                votes = count_votes(voting, image, self._sampler, key, draw.first_sample, draw.samples, self._classes)
+                votes = count_votes(voting, image, self.sampler, key, draw.first_sample, draw.samples, self._classes)
                 if isinstance(voting, FirstBatch):
                     tolerance = tolerance_of(self._record.precision, self._device.type)
                     voting.check(self._classes, unit.sub_image, tolerance)
@@ -134,7 +116,7 @@ class UnitRunner:
         Raises:
             DrsError: the classifier fails on the image.
         """
-        batch, block = self._sampler.batch, self._record.config.noise.block
+        batch, block = self.sampler.batch, self._record.config.noise.block
         self._draw(unit, batch, 0.0)
         once = self._draw(unit, batch, 0.0).seconds
         return self._draw(unit, block if once * block / batch <= seconds else batch, seconds)

@@ -262,7 +262,7 @@ class Dispatcher:
             self._start_failed(pool, reason)
 
     def _requeue(self, unit: Unit, reason: str, node_lost: bool) -> None:
-        if self._failures.lost_its_node(unit, reason) if node_lost else self._failures.killed_its_worker(unit, reason):
+        if self._failures.lost_its_worker(unit, reason, node_lost):
             self._pool(unit).queue.appendleft(unit)
 
     def _end_silent_workers(self) -> None:

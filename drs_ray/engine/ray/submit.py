@@ -19,7 +19,6 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from drs_ray.config import RunConfig
 from drs_ray.engine.ray.failures import last_line
 from drs_ray.engine.ray.working_directory import check_size, checked_config, packed_files, path_within
 from drs_ray.errors import ConfigError, EngineError, JobEndedError
@@ -120,16 +119,11 @@ def submit_run(config_file: Path, overrides: Sequence[str], working_dir: Path, a
                 "working_dir": str(working_dir),
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
             },
-            metadata=_metadata(config),
+            metadata={"output": config.output.uri, "drs-ray": metadata.version("drs-ray")},  # in the dashboard
         )
     except (RuntimeError, OSError) as error:
         raise EngineError(f"{address}: the cluster did not take the job: {last_line(error)}") from error
     return Submission(client, job, address, config.output.uri)
-
-
-def _metadata(config: RunConfig) -> dict[str, str]:
-    """The job's metadata in the dashboard."""
-    return {"output": config.output.uri, "drs-ray": metadata.version("drs-ray")}
 
 
 def _endpoint(address: str) -> tuple[str, int]:

@@ -27,14 +27,15 @@ def test_a_unit_that_raises_is_set_aside_at_once(book: UnitFailures, recorder: R
 
 
 def test_five_kills_set_a_unit_aside(book: UnitFailures) -> None:
-    assert [book.killed_its_worker(unit(0), "gone") for _ in range(5)] == [True] * 4 + [False]
+    assert [book.lost_its_worker(unit(0), "gone", node_lost=False) for _ in range(5)] == [True] * 4 + [False]
     assert book.set_aside == {unit(0): "took down 5 workers, last: gone"}
 
 
 def test_lost_nodes_are_no_kills(book: UnitFailures) -> None:
-    assert all(book.lost_its_node(unit(0), "gone") for _ in range(unit_failures.NODES_BEFORE_SET_ASIDE - 1))
-    assert all(book.killed_its_worker(unit(0), "gone") for _ in range(4))
-    assert not book.lost_its_node(unit(0), "gone")
+    allowed = unit_failures.NODES_BEFORE_SET_ASIDE - 1
+    assert all(book.lost_its_worker(unit(0), "gone", node_lost=True) for _ in range(allowed))
+    assert all(book.lost_its_worker(unit(0), "gone", node_lost=False) for _ in range(4))
+    assert not book.lost_its_worker(unit(0), "gone", node_lost=True)
     assert book.set_aside == {unit(0): "lost 50 nodes, last: gone"}
 
 
@@ -54,10 +55,10 @@ def test_a_unit_that_is_set_aside_for_lost_workers_says_so() -> None:
     kinds = Kinds()
     book = UnitFailures(kinds)
     for _ in range(5):
-        book.killed_its_worker(unit(0), "gone")
+        book.lost_its_worker(unit(0), "gone", node_lost=False)
     assert kinds.events == [*["unit_retried None"] * 4, "unit_set_aside worker"]
     for _ in range(unit_failures.NODES_BEFORE_SET_ASIDE):
-        book.lost_its_node(unit(1), "gone")
+        book.lost_its_worker(unit(1), "gone", node_lost=True)
     assert kinds.events[-2:] == ["unit_retried None", "unit_set_aside node"]
     book.raised(unit(2), "NaN")
     assert kinds.events[-1] == "unit_set_aside None"
@@ -65,9 +66,9 @@ def test_a_unit_that_is_set_aside_for_lost_workers_says_so() -> None:
 
 def test_counts_are_of_each_unit_alone(book: UnitFailures) -> None:
     for number in range(4):
-        assert book.killed_its_worker(unit(number), "gone")
+        assert book.lost_its_worker(unit(number), "gone", node_lost=False)
         assert book.not_stored(unit(number), "503")
-        assert book.lost_its_node(unit(number), "gone")
+        assert book.lost_its_worker(unit(number), "gone", node_lost=True)
     assert book.set_aside == {}
 
 

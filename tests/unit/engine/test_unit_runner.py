@@ -128,7 +128,7 @@ def test_a_sample_of_the_first_batch_that_voted_otherwise_alone_fails_every_unit
     assert list(runner.count(unit))
     runner = UnitRunner(record, unit.sub_image)
     centred = _Centred(runner.classifier.module).eval()
-    runner._classifier = VotingClassifier(centred, centred)
+    runner.classifier = VotingClassifier(centred, centred)
     for _ in range(2):
         with pytest.raises(ClassifierError, match="sub-image 0: the classifier answers a sample differently"):
             list(runner.count(unit))
