@@ -45,12 +45,16 @@ class DenoiserConfig(Section):
     """A denoiser before a base classifier (denoised smoothing). It sees only the noisy sub-image of its classifier."""
 
     architecture: str = Field(
-        min_length=1, description="dncnn, or your own factory as `module:function`, called with `image_shape`."
+        min_length=1,
+        description="dncnn; diffusers: one step of a diffusion model; or your own factory as `module:function`, called "
+        "with `image_shape`.",
     )
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
-    checkpoint: Location | None = Field(None, description="As a classifier's. Only a factory needs none.")
+    checkpoint: Location | None = Field(
+        None, description="As a classifier's; of diffusers a directory or s3:// prefix. Only a factory needs none."
+    )
     entry: str | None = Field(None, min_length=1, description="As a classifier's.")
 
     @model_validator(mode="after")

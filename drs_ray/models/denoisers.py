@@ -16,6 +16,7 @@ from drs_ray.config import DenoiserConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import brief, call, find_function
 from drs_ray.models.checkpoints import load_checkpoint
+from drs_ray.models.diffusion import load_diffusion
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import load_tensors
 
@@ -37,11 +38,12 @@ class DnCNN(nn.Module):
         return denoised
 
 
-def load_denoiser(config: DenoiserConfig, image_shape: Shape, sub_image: int) -> nn.Module:
+def load_denoiser(config: DenoiserConfig, sigma: float, image_shape: Shape, sub_image: int) -> nn.Module:
     """Build a denoiser, load its checkpoint and test it: float32 [N, C, h, w] -> the same shape, in eval mode.
 
     Args:
-        config: `dncnn`, or the user's `module:function`, called with `image_shape` and its arguments.
+        config: `dncnn`, `diffusers`, or the user's `module:function`, called with `image_shape` and its arguments.
+        sigma: noise standard deviation of the sub-image, pixel units; only `diffusers` depends on it.
         image_shape: (C, h, w) of the sub-image as laid out.
         sub_image: index of its sub-image, for errors.
 
@@ -49,19 +51,22 @@ def load_denoiser(config: DenoiserConfig, image_shape: Shape, sub_image: int) ->
         ClassifierError: it cannot be built or loaded, or does not return sub-images.
     """
     who = f"sub-image {sub_image}: denoiser {config.architecture}"
-    if ":" in config.architecture:
+    if config.architecture == "diffusers":
+        if config.arguments or config.entry is not None:
+            raise ClassifierError(f"{who} takes neither arguments nor an entry; remove them")
+        module: nn.Module = load_diffusion(_needed(config, who, sub_image), sigma, image_shape, who)
+    elif ":" in config.architecture:
         build = find_function(config.architecture)
         module = call(config.architecture, build, {"image_shape": image_shape}, config.arguments)
     elif config.architecture == "dncnn":
         module = DnCNN(image_shape[0], **_sizes(who, config.arguments))
+        _needed(config, who, sub_image)
     else:
-        raise ClassifierError(f"{who}: must be dncnn, or your own factory as module:function")
-    if config.checkpoint is not None:
+        raise ClassifierError(f"{who}: must be dncnn, diffusers, or your own factory as module:function")
+    if config.checkpoint is not None and config.architecture != "diffusers":
         remedy = f"correct classifiers.{sub_image}.denoiser.checkpoint"
         tensors, _ = load_checkpoint(config.checkpoint, config.entry, remedy)
         load_tensors(module, tensors, config.checkpoint)
-    elif ":" not in config.architecture:
-        raise ClassifierError(f"{who} needs a checkpoint; set classifiers.{sub_image}.denoiser.checkpoint")
     module.eval()
     inputs = torch.rand((2, *image_shape), generator=torch.Generator().manual_seed(0))
     try:
@@ -73,6 +78,12 @@ def load_denoiser(config: DenoiserConfig, image_shape: Shape, sub_image: int) ->
         got = list(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
         raise ClassifierError(f"{who} must return sub-images of shape {list(inputs.shape)}, as it is given, got {got}")
     return module
+
+
+def _needed(config: DenoiserConfig, who: str, sub_image: int) -> str:
+    if config.checkpoint is None:
+        raise ClassifierError(f"{who} needs a checkpoint; set classifiers.{sub_image}.denoiser.checkpoint")
+    return config.checkpoint
 
 
 def _sizes(who: str, arguments: Mapping[str, JsonValue]) -> dict[str, int]:

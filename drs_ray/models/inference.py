@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -219,6 +220,8 @@ def _fixed_choices(is_cuda: bool) -> Iterator[None]:
     }
     known = inductor.get_config_copy()
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # a pure function's
         stack.enter_context(inductor.patch({name: value for name, value in wanted.items() if name in known}))
         # Every frozen network is a graph of its own, but torch counts all as recompilations of one function.
         stack.enter_context(tracing.patch(recompile_limit=1000, accumulated_recompile_limit=10_000))

@@ -56,14 +56,14 @@ def test_published_denoisers_load_unchanged(tmp_path: Path, prefix: str) -> None
     }
     file = str(tmp_path / "best.pth.tar")
     torch.save({"epoch": 90, "arch": "cifar_dncnn", "state_dict": tensors, "optimizer": {}}, file)
-    denoiser = load_denoiser(DenoiserConfig(architecture="dncnn", checkpoint=file), (3, 32, 16), 0)
+    denoiser = load_denoiser(DenoiserConfig(architecture="dncnn", checkpoint=file), 0.5, (3, 32, 16), 0)
     assert denoiser.state_dict().keys() == {name.removeprefix(prefix) for name in tensors}
     x = torch.rand(2, 3, 32, 16)
     with torch.inference_mode():
         assert torch.equal(denoiser(x), x - denoiser.get_submodule("dncnn")(x))
     wide = DenoiserConfig(architecture="dncnn", arguments={"width": 128}, checkpoint=file)
     with pytest.raises(ClassifierError, match=r"dncnn.0.weight \[64, 3, 3, 3\] instead of \[128, 3, 3, 3\]"):
-        load_denoiser(wide, (3, 32, 16), 0)
+        load_denoiser(wide, 0.5, (3, 32, 16), 0)
 
 
 def halving(image_shape: tuple[int, int, int], by: float = 2.0) -> nn.Module:
@@ -154,7 +154,7 @@ def _votes(partition: Partition, k: int, image: Tensor, law: Any) -> tuple[Any, 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architecture": "memnet"}, r"sub-image 1: denoiser memnet: must be dncnn, or your own factory"),
+        ({"architecture": "memnet"}, r"sub-image 1: denoiser memnet: must be dncnn, diffusers, or your own factory"),
         ({"architecture": "dncnn"}, r"denoiser dncnn needs a checkpoint; set classifiers.1.denoiser.checkpoint"),
         ({"architecture": "dncnn", "arguments": {"deep": 3}}, r"depth and width, whole numbers >= 2, got deep: 3"),
         ({"architecture": "dncnn", "arguments": {"depth": 1}}, r"depth and width, whole numbers >= 2, got depth: 1"),
@@ -185,4 +185,4 @@ def test_a_denoiser_that_fails_is_told_as_one() -> None:
         with pytest.raises(
             ClassifierError, match=r"halving failed on an input of shape \[2, 3, 8, 4\] \(RuntimeError: t"
         ):
-            load_denoiser(DenoiserConfig(architecture=f"{__name__}:halving"), SHAPE, 0)
+            load_denoiser(DenoiserConfig(architecture=f"{__name__}:halving"), 0.5, SHAPE, 0)

@@ -1,0 +1,227 @@
+"""Diffusion models as denoisers: against the best denoiser of Gaussian data, and every mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from drs_ray import certify, verify
+from drs_ray.config import DenoiserConfig, parse_config
+from drs_ray.errors import ClassifierError
+from drs_ray.models.denoisers import load_denoiser
+from drs_ray.models.diffusion import OneShotDenoiser, load_diffusion
+from drs_ray.models.inference import voting_classifier
+from drs_ray.storage import open_store
+from tests.support.runs import counts_digest, run_data
+
+SHAPE = (1, 28, 14)
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "linear": {"beta_schedule": "linear"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "scaled": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+}
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of diffusers
+
+
+def tiny(channels: int = 1, **settings: Any) -> UNet2DModel:
+    torch.manual_seed(0)
+    sizes = {"in_channels": channels, "out_channels": channels, "block_out_channels": (8, 8), "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    network = UNet2DModel(
+        **{**sizes, **blocks, "layers_per_block": 1, "attention_head_dim": 4, "sample_size": 28, **settings}
+    )
+    for parameter in network.parameters():  # the last layer starts at zero, which would hide the others
+        nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def saved(place: Path, network: UNet2DModel | None = None, **schedule: Any) -> str:
+    DDPMPipeline(network or tiny(), DDPMScheduler(**schedule)).save_pretrained(place)
+    return str(place)
+
+
+class Best(nn.Module):
+    """The best predictor for data N(mean, spread^2) in [-1, 1], for each kind of prediction, in closed form."""
+
+    def __init__(self, prediction: str, alpha_bar: Tensor, mean: float, spread: float) -> None:
+        super().__init__()
+        self.prediction, self.alpha_bar, self.mean, self.spread = prediction, alpha_bar, mean, spread
+
+    def forward(self, noisy: Tensor, timestep: Tensor, return_dict: bool) -> tuple[Tensor]:
+        kept = self.alpha_bar[timestep].double().view(-1, 1, 1, 1)
+        weight = kept.sqrt() * self.spread**2 / (kept * self.spread**2 + 1 - kept)
+        clean = self.mean + weight * (noisy - kept.sqrt() * self.mean)
+        epsilon = (noisy - kept.sqrt() * clean) / (1 - kept).sqrt()
+        found = {"sample": clean, "epsilon": epsilon, "v_prediction": kept.sqrt() * epsilon - (1 - kept).sqrt() * clean}
+        return (torch.cat([found[self.prediction], torch.full_like(noisy, 7.0)], dim=1),)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("sigma", [0.12, 0.25, 0.5, 1.0])
+def test_it_is_the_best_denoiser_of_gaussian_data(prediction: str, schedule: str, sigma: float) -> None:
+    """E[x | x + sigma noise] for pixels N(1/2 + mean/2, (spread/2)^2) is a mean of the two, weighted by variances."""
+    alpha_bar = DDPMScheduler(**SCHEDULES[schedule]).alphas_cumprod.double()
+    levels = ((1 - alpha_bar) / alpha_bar).sqrt() / 2
+    timestep = int((levels / sigma).log().abs().argmin())
+    level, mean, spread = levels[timestep].item(), 0.1, 0.3
+    assert level == pytest.approx(sigma, rel=0.02)
+    network = Best(prediction, alpha_bar, mean, spread)
+    denoiser = OneShotDenoiser(network, timestep, alpha_bar[timestep].item(), prediction)
+    centre, variance = (1 + mean) / 2, (spread / 2) ** 2
+    x = (centre + spread / 2 * torch.randn(4, 1, 5, 3, dtype=torch.float64)).clamp(0.3, 0.7)
+    expected = centre + variance / (variance + level**2) * (x - centre)
+    assert torch.allclose(denoiser(x), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_timestep_is_the_one_with_the_noise_of_the_run(tmp_path: Path, schedule: str) -> None:
+    place = saved(tmp_path / "model", **SCHEDULES[schedule])
+    for sigma in (0.12, 0.25, 0.5, 1.0):
+        denoiser = load_diffusion(place, sigma, SHAPE, "denoiser")
+        noise, signal = denoiser.noise, denoiser.signal
+        assert noise**2 + signal**2 == pytest.approx(1, abs=1e-12)
+        assert noise / signal / 2 == pytest.approx(sigma, rel=0.02)
+        expected = DDPMScheduler(**SCHEDULES[schedule]).alphas_cumprod[denoiser.timestep]
+        assert signal**2 == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["pipeline", "flat"])
+def test_the_network_is_the_one_that_was_saved(tmp_path: Path, layout: str) -> None:
+    network = tiny(3, sample_size=8, out_channels=6).eval()
+    if layout == "pipeline":
+        saved(tmp_path, network)
+    else:
+        network.save_pretrained(tmp_path)
+        DDPMScheduler().save_pretrained(tmp_path)
+    denoiser = load_denoiser(DenoiserConfig(architecture="diffusers", checkpoint=str(tmp_path)), 0.5, (3, 8, 4), 0)
+    x = torch.rand(2, 3, 8, 4, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        found = denoiser(x)
+        noisy = denoiser.signal * (2 * x - 1)
+        epsilon = network(noisy, denoiser.timestep).sample[:, :3]
+        clean = (noisy - denoiser.noise * epsilon) / denoiser.signal
+    assert torch.allclose(found, (clean.clamp(-1, 1) + 1) / 2, atol=1e-6)
+    assert found.dtype == torch.float32
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+@pytest.mark.parametrize("sub_images", [1, 2])
+def test_a_run_with_diffusion_models_is_certified_and_verified(tmp_path: Path, sub_images: int) -> None:
+    data = run_data(tmp_path / "run", images=3)
+    data["partition"] = {"name": "none"} if sub_images == 1 else {"name": "checkerboard", "layout": "packed"}
+    places = [saved(tmp_path / f"model-{k}") for k in range(sub_images)]
+    data["classifiers"] = [
+        classifier | {"denoiser": {"architecture": "diffusers", "checkpoint": place}}
+        for classifier, place in zip(data["classifiers"], places, strict=False)
+    ]
+    data["budget"] = {"selection": 10, "estimation": 40}
+    data["engine"] |= {"images_per_unit": 1, "batch": 20, "precision": "float32"}
+    result = certify(parse_config(data))
+    verify(result.uri, 2).check()
+    digest = counts_digest(open_store(result.uri))
+    data["output"] = str(tmp_path / "again")
+    data["engine"]["images_per_unit"] = 3
+    certify(parse_config(data))
+    assert counts_digest(tmp_path / "again") == digest
+    saved(tmp_path / "model-0", beta_schedule="squaredcos_cap_v2")  # the same weights under another schedule
+    other = parse_config({**data, "output": str(tmp_path / "other")})
+    assert certify(other).record.classifier_digests[0] != result.record.classifier_digests[0]
+
+
+@pytest.mark.slow
+def test_it_is_compiled_as_one_graph_with_nearly_the_same_logits(tmp_path: Path) -> None:
+    denoiser = load_diffusion(saved(tmp_path / "model"), 0.5, SHAPE, "denoiser")
+    module = nn.Sequential(denoiser, nn.Flatten(), nn.Linear(28 * 14, 10))
+    options: dict[str, Any] = {"device": torch.device("cpu"), "batch": 8, "image_shape": SHAPE}
+    options |= {"num_classes": 10, "sub_image": 0}
+    plain = voting_classifier(module, precision="float32", compile=False, **options)
+    compiled = voting_classifier(module, precision="bfloat16", compile=True, **options)
+    x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        assert torch.allclose(compiled.module(x), plain.module(x), atol=0.05)
+
+
+def changed(place: Path, file: str, **values: Any) -> str:
+    path = place / file
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in (content | values).items() if value != "removed"}))
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel; an unconditional"),
+        ("unet/config.json", {"num_class_embeds": 10}, "needs a class of each image"),
+        ("unet/config.json", {"in_channels": 3}, "from 3 to 1 channels, but the sub-image has 1; from 1 to 1 are"),
+        ("unet/config.json", {"block_out_channels": [8] * 4}, "multiples of 8, the sub-image is 28x14"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "has a vae; only models that denoise pixels"),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": 100},
+            r"knows noise of sigma 0\.005001 to 0\.6615, got 1",
+        ),
+    ],
+)
+def test_other_models_are_refused_with_the_reason(
+    tmp_path: Path, file: str, values: dict[str, Any], message: str
+) -> None:
+    place = saved(tmp_path / "model")
+    changed(Path(place), file, **values)
+    with pytest.raises(ClassifierError, match=message) as caught:
+        load_diffusion(place, 1.0, SHAPE, "sub-image 0: denoiser diffusers")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "no diffusion_pytorch_model.safetensors in .*pickles and sharded"),
+        (
+            "scheduler/scheduler_config.json",
+            "no scheduler_config.json in .*; name a directory that diffusers",
+        ),
+        ("unet/config.json", "no config.json in "),
+    ],
+)
+def test_missing_files_are_named(tmp_path: Path, missing: str, message: str) -> None:
+    place = saved(tmp_path / "model")
+    (tmp_path / "model" / missing).unlink()
+    with pytest.raises(ClassifierError, match=message):
+        load_diffusion(place, 0.5, SHAPE, "sub-image 0: denoiser diffusers")
+
+
+def test_noise_beyond_the_schedule_names_what_the_model_knows(tmp_path: Path) -> None:
+    place = saved(tmp_path / "model")
+    for sigma in (1e-3, 200.0):
+        with pytest.raises(ClassifierError, match=r"the model knows noise of sigma 0\.005001 to 78\.7, got "):
+            load_diffusion(place, sigma, SHAPE, "denoiser")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, r"denoiser diffusers needs a checkpoint; set classifiers.0.denoiser.checkpoint"),
+        ({"checkpoint": "nowhere", "arguments": {"t": 3}}, "takes neither arguments nor an entry"),
+        ({"checkpoint": "nowhere"}, "no config.json in nowhere"),
+    ],
+)
+def test_mistakes_in_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ClassifierError, match=message):
+        load_denoiser(DenoiserConfig(architecture="diffusers", **config), 0.5, SHAPE, 0)
+
+
+def test_without_diffusers_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ClassifierError, match=r"needs diffusers; install it with `pip install drs-ray\[diffusion\]`"):
+        load_diffusion(str(tmp_path), 0.5, SHAPE, "denoiser")
