@@ -88,7 +88,8 @@ def _kinds(record: RunRecord) -> dict[int, int]:
             classifier.architecture,
             classifier.arguments,
             classifier.pixels,
-            classifier.denoiser and (classifier.denoiser.architecture, classifier.denoiser.arguments),
+            (before := classifier.denoiser) and (before.architecture, before.arguments),
+            before and before.architecture == "diffusers" and before.checkpoint,  # the checkpoint says how large it is
             partition.layout_shape(sub_image, channels),
         )
         for sub_image, classifier in enumerate(config.classifiers)

@@ -38,7 +38,9 @@ class DnCNN(nn.Module):
         return denoised
 
 
-def load_denoiser(config: DenoiserConfig, sigma: float, image_shape: Shape, sub_image: int) -> nn.Module:
+def load_denoiser(
+    config: DenoiserConfig, sigma: float, image_shape: Shape, sub_image: int
+) -> tuple[nn.Module, list[str]]:
     """Build a denoiser, load its checkpoint and test it: float32 [N, C, h, w] -> the same shape, in eval mode.
 
     Args:
@@ -47,14 +49,19 @@ def load_denoiser(config: DenoiserConfig, sigma: float, image_shape: Shape, sub_
         image_shape: (C, h, w) of the sub-image as laid out.
         sub_image: index of its sub-image, for errors.
 
+    Returns:
+        The denoiser, and warnings that the user may ignore.
+
     Raises:
         ClassifierError: it cannot be built or loaded, or does not return sub-images.
     """
     who = f"sub-image {sub_image}: denoiser {config.architecture}"
+    module: nn.Module
+    warnings: list[str] = []
     if config.architecture == "diffusers":
         if config.arguments or config.entry is not None:
             raise ClassifierError(f"{who} takes neither arguments nor an entry; remove them")
-        module: nn.Module = load_diffusion(_needed(config, who, sub_image), sigma, image_shape, who)
+        module, warnings = load_diffusion(_needed(config, who, sub_image), sigma, image_shape, who)
     elif ":" in config.architecture:
         build = find_function(config.architecture)
         module = call(config.architecture, build, {"image_shape": image_shape}, config.arguments)
@@ -77,7 +84,7 @@ def load_denoiser(config: DenoiserConfig, sigma: float, image_shape: Shape, sub_
     if not isinstance(denoised, Tensor) or denoised.shape != inputs.shape:
         got = list(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
         raise ClassifierError(f"{who} must return sub-images of shape {list(inputs.shape)}, as it is given, got {got}")
-    return module
+    return module, warnings
 
 
 def _needed(config: DenoiserConfig, who: str, sub_image: int) -> str:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
-from drs_ray.models.checkpoints import parse_safetensors
+from drs_ray.models.building import brief
+from drs_ray.models.checkpoints import parse_checkpoint
 from drs_ray.models.files import read_file, read_if_there
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import load_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_LATENT = ("vae", "vqvae", "text_encoder", "tokenizer", "image_encoder")
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+_NOT_PIXELS = ("vae", "vqvae", "text_encoder", "tokenizer", "image_encoder")
 """Components of pipelines that do not denoise pixels, or need more than an image."""
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of attention layers in files that earlier versions of diffusers wrote."""
+_FARTHEST = 0.05
+"""Largest relative distance between sigma and the noise of the chosen timestep without a warning."""
 
 
 class OneShotDenoiser(nn.Module):
@@ -28,25 +37,38 @@ class OneShotDenoiser(nn.Module):
     x + sigma noise, mapped to [-1, 1] and scaled by sqrt(alpha_bar), has this form if 1 / alpha_bar - 1 = (2 sigma)^2.
     """
 
-    schedule: Tensor
+    identity: Tensor
 
-    def __init__(self, network: nn.Module, timestep: int, alpha_bar: float, prediction: str) -> None:
-        """network: called with [N, C, h, w] and timesteps int64 [N]; its `sample` is [N, C, h, w], or [N, 2 C, h, w]
-        with variances, which are not used. prediction: what it predicts: epsilon, sample or v_prediction.
+    def __init__(
+        self, network: nn.Module, timestep: int, level: float, prediction: str, settings: Mapping[str, Any]
+    ) -> None:
+        """A denoiser for one noise level.
+
+        Args:
+            network: called with [N, C, h, w] and timesteps int64 [N]; returns a tuple that begins with [N, C, h, w], or
+                with [N, 2 C, h, w] that ends with variances, which are not used.
+            timestep: the timestep with the noise level.
+            level: sigma, pixel units.
+            prediction: what the network predicts, of `PREDICTIONS`.
+            settings: all that decides the function besides the weights.
         """
         super().__init__()
         self.network = network
         self.prediction = prediction
         self.timestep = timestep
-        self.signal, self.noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-        # Not used: by this buffer the digest of the classifier covers the numbers above.
-        self.register_buffer("schedule", torch.tensor([timestep, alpha_bar], dtype=torch.float64))
+        self.signal = 1 / math.sqrt(1 + 4 * level**2)
+        self.noise = 2 * level * self.signal
+        # No step uses this buffer. It makes the digest of the classifier cover more than the weights.
+        decided = json.dumps([timestep, level, prediction, dict(settings)], sort_keys=True, default=str)
+        self.register_buffer(
+            "identity", torch.tensor(list(hashlib.sha256(decided.encode()).digest()), dtype=torch.uint8)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Noisy pixels [N, C, h, w] -> denoised pixels in [0, 1], the same shape."""
         noisy = self.signal * (2 * x - 1)
         timesteps = torch.full((len(x),), self.timestep, device=x.device)
-        found = self.network(noisy, timesteps, return_dict=False)[0][:, : x.shape[1]]
+        found = self.network(noisy, timesteps, return_dict=False)[0][:, : x.shape[1]].to(x.dtype)
         if self.prediction == "sample":
             clean = found
         elif self.prediction == "epsilon":
@@ -57,7 +79,7 @@ class OneShotDenoiser(nn.Module):
         return denoised
 
 
-def load_diffusion(location: str, sigma: float, image_shape: Shape, who: str) -> OneShotDenoiser:
+def load_diffusion(location: str, sigma: float, image_shape: Shape, who: str) -> tuple[OneShotDenoiser, list[str]]:
     """Load an unconditional diffusion model of pixels, for one noise level. Nothing is downloaded.
 
     Args:
@@ -67,6 +89,9 @@ def load_diffusion(location: str, sigma: float, image_shape: Shape, who: str) ->
         image_shape: (C, h, w) of the sub-image as laid out.
         who: the denoiser, for errors.
 
+    Returns:
+        The denoiser, and warnings that the user may ignore.
+
     Raises:
         ClassifierError: diffusers is not installed; files are missing, or hold another kind of model; the model does
             not fit the sub-image; or its schedule has no such noise.
@@ -74,31 +99,65 @@ def load_diffusion(location: str, sigma: float, image_shape: Shape, who: str) ->
     try:
         from diffusers import DDPMScheduler, UNet2DModel
     except ModuleNotFoundError as error:
+        if error.name != "diffusers":
+            raise
         raise ClassifierError(f"{who} needs diffusers; install it with `pip install drs-ray[diffusion]`") from error
     location = location.rstrip("/")
     index = _json(f"{location}/model_index.json") or {}
-    other = next((name for name in _LATENT if name in index), None)
+    other = next((name for name in _NOT_PIXELS if name in index and index[name] != [None, None]), None)
     if other is not None:
         raise ClassifierError(f"{who}: {location} has a {other}; only models that denoise pixels alone can be used")
-    folder = f"{location}/unet" if "unet" in index and _json(f"{location}/unet/config.json") else location
-    config = _json(f"{folder}/config.json")
+    folder = location if (config := _json(f"{location}/unet/config.json")) is None else f"{location}/unet"
+    config = config or _json(f"{location}/config.json")
     schedule = _json(f"{location}/scheduler/scheduler_config.json") or _json(f"{location}/scheduler_config.json")
-    for name, found in (("config.json", config), ("scheduler_config.json", schedule)):
-        if found is None:
-            raise ClassifierError(f"{who}: no {name} in {location}; name a directory that diffusers has saved")
-    assert config is not None
-    assert schedule is not None
-    _check_fits(config, image_shape, f"{who}: {folder}/config.json")
-    if read_if_there(f"{folder}/{WEIGHTS}") is None:
-        raise ClassifierError(
-            f"{who}: no {WEIGHTS} in {folder}; save it with `save_pretrained(..., safe_serialization=True)` "
-            "(pickles and sharded files are not read)"
+    if config is None or schedule is None:
+        missing = "config.json" if config is None else "scheduler_config.json"
+        raise ClassifierError(f"{who}: no {missing} in {location}; name a directory that diffusers has saved")
+    weights = f"{folder}/{WEIGHTS}"
+    with _as_one_line(f"{who}: {folder}/config.json"):
+        _check_network(config, image_shape)
+        network = UNet2DModel.from_config(config)  # type: ignore[no-untyped-call]
+    with _as_one_line(f"{who}: scheduler_config.json in {location}"):
+        _check_schedule(schedule)
+        scheduler = DDPMScheduler.from_config(schedule)  # type: ignore[no-untyped-call]
+    remedy = "save it with `save_pretrained(..., safe_serialization=True)`, in one file; pickles are not read"
+    tensors, _ = parse_checkpoint(weights, read_file(weights, remedy))
+    load_tensors(network, {_present_name(name): tensor for name, tensor in tensors.items()}, weights)
+    timestep, level = _matching(scheduler.betas, sigma, f"{who}: {location}")
+    warnings = [] if math.isclose(level, sigma, rel_tol=_FARTHEST) else [f"has noise of sigma {level}, not {sigma:.6g}"]
+    size = config.get("sample_size")
+    trained = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if size is not None and trained != image_shape[1:]:
+        warnings.append(
+            f"was trained on {trained[0]}x{trained[1]} pixels, the sub-image has {image_shape[1]}x{image_shape[2]}"
         )
-    network = UNet2DModel.from_config(config)  # type: ignore[no-untyped-call]
-    load_tensors(network, parse_safetensors(read_file(f"{folder}/{WEIGHTS}"))[0], f"{folder}/{WEIGHTS}")
-    scheduler = DDPMScheduler.from_config(schedule)  # type: ignore[no-untyped-call]
-    timestep, alpha_bar = _matching(scheduler.alphas_cumprod.double(), sigma, f"{who}: {location}")
-    return OneShotDenoiser(network, timestep, alpha_bar, scheduler.config.prediction_type)
+    settings = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    denoiser = OneShotDenoiser(network, timestep, level, schedule.get("prediction_type", "epsilon"), settings)
+    return denoiser, [f"{who}: {location} {warning}" for warning in warnings]
+
+
+@contextmanager
+def _as_one_line(where: str) -> Iterator[None]:
+    """Name the file whatever diffusers raises, and keep its notes on settings off the screen."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except ClassifierError as error:
+        raise ClassifierError(f"{where}: {error}") from error
+    except Exception as error:  # for example a block that this version of diffusers does not know
+        raise ClassifierError(f"{where}: diffusers cannot read it ({brief(error)})") from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def _present_name(name: str) -> str:
+    """A parameter's name as this version of diffusers has it."""
+    if ".attentions." not in name:
+        return name
+    return re.sub(r"\.(query|key|value|proj_attn)\.", lambda found: f".{_OLD_NAMES[found[1]]}.", name)
 
 
 def _json(location: str) -> dict[str, Any] | None:
@@ -115,30 +174,45 @@ def _json(location: str) -> dict[str, Any] | None:
     return found
 
 
-def _check_fits(config: Mapping[str, Any], image_shape: Shape, where: str) -> None:
+def _check_network(config: Mapping[str, Any], image_shape: Shape) -> None:
     """Refuse a network that is not an unconditional U-Net on sub-images of this shape."""
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise ClassifierError(f"{where}: is a {kind}; an unconditional UNet2DModel is needed")
+        raise ClassifierError(f"is a {kind}; an unconditional UNet2DModel is needed")
     if config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise ClassifierError(f"{where}: the model needs a class of each image; an unconditional one is needed")
+        raise ClassifierError("the model needs a class of each image; an unconditional one is needed")
+    if config.get("time_embedding_type", "positional") != "positional":
+        raise ClassifierError("the model is given noise levels, not timesteps; one with positional timesteps is needed")
     channels, height, width = image_shape
     takes, gives = config.get("in_channels", 3), config.get("out_channels", 3)
     if takes != channels or gives not in (channels, 2 * channels):
         raise ClassifierError(
-            f"{where}: from {takes} to {gives} channels, but the sub-image has {channels}; from {channels} to "
-            f"{channels} are needed, or to {2 * channels} with variances"
+            f"from {takes} to {gives} channels, but the sub-image has {channels}; from {channels} to {channels} are "
+            f"needed, or to {2 * channels} with variances"
         )
     step = 2 ** (len(config.get("block_out_channels", (224, 448, 672, 896))) - 1)
     if height % step or width % step:
-        raise ClassifierError(f"{where}: takes sizes that are multiples of {step}, the sub-image is {height}x{width}")
+        raise ClassifierError(f"takes sizes that are multiples of {step}, the sub-image is {height}x{width}")
 
 
-def _matching(alpha_bar: Tensor, sigma: float, where: str) -> tuple[int, float]:
-    """The timestep whose noise is closest to sigma, and its alpha_bar. alpha_bar: float64 [T], decreasing."""
-    levels = ((1 - alpha_bar) / alpha_bar).sqrt() / 2  # in pixel units: [-1, 1] is twice as wide as [0, 1]
+def _check_schedule(schedule: Mapping[str, Any]) -> None:
+    """Refuse a schedule that has no betas, for which diffusers would take its default ones."""
+    if "beta_schedule" not in schedule or schedule.get("use_flow_sigmas"):
+        raise ClassifierError(
+            f"a {schedule.get('_class_name', 'schedule')} without betas; one with a beta_schedule is needed, such as "
+            "DDPMScheduler"
+        )
+    prediction = schedule.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise ClassifierError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {prediction}")
+
+
+def _matching(betas: Tensor, sigma: float, where: str) -> tuple[int, float]:
+    """The timestep whose noise is closest to sigma by their ratio, and its noise in pixel units. betas: [T]."""
+    alpha_bar = (1 - betas.double()).cumprod(0)
+    levels = ((1 - alpha_bar) / alpha_bar).sqrt()[alpha_bar > 0] / 2  # [-1, 1] is twice as wide as [0, 1]
     least, most = levels[0].item(), levels[-1].item()
     if not least <= sigma <= most:
         raise ClassifierError(f"{where}: the model knows noise of sigma {least:.4g} to {most:.4g}, got {sigma:.4g}")
     timestep = int((levels.log() - math.log(sigma)).abs().argmin())
-    return timestep, float(alpha_bar[timestep])
+    return timestep, float(f"{levels[timestep].item():.6g}")  # rounded: the last digits depend on the CPU

@@ -112,7 +112,8 @@ def load_classifier(
                 warnings = tuple(_warnings(source, metadata, sub_image, sigma, dataset))
             load_tensors(module, tensors, source, pixels)
     if denoiser is not None:
-        before = load_denoiser(denoiser, sigma, image_shape, sub_image)
+        before, further = load_denoiser(denoiser, sigma, image_shape, sub_image)
+        warnings = (*warnings, *further)
         module = nn.Sequential(OrderedDict([("denoiser", before), ("classifier", module)]))
     module.eval()
     probe = check_classifier(module, image_shape, num_classes, sub_image)  # lazy layers get their shape here

@@ -56,7 +56,7 @@ def test_published_denoisers_load_unchanged(tmp_path: Path, prefix: str) -> None
     }
     file = str(tmp_path / "best.pth.tar")
     torch.save({"epoch": 90, "arch": "cifar_dncnn", "state_dict": tensors, "optimizer": {}}, file)
-    denoiser = load_denoiser(DenoiserConfig(architecture="dncnn", checkpoint=file), 0.5, (3, 32, 16), 0)
+    denoiser, _ = load_denoiser(DenoiserConfig(architecture="dncnn", checkpoint=file), 0.5, (3, 32, 16), 0)
     assert denoiser.state_dict().keys() == {name.removeprefix(prefix) for name in tensors}
     x = torch.rand(2, 3, 32, 16)
     with torch.inference_mode():

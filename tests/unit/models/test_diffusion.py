@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from drs_ray import certify, verify
@@ -18,6 +19,7 @@ from drs_ray.errors import ClassifierError
 from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.diffusion import OneShotDenoiser, load_diffusion
 from drs_ray.models.inference import voting_classifier
+from drs_ray.models.tensors import module_digest
 from drs_ray.storage import open_store
 from tests.support.runs import counts_digest, run_data
 
@@ -74,7 +76,7 @@ def test_it_is_the_best_denoiser_of_gaussian_data(prediction: str, schedule: str
     level, mean, spread = levels[timestep].item(), 0.1, 0.3
     assert level == pytest.approx(sigma, rel=0.02)
     network = Best(prediction, alpha_bar, mean, spread)
-    denoiser = OneShotDenoiser(network, timestep, alpha_bar[timestep].item(), prediction)
+    denoiser = OneShotDenoiser(network, timestep, level, prediction, {})
     centre, variance = (1 + mean) / 2, (spread / 2) ** 2
     x = (centre + spread / 2 * torch.randn(4, 1, 5, 3, dtype=torch.float64)).clamp(0.3, 0.7)
     expected = centre + variance / (variance + level**2) * (x - centre)
@@ -85,12 +87,13 @@ def test_it_is_the_best_denoiser_of_gaussian_data(prediction: str, schedule: str
 def test_the_timestep_is_the_one_with_the_noise_of_the_run(tmp_path: Path, schedule: str) -> None:
     place = saved(tmp_path / "model", **SCHEDULES[schedule])
     for sigma in (0.12, 0.25, 0.5, 1.0):
-        denoiser = load_diffusion(place, sigma, SHAPE, "denoiser")
+        denoiser, warnings = load_diffusion(place, sigma, (1, 28, 28), "denoiser")
+        assert warnings == []
         noise, signal = denoiser.noise, denoiser.signal
         assert noise**2 + signal**2 == pytest.approx(1, abs=1e-12)
         assert noise / signal / 2 == pytest.approx(sigma, rel=0.02)
         expected = DDPMScheduler(**SCHEDULES[schedule]).alphas_cumprod[denoiser.timestep]
-        assert signal**2 == pytest.approx(expected.item(), rel=1e-6)
+        assert signal**2 == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["pipeline", "flat"])
@@ -101,17 +104,19 @@ def test_the_network_is_the_one_that_was_saved(tmp_path: Path, layout: str) -> N
     else:
         network.save_pretrained(tmp_path)
         DDPMScheduler().save_pretrained(tmp_path)
-    denoiser = load_denoiser(DenoiserConfig(architecture="diffusers", checkpoint=str(tmp_path)), 0.5, (3, 8, 4), 0)
+    config = DenoiserConfig(architecture="diffusers", checkpoint=str(tmp_path))
+    denoiser, warnings = load_denoiser(config, 0.5, (3, 8, 4), 0)
+    (warning,) = warnings
+    assert warning.endswith(f"{tmp_path} was trained on 8x8 pixels, the sub-image has 8x4")
+    assert isinstance(denoiser, OneShotDenoiser)
     x = torch.rand(2, 3, 8, 4, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         found = denoiser(x)
         noisy = denoiser.signal * (2 * x - 1)
-        epsilon = network(noisy, denoiser.timestep).sample[:, :3]
+        epsilon = network(noisy, denoiser.timestep).sample[:, :3]  # then variances
         clean = (noisy - denoiser.noise * epsilon) / denoiser.signal
     assert torch.allclose(found, (clean.clamp(-1, 1) + 1) / 2, atol=1e-6)
     assert found.dtype == torch.float32
-    assert found.min() >= 0
-    assert found.max() <= 1
 
 
 @pytest.mark.parametrize("sub_images", [1, 2])
@@ -139,7 +144,7 @@ def test_a_run_with_diffusion_models_is_certified_and_verified(tmp_path: Path, s
 
 @pytest.mark.slow
 def test_it_is_compiled_as_one_graph_with_nearly_the_same_logits(tmp_path: Path) -> None:
-    denoiser = load_diffusion(saved(tmp_path / "model"), 0.5, SHAPE, "denoiser")
+    denoiser, _ = load_diffusion(saved(tmp_path / "model"), 0.5, SHAPE, "denoiser")
     module = nn.Sequential(denoiser, nn.Flatten(), nn.Linear(28 * 14, 10))
     options: dict[str, Any] = {"device": torch.device("cpu"), "batch": 8, "image_shape": SHAPE}
     options |= {"num_classes": 10, "sub_image": 0}
@@ -153,7 +158,7 @@ def test_it_is_compiled_as_one_graph_with_nearly_the_same_logits(tmp_path: Path)
 def changed(place: Path, file: str, **values: Any) -> str:
     path = place / file
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in (content | values).items() if value != "removed"}))
+    path.write_text(json.dumps({key: value for key, value in (content | values).items() if value != "remove it"}))
     return str(place)
 
 
@@ -165,10 +170,17 @@ def changed(place: Path, file: str, **values: Any) -> str:
         ("unet/config.json", {"in_channels": 3}, "from 3 to 1 channels, but the sub-image has 1; from 1 to 1 are"),
         ("unet/config.json", {"block_out_channels": [8] * 4}, "multiples of 8, the sub-image is 28x14"),
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "has a vae; only models that denoise pixels"),
+        ("model_index.json", {"image_encoder": ["transformers", "CLIP"]}, "has a image_encoder"),
+        ("unet/config.json", {"time_embedding_type": "fourier"}, "is given noise levels, not timesteps"),
+        ("unet/config.json", {"down_block_types": ["NoBlock", "DownBlock2D"]}, "config.json: diffusers cannot read it"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 100}, r"sigma 0\.005\d* to 0\.6615, got 1"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "remove it"}, "a DDPMScheduler without betas"),
+        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "a DDPMScheduler without betas"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "other"}, "model: diffusers cannot read it"),
         (
             "scheduler/scheduler_config.json",
-            {"num_train_timesteps": 100},
-            r"knows noise of sigma 0\.005001 to 0\.6615, got 1",
+            {"prediction_type": "flow_prediction"},
+            "epsilon, sample, v_prediction, got",
         ),
     ],
 )
@@ -185,7 +197,7 @@ def test_other_models_are_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("unet/diffusion_pytorch_model.safetensors", "no diffusion_pytorch_model.safetensors in .*pickles and sharded"),
+        ("unet/diffusion_pytorch_model.safetensors", "not found; save it with .*in one file; pickles are not read"),
         (
             "scheduler/scheduler_config.json",
             "no scheduler_config.json in .*; name a directory that diffusers",
@@ -200,10 +212,61 @@ def test_missing_files_are_named(tmp_path: Path, missing: str, message: str) -> 
         load_diffusion(place, 0.5, SHAPE, "sub-image 0: denoiser diffusers")
 
 
+def test_damaged_weights_are_one_line(tmp_path: Path) -> None:
+    place = saved(tmp_path / "model")
+    file = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ClassifierError, match=r"diffusion_pytorch_model\.safetensors") as caught:
+        load_diffusion(place, 0.5, SHAPE, "denoiser")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_attention_layers_from_earlier_versions_are_read(tmp_path: Path) -> None:
+    network = tiny()
+    place = saved(tmp_path / "model", network)
+    before = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = dict(network.state_dict())
+    for present, old in before.items():
+        for name in [name for name in tensors if f".{present}." in name]:
+            tensors[name.replace(f".{present}.", f".{old}.")] = tensors.pop(name)
+    assert any(".proj_attn." in name for name in tensors)
+    save_file(tensors, tmp_path / "model/unet/diffusion_pytorch_model.safetensors")
+    denoiser, _ = load_diffusion(place, 0.5, SHAPE, "denoiser")
+    found = denoiser.network.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [("scheduler/scheduler_config.json", {"prediction_type": "sample"}), ("unet/config.json", {"norm_eps": 1e-3})],
+)
+def test_the_digest_covers_what_is_in_no_weight(tmp_path: Path, file: str, values: dict[str, Any]) -> None:
+    place = saved(tmp_path / "model")
+    first, _ = load_diffusion(place, 0.5, SHAPE, "denoiser")
+    second, _ = load_diffusion(changed(tmp_path / "model", file, **values), 0.5, SHAPE, "denoiser")
+    again, _ = load_diffusion(place, 0.5, SHAPE, "denoiser")
+    assert module_digest(second) == module_digest(again) != module_digest(first)
+
+
+def test_a_coarse_schedule_is_warned_of(tmp_path: Path) -> None:
+    place = saved(tmp_path / "model", num_train_timesteps=10, beta_start=0.01, beta_end=0.9)
+    denoiser, warnings = load_diffusion(place, 1.0, (1, 28, 28), "denoiser")
+    level = denoiser.noise / denoiser.signal / 2
+    assert not 0.95 < level < 1.05
+    assert warnings == [f"denoiser: {place} has noise of sigma {level:.6g}, not 1"]
+
+
+def test_a_schedule_that_ends_in_noise_alone_is_used_below_its_end(tmp_path: Path) -> None:
+    place = saved(tmp_path / "model", rescale_betas_zero_snr=True, beta_schedule="scaled_linear")
+    assert load_diffusion(place, 0.5, (1, 28, 28), "denoiser")[1] == []
+    with pytest.raises(ClassifierError, match=r"to \d+\.?\d*(e\+\d+)?, got 1e\+09"):
+        load_diffusion(place, 1e9, SHAPE, "denoiser")
+
+
 def test_noise_beyond_the_schedule_names_what_the_model_knows(tmp_path: Path) -> None:
     place = saved(tmp_path / "model")
     for sigma in (1e-3, 200.0):
-        with pytest.raises(ClassifierError, match=r"the model knows noise of sigma 0\.005001 to 78\.7, got "):
+        with pytest.raises(ClassifierError, match=r"the model knows noise of sigma 0\.005\d* to 78\.7, got "):
             load_diffusion(place, sigma, SHAPE, "denoiser")
 
 
