@@ -104,10 +104,10 @@ def test_an_unfinished_run_is_reported_as_such_and_goes_on(finished, tmp_path):
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path):
     config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=3))
-    done = drs_ray_here(["certify", str(config)])
+    done = drs_ray(["certify", str(config)])
     assert "certify: 2/2 units done" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout
-    assert drs_ray_here(["certify", str(config), "--quiet"]).stderr.startswith("certify: resuming run ")
+    assert drs_ray(["certify", str(config), "--quiet"]).stderr.startswith("certify: resuming run ")
 
 
 def test_plan_measures_and_writes_nothing(tmp_path):
