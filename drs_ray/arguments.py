@@ -131,5 +131,13 @@ observer = optional(instance_of("drs_ray.engine.observer:Observer", "a drs_ray.e
 numbers = several(number, "numbers")
 numbers_or_one = several(number, "numbers", or_one=True)
 texts = several(text, "texts")
+of_checks: dict[str, Check] = {
+    "images": whole,
+    "seed": optional(whole),
+    "level": number,
+    "device": optional(text),
+    "overrides": texts,
+}
+"""What `verify` and `attack` have in common."""
 run = instance_of("drs_ray.results.tables:CertifiedImages", "a run of drs_ray.read_run or drs_ray.certify")
 runs = several(run, "runs of drs_ray.read_run or drs_ray.certify")

@@ -114,11 +114,7 @@ class VerifyReport:
     units=arguments.whole,
     image=optional(arguments.whole),
     observer=arguments.observer,
-    images=arguments.whole,
-    seed=optional(arguments.whole),
-    level=arguments.number,
-    device=optional(arguments.text),
-    overrides=arguments.texts,
+    **arguments.of_checks,
 )
 @plain_torch()
 def verify(

@@ -56,24 +56,18 @@ def load_denoiser(
         ClassifierError: it cannot be built or loaded, or does not return sub-images.
     """
     who = f"sub-image {sub_image}: denoiser {config.architecture}"
-    module: nn.Module
     warnings: list[str] = []
     if config.architecture == "diffusers":
         if config.arguments or config.entry is not None:
             raise ClassifierError(f"{who} takes neither arguments nor an entry; remove them")
+        module: nn.Module
         module, warnings = load_diffusion(_needed(config, who, sub_image), sigma, image_shape, who)
-    elif ":" in config.architecture:
-        build = find_function(config.architecture)
-        module = call(config.architecture, build, {"image_shape": image_shape}, config.arguments)
-    elif config.architecture == "dncnn":
-        module = DnCNN(image_shape[0], **_sizes(who, config.arguments))
-        _needed(config, who, sub_image)
     else:
-        raise ClassifierError(f"{who}: must be dncnn, diffusers, or your own factory as module:function")
-    if config.checkpoint is not None and config.architecture != "diffusers":
-        remedy = f"correct classifiers.{sub_image}.denoiser.checkpoint"
-        tensors, _ = load_checkpoint(config.checkpoint, config.entry, remedy)
-        load_tensors(module, tensors, config.checkpoint)
+        module = _built(config, image_shape, who)
+        if config.checkpoint is not None or ":" not in config.architecture:
+            source = _needed(config, who, sub_image)
+            tensors, _ = load_checkpoint(source, config.entry, f"correct classifiers.{sub_image}.denoiser.checkpoint")
+            load_tensors(module, tensors, source)
     module.eval()
     inputs = torch.rand((2, *image_shape), generator=torch.Generator().manual_seed(0))
     try:
@@ -85,6 +79,16 @@ def load_denoiser(
         got = list(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
         raise ClassifierError(f"{who} must return sub-images of shape {list(inputs.shape)}, as it is given, got {got}")
     return module, warnings
+
+
+def _built(config: DenoiserConfig, image_shape: Shape, who: str) -> nn.Module:
+    """A denoiser without the weights of its checkpoint."""
+    if ":" in config.architecture:
+        build = find_function(config.architecture)
+        return call(config.architecture, build, {"image_shape": image_shape}, config.arguments)
+    if config.architecture == "dncnn":
+        return DnCNN(image_shape[0], **_sizes(who, config.arguments))
+    raise ClassifierError(f"{who}: must be dncnn, diffusers, or your own factory as module:function")
 
 
 def _needed(config: DenoiserConfig, who: str, sub_image: int) -> str:

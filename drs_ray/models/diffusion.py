@@ -106,9 +106,10 @@ def load_diffusion(location: str, sigma: float, image_shape: Shape, who: str) ->
     index = _json(f"{location}/model_index.json") or {}
     other = next((name for name in _NOT_PIXELS if name in index and index[name] != [None, None]), None)
     if other is not None:
-        raise ClassifierError(f"{who}: {location} has a {other}; only models that denoise pixels alone can be used")
-    folder = location if (config := _json(f"{location}/unet/config.json")) is None else f"{location}/unet"
-    config = config or _json(f"{location}/config.json")
+        raise ClassifierError(f"{who}: {location} contains {other}; only models that denoise pixels alone can be used")
+    folder, config = f"{location}/unet", _json(f"{location}/unet/config.json")
+    if config is None:
+        folder, config = location, _json(f"{location}/config.json")
     schedule = _json(f"{location}/scheduler/scheduler_config.json") or _json(f"{location}/scheduler_config.json")
     if config is None or schedule is None:
         missing = "config.json" if config is None else "scheduler_config.json"

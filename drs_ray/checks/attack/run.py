@@ -71,11 +71,7 @@ class _Effort:
     samples=arguments.whole,
     confirmation=arguments.whole,
     on_progress=optional(arguments.function),
-    images=arguments.whole,
-    seed=optional(arguments.whole),
-    level=arguments.number,
-    device=optional(arguments.text),
-    overrides=arguments.texts,
+    **arguments.of_checks,
 )
 @plain_torch()
 def attack(

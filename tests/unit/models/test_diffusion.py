@@ -169,8 +169,16 @@ def changed(place: Path, file: str, **values: Any) -> str:
         ("unet/config.json", {"num_class_embeds": 10}, "needs a class of each image"),
         ("unet/config.json", {"in_channels": 3}, "from 3 to 1 channels, but the sub-image has 1; from 1 to 1 are"),
         ("unet/config.json", {"block_out_channels": [8] * 4}, "multiples of 8, the sub-image is 28x14"),
-        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "has a vae; only models that denoise pixels"),
-        ("model_index.json", {"image_encoder": ["transformers", "CLIP"]}, "has a image_encoder"),
+        (
+            "model_index.json",
+            {"vae": ["diffusers", "AutoencoderKL"]},
+            "contains vae; only models that denoise pixels",
+        ),
+        (
+            "model_index.json",
+            {"image_encoder": ["transformers", "CLIP"]},
+            "contains image_encoder; only models that",
+        ),
         ("unet/config.json", {"time_embedding_type": "fourier"}, "is given noise levels, not timesteps"),
         ("unet/config.json", {"down_block_types": ["NoBlock", "DownBlock2D"]}, "config.json: diffusers cannot read it"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 100}, r"sigma 0\.005\d* to 0\.6615, got 1"),
