@@ -61,9 +61,7 @@ class ArrayDataset(Split):
         return int(self.targets[self.known(image_id)])
 
 
-@lru_cache(
-    maxsize=1
-)  # a run opens it in the driver and in each worker of the same process; a changed file is read again
+@lru_cache(maxsize=1)  # a run opens it several times in one process; a changed file is read again
 def _rows(file: Path, modified: int) -> NDArray[np.uint8]:
     text = gzip.decompress(file.read_bytes()).decode("ascii")
     rows = np.loadtxt(text.splitlines(), delimiter=",", dtype=np.uint8)
