@@ -27,7 +27,7 @@ from drs_ray.smoothing.partition import make_partition
 from drs_ray.storage import LocalStore
 from drs_ray.training import loop
 from drs_ray.training.images import held_if_small, read_batches
-from drs_ray.training.loop import train_classifier
+from drs_ray.training.loop import train_network
 
 IMAGES, BATCH, ROUNDS = 1280, 128, 5
 JPEGS, RANDOM_BATCHES = 6000, 4
@@ -77,7 +77,7 @@ def _rate(dataset: ArrayDataset, architecture: str, training: TrainingConfig) ->
     partition = make_partition("checkerboard", height, width, "packed")
     module = build_module(architecture, {}, partition.layout_shape(0, channels), 10)
     started = time.process_time()
-    train_classifier(module, held_if_small(dataset), partition, 0, 0.35, training)
+    train_network(module, held_if_small(dataset), partition, 0, 0.35, training)
     return len(dataset) / (time.process_time() - started)
 
 

@@ -148,13 +148,13 @@ class TrainingView(Display):
     ) -> None:
         self._console, self._quiet, self._clock = console, quiet, clock
         self._epochs, self._classifiers = config.training.epochs, len(config.classifiers)
+        self._under = "without noise" if config.training.method == "clean" else "under noise"
+        networks = [(config.training.of_denoisers and each.denoiser) or each for each in config.classifiers]
         texts = (TextColumn("{task.fields[unit]}"), TextColumn("{task.fields[note]}"))
         self._progress = bar(console, quiet, MofNCompleteColumn(), *texts, TimeElapsedColumn())
         self._tasks = [
-            self._progress.add_task(
-                f"train {classifier.architecture} {index}", total=self._epochs, unit="epochs", note=""
-            )
-            for index, classifier in enumerate(config.classifiers)
+            self._progress.add_task(f"train {network.architecture} {index}", total=self._epochs, unit="epochs", note="")
+            for index, network in enumerate(networks)
         ]
         self._epoch = self._progress.add_task("this epoch", total=None, unit="images", note="", visible=False)
         self._state = "still loading"
@@ -174,10 +174,10 @@ class TrainingView(Display):
         self._progress.update(self._epoch, completed=images, total=of, note=speed, visible=True)
         self._lines.show_if_late()
 
-    def epoch(self, sub_image: int, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
+    def epoch(self, sub_image: int, epoch: int, epochs: int, loss: float, accuracy: float | None) -> None:
         """See `drs_ray.training.run.TrainingReport`."""
         self._done = epoch * self._of
-        note = f"loss {loss:.3f}, accuracy under noise {accuracy:.3f}"
+        note = f"loss {loss:.3g}" if accuracy is None else f"loss {loss:.3f}, accuracy {self._under} {accuracy:.3f}"
         self._progress.update(self._tasks[sub_image], completed=epoch, note=note)
         self._lines.show(f"{self._where(epoch)}: {note}, {self._speed()}")
         if epoch == epochs and self._console.is_terminal and not self._quiet:

@@ -32,7 +32,7 @@ class SmoothAdvConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Training of the sub-image classifiers under noise (`drs-ray train`). The defaults are those of the demo."""
+    """Training of the sub-image classifiers and their denoisers (`drs-ray train`). The defaults are the demo's."""
 
     split: str = Field("train", description="Split of the data set to train on.")
     hold_out: ImagesConfig | None = Field(
@@ -43,11 +43,13 @@ class TrainingConfig(Section):
     start_from: Location | None = Field(
         None,
         min_length=1,
-        description="Checkpoint (path or s3://) whose weights every sub-image's classifier starts from, for example "
-        "that of a full-image classifier; null: random weights.",
+        description="Checkpoint (path or s3://) whose weights every training starts from, for example that of a "
+        "full-image classifier; {sub_image} stands for the number of the sub-image; null: random weights.",
     )
-    method: Literal["gaussian", "consistency", "smoothadv"] = Field(
-        "gaussian", description="Noise alone (Cohen et al. 2019), or noise and one of the sections below."
+    method: Literal["gaussian", "consistency", "smoothadv", "clean", "mse", "stability"] = Field(
+        "gaussian",
+        description="Of classifiers under noise: gaussian (Cohen et al. 2019), consistency, smoothadv. clean: "
+        "classifiers without noise, to stand behind denoisers. mse, stability: the denoisers (Salman et al. 2020).",
     )
     consistency: ConsistencyConfig = Field(default_factory=lambda: ConsistencyConfig())
     smoothadv: SmoothAdvConfig = Field(default_factory=lambda: SmoothAdvConfig())
@@ -80,6 +82,11 @@ class TrainingConfig(Section):
     )
     loaders: int = Field(0, ge=0, description="Processes of each worker that read images ahead; 0: read in the loop.")
     checkpoint_every: int = Field(1, ge=1, description="Epochs between two saved states, from which training resumes.")
+
+    @property
+    def of_denoisers(self) -> bool:
+        """Whether the method trains the denoisers, not the classifiers."""
+        return self.method in ("mse", "stability")
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

@@ -39,9 +39,10 @@ METADATA_KEY = "drs_ray"
 class CheckpointMetadata:
     """The settings for which a checkpoint was trained.
 
-    image_shape: (C, h, w) of the sub-image as laid out for the classifier; sigma: in pixel units; arguments: of the
-    architecture; pixels: the config's section, {} if it has none; training: a free text about the training; classes:
-    names in order of class number, () if unknown (files of earlier versions).
+    image_shape: (C, h, w) of the sub-image as laid out for the network; sigma: in pixel units, 0 if it was trained
+    without noise; num_classes: 0 for a denoiser; arguments: of the architecture; pixels: the config's section, {} if it
+    has none; training: a free text about the training; classes: names in order of class number, () if unknown (files of
+    earlier versions) or of a denoiser.
     """
 
     architecture: str
@@ -133,6 +134,23 @@ def parse_checkpoint(location: str, data: bytes) -> tuple[dict[str, Tensor], Che
             f"checkpoint {location}: its drs-ray metadata cannot be read ({type(error).__name__}: {error}); "
             "train it again with this version of drs-ray"
         ) from error
+
+
+def check_metadata(source: str, metadata: CheckpointMetadata, expected: Mapping[str, object]) -> None:
+    """Compare the metadata of a checkpoint with some of a run's, by name.
+
+    Raises:
+        ClassifierError: naming the first that differs.
+    """
+    for key, value in expected.items():
+        got = getattr(metadata, key)
+        if key in ("arguments", "pixels"):
+            got, value = json.dumps(dict(got), sort_keys=True), json.dumps(value, sort_keys=True)
+        if got != value:
+            raise ClassifierError(
+                f"checkpoint {source}: trained for {key.replace('_', '-')} {got}, the run needs {value}; "
+                f"name the checkpoint of {'this sub-image' if key == 'sub_image' else 'this setting'}, or train one"
+            )
 
 
 def parse_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

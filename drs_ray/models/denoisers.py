@@ -6,6 +6,7 @@ and classifier together. A denoiser of the whole noisy image does not fit (docs/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from drs_ray.config import DenoiserConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import brief, call, find_function
-from drs_ray.models.checkpoints import load_checkpoint
-from drs_ray.models.diffusion import load_diffusion
+from drs_ray.models.checkpoints import CheckpointMetadata, check_metadata, load_checkpoint, save_checkpoint
+from drs_ray.models.diffusion import OneShotDenoiser, load_diffusion, new_diffusion, save_diffusion, weights_file
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import load_tensors
 
@@ -39,7 +40,7 @@ class DnCNN(nn.Module):
 
 
 def load_denoiser(
-    config: DenoiserConfig, sigma: float, image_shape: Shape, sub_image: int
+    config: DenoiserConfig, sigma: float, image_shape: Shape, sub_image: int, partition: str, layout: str
 ) -> tuple[nn.Module, list[str]]:
     """Build a denoiser, load its checkpoint and test it: float32 [N, C, h, w] -> the same shape, in eval mode.
 
@@ -47,7 +48,9 @@ def load_denoiser(
         config: `dncnn`, `diffusers`, or the user's `module:function`, called with `image_shape` and its arguments.
         sigma: noise standard deviation of the sub-image, pixel units; only `diffusers` depends on it.
         image_shape: (C, h, w) of the sub-image as laid out.
-        sub_image: index of its sub-image, for errors.
+        sub_image: index of its sub-image. A checkpoint that drs-ray trained for another one is refused.
+        partition: label of the partition, likewise.
+        layout: name of the layout, likewise.
 
     Returns:
         The denoiser, and warnings that the user may ignore.
@@ -55,19 +58,89 @@ def load_denoiser(
     Raises:
         ClassifierError: it cannot be built or loaded, or does not return sub-images.
     """
-    who = f"sub-image {sub_image}: denoiser {config.architecture}"
+    who = _name(config, sub_image)
     warnings: list[str] = []
+    module: nn.Module
     if config.architecture == "diffusers":
-        if config.arguments or config.entry is not None:
-            raise ClassifierError(f"{who} takes neither arguments nor an entry; remove them")
-        module: nn.Module
-        module, warnings = load_diffusion(_needed(config, who, sub_image), sigma, image_shape, who)
+        _check_no_entry(config, who)
+        source = _needed(config, who, sub_image)
+        module, warnings, metadata = load_diffusion(source, config.arguments, sigma, image_shape, who)
     else:
-        module = _built(config, image_shape, who)
+        module, metadata = _built(config, image_shape, who), None
         if config.checkpoint is not None or ":" not in config.architecture:
             source = _needed(config, who, sub_image)
-            tensors, _ = load_checkpoint(source, config.entry, f"correct classifiers.{sub_image}.denoiser.checkpoint")
+            remedy = f"correct classifiers.{sub_image}.denoiser.checkpoint"
+            tensors, metadata = load_checkpoint(source, config.entry, remedy)
             load_tensors(module, tensors, source)
+    if metadata is not None:
+        expected = {
+            "sub_image": sub_image,
+            "partition": partition,
+            "layout": layout,
+            "architecture": config.architecture,
+            "arguments": dict(config.arguments),
+            "image_shape": image_shape,
+        }
+        check_metadata(source, metadata, expected)
+        if not math.isclose(metadata.sigma, sigma, rel_tol=1e-6):  # the config rounds sigma to float32
+            warnings.append(
+                f"sub-image {sub_image}: {source} was trained with sigma {metadata.sigma:.9g}, the run uses "
+                f"{sigma:.9g}; the certificates hold, but radii may be smaller than they could be"
+            )
+    check_denoiser(module, image_shape, who)
+    return module, warnings
+
+
+def new_denoiser(
+    config: DenoiserConfig, sigma: float, image_shape: Shape, sub_image: int, start_from: str | None = None
+) -> nn.Module:
+    """A denoiser to be trained. Its initial weights are random, or those of `start_from`; see `load_denoiser`.
+
+    start_from: a checkpoint of the same architecture; of `diffusers` a directory, which also decides the schedule.
+
+    Raises:
+        ClassifierError: it cannot be built, or cannot start from these weights.
+    """
+    who = _name(config, sub_image)
+    if config.architecture == "diffusers":
+        _check_no_entry(config, who)
+        if start_from is None:
+            return new_diffusion(config.arguments, sigma, image_shape, who)
+        return load_diffusion(start_from, config.arguments, sigma, image_shape, who)[0]
+    module = _built(config, image_shape, who)
+    if start_from is not None:
+        load_tensors(module, load_checkpoint(start_from, remedy="correct training.start_from")[0], start_from)
+    return module
+
+
+def denoiser_file(config: DenoiserConfig, sub_image: int) -> str:
+    """The file with the weights of a denoiser's checkpoint, which training writes: a local path or an s3:// URI.
+
+    Raises:
+        ClassifierError: the config names no checkpoint.
+    """
+    checkpoint = _needed(config, _name(config, sub_image), sub_image)
+    return weights_file(checkpoint) if config.architecture == "diffusers" else checkpoint
+
+
+def save_denoiser(file: str, module: nn.Module, metadata: CheckpointMetadata) -> None:
+    """Write a trained denoiser: `file` (see `denoiser_file`), and beside it what else its layout has.
+
+    Raises:
+        ClassifierError: a file cannot be written.
+    """
+    if isinstance(module, OneShotDenoiser):
+        save_diffusion(file, module, metadata)
+    else:
+        save_checkpoint(file, module, metadata)
+
+
+def check_denoiser(module: nn.Module, image_shape: Shape, who: str) -> None:
+    """Put a denoiser into eval mode and try it on random pixels.
+
+    Raises:
+        ClassifierError: it fails, or does not return sub-images of the shape that it is given.
+    """
     module.eval()
     inputs = torch.rand((2, *image_shape), generator=torch.Generator().manual_seed(0))
     try:
@@ -78,7 +151,6 @@ def load_denoiser(
     if not isinstance(denoised, Tensor) or denoised.shape != inputs.shape:
         got = list(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
         raise ClassifierError(f"{who} must return sub-images of shape {list(inputs.shape)}, as it is given, got {got}")
-    return module, warnings
 
 
 def _built(config: DenoiserConfig, image_shape: Shape, who: str) -> nn.Module:
@@ -89,6 +161,15 @@ def _built(config: DenoiserConfig, image_shape: Shape, who: str) -> nn.Module:
     if config.architecture == "dncnn":
         return DnCNN(image_shape[0], **_sizes(who, config.arguments))
     raise ClassifierError(f"{who}: must be dncnn, diffusers, or your own factory as module:function")
+
+
+def _name(config: DenoiserConfig, sub_image: int) -> str:
+    return f"sub-image {sub_image}: denoiser {config.architecture}"
+
+
+def _check_no_entry(config: DenoiserConfig, who: str) -> None:
+    if config.entry is not None:
+        raise ClassifierError(f"{who} takes no entry; remove it")
 
 
 def _needed(config: DenoiserConfig, who: str, sub_image: int) -> str:

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import brief
-from drs_ray.models.checkpoints import parse_checkpoint
-from drs_ray.models.files import read_file, read_if_there
+from drs_ray.models.checkpoints import CheckpointMetadata, parse_checkpoint, save_checkpoint
+from drs_ray.models.files import read_file, read_if_there, write_file
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import load_tensors
 
@@ -40,7 +41,13 @@ class OneShotDenoiser(nn.Module):
     identity: Tensor
 
     def __init__(
-        self, network: nn.Module, timestep: int, level: float, prediction: str, settings: Mapping[str, Any]
+        self,
+        network: nn.Module,
+        timestep: int,
+        level: float,
+        prediction: str,
+        settings: Mapping[str, Any],
+        schedule: str = "",
     ) -> None:
         """A denoiser for one noise level.
 
@@ -51,11 +58,14 @@ class OneShotDenoiser(nn.Module):
             level: sigma, pixel units.
             prediction: what the network predicts, of `PREDICTIONS`.
             settings: all that decides the function besides the weights.
+            schedule: the noise schedule that the timestep belongs to, as JSON.
         """
         super().__init__()
+        self.schedule = schedule
         self.network = network
         self.prediction = prediction
         self.timestep = timestep
+        self.level = level
         self.signal = 1 / math.sqrt(1 + 4 * level**2)
         self.noise = 2 * level * self.signal
         # No step uses this buffer. It makes the digest of the classifier cover more than the weights.
@@ -65,7 +75,10 @@ class OneShotDenoiser(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Noisy pixels [N, C, h, w] -> denoised pixels in [0, 1], the same shape."""
+        """Noisy pixels [N, C, h, w] -> denoised pixels, the same shape; in eval mode they are clipped to [0, 1].
+
+        In training nothing is clipped, because a clipped pixel has no gradient.
+        """
         noisy = self.signal * (2 * x - 1)
         timesteps = torch.full((len(x),), self.timestep, device=x.device)
         found = self.network(noisy, timesteps, return_dict=False)[0][:, : x.shape[1]].to(x.dtype)
@@ -75,33 +88,31 @@ class OneShotDenoiser(nn.Module):
             clean = (noisy - self.noise * found) / self.signal
         else:
             clean = self.signal * noisy - self.noise * found
-        denoised: Tensor = (clean.clamp(-1, 1) + 1) / 2
+        denoised: Tensor = ((clean if self.training else clean.clamp(-1, 1)) + 1) / 2
         return denoised
 
 
-def load_diffusion(location: str, sigma: float, image_shape: Shape, who: str) -> tuple[OneShotDenoiser, list[str]]:
+def load_diffusion(
+    location: str, arguments: Mapping[str, JsonValue], sigma: float, image_shape: Shape, who: str
+) -> tuple[OneShotDenoiser, list[str], CheckpointMetadata | None]:
     """Load an unconditional diffusion model of pixels, for one noise level. Nothing is downloaded.
 
     Args:
         location: directory or s3:// prefix that `save_pretrained` of diffusers has written: of a pipeline (`unet/`,
             `scheduler/`), or with both `config.json` and `scheduler_config.json` in it.
+        arguments: settings of the network that `config.json` must agree with.
         sigma: noise standard deviation, pixel units.
         image_shape: (C, h, w) of the sub-image as laid out.
         who: the denoiser, for errors.
 
     Returns:
-        The denoiser, and warnings that the user may ignore.
+        The denoiser, warnings that the user may ignore, and the metadata if `drs-ray train` wrote it.
 
     Raises:
         ClassifierError: diffusers is not installed; files are missing, or hold another kind of model; the model does
             not fit the sub-image; or its schedule has no such noise.
     """
-    try:
-        from diffusers import DDPMScheduler, UNet2DModel
-    except ModuleNotFoundError as error:
-        if error.name != "diffusers":
-            raise
-        raise ClassifierError(f"{who} needs diffusers; install it with `pip install drs-ray[diffusion]`") from error
+    scheduler_class, network_class = _classes(who)
     location = location.rstrip("/")
     index = _json(f"{location}/model_index.json") or {}
     other = next((name for name in _NOT_PIXELS if name in index and index[name] != [None, None]), None)
@@ -117,14 +128,18 @@ def load_diffusion(location: str, sigma: float, image_shape: Shape, who: str) ->
     weights = f"{folder}/{WEIGHTS}"
     with _as_one_line(f"{who}: {folder}/config.json"):
         _check_network(config, image_shape)
-        network = UNet2DModel.from_config(config)  # type: ignore[no-untyped-call]
+        for key, value in arguments.items():
+            if json.dumps(config.get(key)) != json.dumps(value):
+                raise ClassifierError(f"{key} is {config.get(key)}, the config has {value}; remove it from arguments")
+        network = network_class.from_config(config)
     with _as_one_line(f"{who}: scheduler_config.json in {location}"):
         _check_schedule(schedule)
-        scheduler = DDPMScheduler.from_config(schedule)  # type: ignore[no-untyped-call]
+        scheduler = scheduler_class.from_config(schedule)
     remedy = "save it with `save_pretrained(..., safe_serialization=True)`, in one file; pickles are not read"
-    tensors, _ = parse_checkpoint(weights, read_file(weights, remedy))
+    tensors, metadata = parse_checkpoint(weights, read_file(weights, remedy))
     load_tensors(network, {_present_name(name): tensor for name, tensor in tensors.items()}, weights)
-    timestep, level = _matching(scheduler.betas, sigma, f"{who}: {location}")
+    denoiser = _one_shot(network, scheduler, sigma, f"{who}: {location}")
+    level = denoiser.level
     warnings = [] if math.isclose(level, sigma, rel_tol=_FARTHEST) else [f"has noise of sigma {level}, not {sigma:.6g}"]
     size = config.get("sample_size")
     trained = tuple(size) if isinstance(size, list | tuple) else (size, size)
@@ -132,9 +147,57 @@ def load_diffusion(location: str, sigma: float, image_shape: Shape, who: str) ->
         warnings.append(
             f"was trained on {trained[0]}x{trained[1]} pixels, the sub-image has {image_shape[1]}x{image_shape[2]}"
         )
+    return denoiser, [f"{who}: {location} {warning}" for warning in warnings], metadata
+
+
+def new_diffusion(arguments: Mapping[str, JsonValue], sigma: float, image_shape: Shape, who: str) -> OneShotDenoiser:
+    """A U-Net of diffusers with random weights and diffusers' default noise schedule, for one noise level.
+
+    arguments: settings of `UNet2DModel`, such as `block_out_channels`. Others and errors: see `load_diffusion`.
+    """
+    scheduler_class, network_class = _classes(who)
+    channels, *size = image_shape
+    config = {"sample_size": size, "in_channels": channels, "out_channels": channels, **arguments}
+    with _as_one_line(f"{who}: arguments"):
+        _check_network(config, image_shape)
+        network, scheduler = network_class(**config), scheduler_class()
+    return _one_shot(network, scheduler, sigma, who)
+
+
+def save_diffusion(file: str, denoiser: OneShotDenoiser, metadata: CheckpointMetadata) -> None:
+    """Write `config.json`, `scheduler_config.json` and the weights, which diffusers can load. file: see `weights_file`.
+
+    Raises:
+        ClassifierError: a file cannot be written.
+    """
+    location = file.removesuffix(WEIGHTS)
+    network: Any = denoiser.network  # diffusers has no types
+    write_file(f"{location}config.json", network.to_json_string().encode())
+    write_file(f"{location}scheduler_config.json", denoiser.schedule.encode())
+    save_checkpoint(file, denoiser.network, metadata)
+
+
+def weights_file(location: str) -> str:
+    """The file with the weights in a directory or s3:// prefix that training writes."""
+    return f"{location.rstrip('/')}/{WEIGHTS}"
+
+
+def _classes(who: str) -> tuple[Any, Any]:
+    """The schedule and the network of diffusers. They have no types."""
+    try:
+        from diffusers import DDPMScheduler, UNet2DModel
+    except ModuleNotFoundError as error:
+        if error.name != "diffusers":
+            raise
+        raise ClassifierError(f"{who} needs diffusers; install it with `pip install drs-ray[diffusion]`") from error
+    return DDPMScheduler, UNet2DModel
+
+
+def _one_shot(network: Any, scheduler: Any, sigma: float, where: str) -> OneShotDenoiser:
+    timestep, level = _matching(scheduler.betas, sigma, where)
     settings = {name: value for name, value in network.config.items() if not name.startswith("_")}
-    denoiser = OneShotDenoiser(network, timestep, level, schedule.get("prediction_type", "epsilon"), settings)
-    return denoiser, [f"{who}: {location} {warning}" for warning in warnings]
+    prediction = scheduler.config.prediction_type
+    return OneShotDenoiser(network, timestep, level, prediction, settings, scheduler.to_json_string())
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from drs_ray.config.class_names import first_difference
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import PROGRAM, build_module, is_factory
 from drs_ray.models.check import check_classifier
-from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint
+from drs_ray.models.checkpoints import CheckpointMetadata, check_metadata, load_checkpoint
 from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.pixel_convention import check_channels, with_pixels
 from drs_ray.models.programs import load_program
@@ -79,46 +78,86 @@ def load_classifier(
         ClassifierError: the classifier cannot be built or loaded, or does not fit. Another training sigma or data set
             gives only a warning.
     """
-    warnings: tuple[str, ...] = ()
-    correct = f"correct classifiers.{sub_image}.checkpoint"
-    check_channels(pixels, image_shape[0], sub_image)
-    if architecture == PROGRAM:
-        if arguments:
-            raise ClassifierError(f"sub-image {sub_image}: {PROGRAM} takes no arguments, got {dict(arguments)}")
-        module = with_pixels(
-            load_program(_needed(checkpoint, architecture, sub_image), correct), pixels, image_shape[0]
-        )
-    else:
-        module = build_module(architecture, arguments, image_shape, num_classes, pixels)
-        if checkpoint is not None or not is_factory(architecture):
-            source = _needed(checkpoint, architecture, sub_image)
-            trainable = source.endswith(".safetensors")
-            tensors, metadata = load_checkpoint(
-                source, entry, f"{correct}, or train it with `drs-ray train`" if trainable else correct
-            )
-            if metadata is not None:
-                expected = {
-                    "sub_image": sub_image,
-                    "partition": partition,
-                    "layout": layout,
-                    "architecture": architecture,
-                    "arguments": dict(arguments),
-                    "pixels": {} if pixels is None else pixels.record,
-                    "num_classes": num_classes,
-                    "image_shape": image_shape,
-                }
-                _check_classes(source, metadata, classes)
-                _check_metadata(source, metadata, expected)
-                warnings = tuple(_warnings(source, metadata, sub_image, sigma, dataset))
-            load_tensors(module, tensors, source, pixels)
+    module, warnings = load_network(
+        architecture=architecture,
+        arguments=arguments,
+        checkpoint=checkpoint,
+        sub_image=sub_image,
+        partition=partition,
+        layout=layout,
+        sigma=sigma,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        dataset=dataset,
+        classes=classes,
+        pixels=pixels,
+        entry=entry,
+        denoised=denoiser is not None,
+    )
     if denoiser is not None:
-        before, further = load_denoiser(denoiser, sigma, image_shape, sub_image)
+        before, further = load_denoiser(denoiser, sigma, image_shape, sub_image, partition, layout)
         warnings = (*warnings, *further)
         module = nn.Sequential(OrderedDict([("denoiser", before), ("classifier", module)]))
     module.eval()
     probe = check_classifier(module, image_shape, num_classes, sub_image)  # lazy layers get their shape here
     module.requires_grad_(False)
     return BaseClassifier(module, module_digest(module), warnings, probe)
+
+
+def load_network(
+    *,
+    architecture: str,
+    arguments: Mapping[str, JsonValue],
+    checkpoint: str | None,
+    sub_image: int,
+    partition: str,
+    layout: str,
+    sigma: float,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    dataset: str | None = None,
+    classes: Sequence[str] | None = None,
+    pixels: PixelsConfig | None = None,
+    entry: str | None = None,
+    denoised: bool = False,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build pixels and network, and load the checkpoint: the module, which is not tried, and warnings.
+
+    Args and errors: see `load_classifier`. denoised: whether a denoiser stands before it. Then a checkpoint without
+    noise is as good as any, and in a layout of full size also one of whole images.
+    """
+    warnings: tuple[str, ...] = ()
+    correct = f"correct classifiers.{sub_image}.checkpoint"
+    check_channels(pixels, image_shape[0], sub_image)
+    if architecture == PROGRAM:
+        if arguments:
+            raise ClassifierError(f"sub-image {sub_image}: {PROGRAM} takes no arguments, got {dict(arguments)}")
+        program = load_program(_needed(checkpoint, architecture, sub_image), correct)
+        return with_pixels(program, pixels, image_shape[0]), warnings
+    module = build_module(architecture, arguments, image_shape, num_classes, pixels)
+    if checkpoint is not None or not is_factory(architecture):
+        source = _needed(checkpoint, architecture, sub_image)
+        trainable = source.endswith(".safetensors")
+        tensors, metadata = load_checkpoint(
+            source, entry, f"{correct}, or train it with `drs-ray train`" if trainable else correct
+        )
+        if metadata is not None:
+            _check_classes(source, metadata, classes)
+            whole = denoised and layout != "packed" and metadata.partition == "none"
+            place = {"sub_image": sub_image, "partition": partition, "layout": layout}
+            expected = {
+                **({} if whole else place),
+                "architecture": architecture,
+                "arguments": dict(arguments),
+                "pixels": {} if pixels is None else pixels.record,
+                "num_classes": num_classes,
+                "image_shape": image_shape,
+            }
+            check_metadata(source, metadata, expected)
+            expected_sigma = 0.0 if denoised and metadata.sigma == 0 else sigma
+            warnings = tuple(_warnings(source, metadata, sub_image, expected_sigma, dataset))
+        load_tensors(module, tensors, source, pixels)
+    return module, warnings
 
 
 def _needed(checkpoint: str | None, architecture: str, sub_image: int) -> str:
@@ -150,15 +189,3 @@ def _check_classes(source: str, metadata: CheckpointMetadata, classes: Sequence[
             "their order in dataset.classes (class directories have these names; of a parquet data set, where it is "
             "packed), or another checkpoint"
         )
-
-
-def _check_metadata(source: str, metadata: CheckpointMetadata, expected: Mapping[str, object]) -> None:
-    for key, value in expected.items():
-        got = getattr(metadata, key)
-        if key in ("arguments", "pixels"):
-            got, value = json.dumps(dict(got), sort_keys=True), json.dumps(value, sort_keys=True)
-        if got != value:
-            raise ClassifierError(
-                f"checkpoint {source}: trained for {key.replace('_', '-')} {got}, the run needs {value}; "
-                f"name the checkpoint of {'this sub-image' if key == 'sub_image' else 'this setting'}, or train one"
-            )

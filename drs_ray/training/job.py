@@ -1,4 +1,4 @@
-"""The training of one sub-image's classifier as a job that can be sent to a worker."""
+"""The training of one sub-image's classifier or denoiser as a job that can be sent to a worker."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from drs_ray.config import RunConfig
+from drs_ray.config import ClassifierConfig, DenoiserConfig, RunConfig
 from drs_ray.data.datasets import Dataset, open_dataset, select_image_ids
 from drs_ray.data.split import Subset
 from drs_ray.errors import ConfigError, DataError, counted
 from drs_ray.models.building import build_module
+from drs_ray.models.denoisers import new_denoiser
+from drs_ray.models.factory import load_network
 from drs_ray.models.pixel_convention import check_channels
-from drs_ray.smoothing.partition import partition_of
+from drs_ray.smoothing.partition import make_partition, partition_of
+from drs_ray.training.denoised import Denoising
 from drs_ray.training.images import held_if_small
-from drs_ray.training.loop import EpochDone, Place, Report, derived_seed, train_classifier
+from drs_ray.training.loop import EpochDone, Place, Report, derived_seed, train_network
 from drs_ray.training.state import TrainingState
 
 Send = Callable[[Report, TrainingState | None], None]
@@ -24,11 +27,35 @@ Send = Callable[[Report, TrainingState | None], None]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """The training of one sub-image of a run's config. digest: of the training split."""
+    """The training of one sub-image of a run's config. digest: of the training split.
+
+    The method decides what is trained: the classifier, or the denoiser before it.
+    """
 
     config: RunConfig
     sub_image: int
     digest: str
+
+    @property
+    def classifier(self) -> ClassifierConfig:
+        """The section of the sub-image."""
+        return self.config.classifiers[self.sub_image]
+
+    @property
+    def denoiser(self) -> DenoiserConfig | None:
+        """The section of the denoiser if the denoiser is trained, or None."""
+        return self.classifier.denoiser if self.config.training.of_denoisers else None
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise in training, pixel units."""
+        return 0.0 if self.config.training.method == "clean" else self.classifier.sigma
+
+    @property
+    def start_from(self) -> str | None:
+        """The checkpoint from which the training starts, or None."""
+        named = self.config.training.start_from
+        return None if named is None else named.replace("{sub_image}", str(self.sub_image))
 
     @property
     def seed(self) -> int:
@@ -41,33 +68,64 @@ class TrainingJob:
         return partition.layout_shape(self.sub_image, dataset.image_shape[0])
 
     def build(self, dataset: Dataset) -> nn.Module:
-        """The untrained module, equal for equal configs."""
-        classifier = self.config.classifiers[self.sub_image]
-        shape = self.layout_shape(dataset)
-        check_channels(classifier.pixels, shape[0], self.sub_image)
+        """The untrained module, equal for equal configs. A denoiser has the weights of `start_from`."""
+        classifier, shape = self.classifier, self.layout_shape(dataset)
         # Layers draw their initial weights from torch's global generator: seed it, and restore its state afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
+            if self.denoiser is not None:
+                return new_denoiser(self.denoiser, self.sigma, shape, self.sub_image, self.start_from)
+            check_channels(classifier.pixels, shape[0], self.sub_image)
             return build_module(
                 classifier.architecture, classifier.arguments, shape, dataset.num_classes, classifier.pixels
             )
+
+    def classifier_behind(self, dataset: Dataset) -> nn.Module | None:
+        """The finished classifier behind the denoiser, on the CPU, for the method `stability`; None for other methods.
+
+        Raises:
+            ClassifierError: it cannot be loaded.
+        """
+        if self.config.training.method != "stability":
+            return None
+        module, _ = load_network(
+            **{name: value for name, value in self.classifier if name != "denoiser"},
+            sub_image=self.sub_image,
+            partition=self.config.partition.label,
+            layout=self.config.partition.layout,
+            image_shape=self.layout_shape(dataset),
+            num_classes=dataset.num_classes,
+            classes=dataset.classes,
+            denoised=True,
+        )
+        return module.eval().requires_grad_(False)
 
     def train(self, dataset: Dataset, place: Place, start: TrainingState, on_report: Callable[[Report], None]) -> None:
         """Train from `start` to the last epoch, and report every epoch.
 
         Raises:
-            ClassifierError, DataError: as `train_classifier`.
+            ClassifierError, DataError: as `train_network`.
         """
-        train_classifier(
+        cut = partition_of(self.config.partition, dataset.image_shape)
+        seen, clean = (cut, self.sub_image), (cut, self.sub_image)
+        if self.config.partition.layout != "packed":  # of full size: a denoiser returns the whole image
+            clean = make_partition("none", cut.height, cut.width, "packed"), 0
+        denoising = None
+        if self.denoiser is not None:
+            behind = self.classifier_behind(dataset)
+            denoising = Denoising(*clean, None if behind is None else behind.to(place.device))
+        elif self.config.training.method == "clean":
+            seen = clean
+        train_network(
             self.build(dataset),
             dataset,
-            partition_of(self.config.partition, dataset.image_shape),
-            self.sub_image,
-            self.config.sigmas[self.sub_image],
+            *seen,
+            self.sigma,
             self.config.training,
             seed=self.seed,
             place=place,
             start=start,
+            denoising=denoising,
             on_report=on_report,
         )
 

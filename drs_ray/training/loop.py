@@ -1,4 +1,4 @@
-"""The training loop of one sub-image's classifier: seeded, resumable after any epoch, on one or several workers."""
+"""The training loop of one sub-image's network: seeded, resumable after any epoch, on one or several workers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from drs_ray.data.datasets import Dataset
 from drs_ray.errors import ClassifierError
 from drs_ray.models.precision import has_bfloat16
 from drs_ray.smoothing.partition import Partition
+from drs_ray.training.denoised import Denoising
 from drs_ray.training.images import augment, read_batches
 from drs_ray.training.methods import loss_of
 from drs_ray.training.optimization import make_optimizer, optimizer_tensors, rate, restore_optimizer
@@ -27,7 +28,7 @@ from drs_ray.training.trainee import Trainee
 
 @dataclass(frozen=True)
 class Place:
-    """The torch device of a loop, and its rank among the workers that train one classifier together.
+    """The torch device of a loop, and its rank among the workers that train one network together.
 
     With several workers, torch.distributed is initialized, and every worker runs the loop with the same arguments.
     """
@@ -48,14 +49,15 @@ class ImagesDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """Report after an epoch (from 1): mean loss, and accuracy on noisy, augmented images.
+    """Report after an epoch (from 1): mean loss, and accuracy on augmented images under the method's noise.
 
+    accuracy: None for a denoiser without a classifier.
     state: after every `training.checkpoint_every` epochs and after the last one; None after other epochs.
     """
 
     epoch: int
     loss: float
-    accuracy: float
+    accuracy: float | None
     state: TrainingState | None
 
 
@@ -66,7 +68,7 @@ SECONDS_BETWEEN_REPORTS = 1.0
 """Time between two reports of the images done in an epoch."""
 
 
-def train_classifier(
+def train_network(
     module: nn.Module,
     dataset: Dataset,
     partition: Partition,
@@ -77,6 +79,7 @@ def train_classifier(
     seed: int = 0,
     place: Place = Place(),
     start: TrainingState | None = None,
+    denoising: Denoising | None = None,
     on_report: Callable[[Report], None] | None = None,
 ) -> None:
     """Train `module` in place on one sub-image of noisy images. It stays on the place's device, in eval mode.
@@ -88,16 +91,18 @@ def train_classifier(
     is decided at the start of the training, and the decision is part of its states.
 
     Args:
-        module: float32 [n, C, h, w], the layout of the sub-image -> logits [n, classes].
+        module: float32 [n, C, h, w], the layout of the sub-image -> logits [n, classes], or of a denoiser the same
+            shape.
         dataset: the images to train on.
         partition: partition of the images into sub-images.
-        sub_image: index of the classifier's sub-image, 0 .. K - 1.
+        sub_image: index of the network's sub-image, 0 .. K - 1.
         sigma: noise standard deviation in pixel units.
         training: method, optimizer, schedule, augmentation, epochs.
         seed: seed of the order, the augmentation, the noise and the module's own random numbers (not of the initial
             weights, which the module has already).
         place: the device, and the worker's rank in a group.
         start: the state to start from, instead of the module's own weights.
+        denoising: what the training of a denoiser needs; None for a classifier.
         on_report: called with reports, in the first worker.
 
     Raises:
@@ -128,7 +133,7 @@ def train_classifier(
     if place.workers > 1:
         on_gpu = place.device.startswith("cuda")
         network = DistributedDataParallel(module, device_ids=[torch.device(place.device)] if on_gpu else None)
-    trainee, loss_function = Trainee(module, partition, sub_image, network, layout), loss_of(training)
+    trainee, loss_function = Trainee(module, partition, sub_image, network, layout), loss_of(training, denoising)
 
     def noise(values: Tensor) -> Tensor:
         return sigma * torch.randn(values.shape, generator=generator, device=values.device)
@@ -137,7 +142,7 @@ def train_classifier(
     step = (start.epoch if start is not None else 0) * (steps // training.epochs)
     for epoch in range(1 if start is None else start.epoch + 1, training.epochs + 1):
         total, correct = torch.zeros((), device=place.device), torch.zeros((), device=place.device)
-        seen, reported = 0, time.monotonic()
+        seen, reported, logits = 0, time.monotonic(), None
         on_report(ImagesDone(epoch, 0, len(dataset)))
         with _seeded(derived_seed(seed, epoch, place.rank), place.device):
             batches = _batches(len(dataset), training.batch, generator, seed, epoch, place)
@@ -146,13 +151,15 @@ def train_classifier(
                 for group in optimizer.param_groups:
                     group["lr"] = training.learning_rate * rate(training, step / steps)
                 whole = augment(images.to(place.device), training.shift, training.flip, generator)
+                targets = labels if denoising is None else denoising.clean(whole)
                 with torch.autocast(place.device.partition(":")[0], torch.bfloat16, enabled=bfloat16):
-                    loss, logits = loss_function(trainee, partition.extract(whole, sub_image), labels, noise, epoch)
+                    loss, logits = loss_function(trainee, partition.extract(whole, sub_image), targets, noise, epoch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 total += loss.detach() * len(labels)
-                correct += (logits.detach().argmax(1) == labels).sum()
+                if logits is not None:
+                    correct += (logits.detach().argmax(1) == labels).sum()
                 seen += len(labels)
                 step += 1
                 if time.monotonic() - reported >= SECONDS_BETWEEN_REPORTS:
@@ -170,7 +177,7 @@ def train_classifier(
             if due
             else None
         )
-        on_report(EpochDone(epoch, mean_loss, accuracy, state))
+        on_report(EpochDone(epoch, mean_loss, None if logits is None else accuracy, state))
     module.eval()
 
 

@@ -1,30 +1,34 @@
-"""`drs-ray train`: trains the sub-image classifiers of a config, each on its own, and writes their checkpoints."""
+"""`drs-ray train`: trains a config's classifiers or denoisers, each on its own sub-image, and writes checkpoints."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import torch
 from pydantic import JsonValue
 from torch import nn
 
-from drs_ray.config import RunConfig
+from drs_ray.config import ClassifierConfig, DenoiserConfig, RunConfig, TrainingConfig
 from drs_ray.data.datasets import Dataset
 from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, parse_checkpoint, save_checkpoint
+from drs_ray.models.denoisers import check_denoiser, denoiser_file, save_denoiser
 from drs_ray.models.files import check_writable, delete_file, read_if_there
-from drs_ray.models.tensors import load_tensors
+from drs_ray.models.tensors import load_tensors, module_digest
 from drs_ray.models.torch_state import plain_torch
 from drs_ray.training.images import held_if_small
 from drs_ray.training.job import TrainingJob, training_split
 from drs_ray.training.loop import ImagesDone, Place, Report
 from drs_ray.training.state import TrainingState, load_state, save_state, weights_of
 
-TrainingReport = Callable[[int, int, int, float, float], None]
-"""Called after every epoch with: sub-image, epoch (from 1), epochs, mean loss, accuracy under noise."""
+TrainingReport = Callable[[int, int, int, float, float | None], None]
+"""Called after every epoch with: sub-image, epoch (from 1), epochs, mean loss, accuracy under the method's noise.
+
+The accuracy is None for the method `mse`, which has no classifier.
+"""
 
 ImagesReport = Callable[[int, int, int, int], None]
 """Called at the start of an epoch and about once a second with: sub-image, epoch, images done, images of the epoch."""
@@ -47,7 +51,7 @@ def train_run(
     on_images: ImagesReport | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Train classifiers of a config on `dataset` with split `training.split`, and write `classifiers[k].checkpoint`.
+    """Train classifiers or denoisers of a config on `dataset` with split `training.split`, and write their checkpoints.
 
     After an interruption, the same call continues from the state beside the checkpoint (`state_file`), and gives the
     same weights on the same machine. A checkpoint with equal settings is kept; any other is replaced.
@@ -67,7 +71,8 @@ def train_run(
         ConfigError: a checkpoint is not a separate .safetensors file or cannot be written, settings contradict each
             other or this machine, or a state belongs to other settings.
         DataError: the training split is missing.
-        ClassifierError: an architecture cannot be built or started from `training.start_from`, or training diverges.
+        ClassifierError: an architecture cannot be built or started from `training.start_from`, the classifier behind
+            a denoiser cannot be loaded, or training diverges.
         EngineError: workers cannot be started, or fail too often.
     """
     chosen = tuple(range(config.partition.sub_images)) if sub_images is None else tuple(sub_images)
@@ -101,11 +106,14 @@ def _train_one(
     on_images: ImagesReport | None,
     on_note: Callable[[str], None],
 ) -> None:
-    """Train one classifier, in this process (at `place`) or on Ray, unless its checkpoint exists."""
+    """Train one network, in this process (at `place`) or on Ray, unless its checkpoint exists."""
     label, training = f"sub-image {job.sub_image}", job.config.training
-    module = job.build(dataset)
+    module, behind = job.build(dataset), job.classifier_behind(dataset)
+    learned: dict[str, JsonValue] = {"data": job.digest}
+    if behind is not None:
+        learned["classifier"] = module_digest(behind)
     precisions = (True, False) if training.mixed_precision == "auto" else (training.mixed_precision,)
-    outcomes = {bfloat16: _metadata(job, dataset, bfloat16) for bfloat16 in precisions}
+    outcomes = {bfloat16: _metadata(job, dataset, learned | _learned(training, bfloat16)) for bfloat16 in precisions}
     settings = {bfloat16: _settings(metadata) for bfloat16, metadata in outcomes.items()}
     unnamed = [replace(metadata, classes=()) for metadata in outcomes.values()]  # earlier files do not name classes
     if _metadata_of(file) in [*outcomes.values(), *unnamed]:
@@ -116,8 +124,8 @@ def _train_one(
     if state is not None:
         on_note(f"{label}: going on after epoch {state.epoch} of {training.epochs} ({state_path})")
     else:
-        if training.start_from is not None:
-            _start_from(training.start_from, module, outcomes[precisions[0]])
+        if job.start_from is not None and job.denoiser is None:
+            _start_from(job.start_from, module, outcomes[precisions[0]])
         state = TrainingState(0, weights_of(module))
     last, epoch = state, state.epoch
 
@@ -148,17 +156,20 @@ def _train_one(
     module.load_state_dict(last.weights)
     module.eval()
     metadata = outcomes[bool(last.bfloat16)]
-    check_classifier(module, metadata.image_shape, dataset.num_classes, job.sub_image)
-    save_checkpoint(file, module, metadata)
+    if job.denoiser is not None:
+        check_denoiser(module, metadata.image_shape, f"{label}: denoiser {metadata.architecture}")
+        save_denoiser(file, module, metadata)
+    else:
+        check_classifier(module, metadata.image_shape, dataset.num_classes, job.sub_image)
+        save_checkpoint(file, module, metadata)
     delete_file(state_path)
 
 
-def _learned(job: TrainingJob, bfloat16: bool) -> dict[str, JsonValue]:
-    """Everything in the training section and the data that the weights depend on, with the decided precision."""
-    training = job.config.training
+def _learned(training: TrainingConfig, bfloat16: bool) -> dict[str, JsonValue]:
+    """Everything in the training section that the weights depend on, with the decided precision."""
     unused = {"consistency", "smoothadv"} - {training.method}
     settings = training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)
-    return {"data": job.digest, **settings, "mixed_precision": bfloat16}
+    return {**settings, "mixed_precision": bfloat16}
 
 
 def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
@@ -168,23 +179,23 @@ def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
     return dict(json.loads(json.dumps(rest))) | learned
 
 
-def _metadata(job: TrainingJob, dataset: Dataset, bfloat16: bool) -> CheckpointMetadata:
-    """The metadata of the checkpoint to be written."""
-    config = job.config
-    classifier = config.classifiers[job.sub_image]
+def _metadata(job: TrainingJob, dataset: Dataset, learned: Mapping[str, JsonValue]) -> CheckpointMetadata:
+    """The metadata of the checkpoint to be written. learned: what the weights depend on, by name."""
+    cut, pixels = job.config.partition, job.classifier.pixels
+    network = job.denoiser or job.classifier
     return CheckpointMetadata(
-        architecture=classifier.architecture,
-        arguments=classifier.arguments,
-        pixels={} if classifier.pixels is None else classifier.pixels.record,
-        partition=config.partition.label,
-        layout=config.partition.layout,
+        architecture=network.architecture,
+        arguments=network.arguments,
+        pixels={} if pixels is None or job.denoiser is not None else pixels.record,
+        partition=cut.label,
+        layout=cut.layout,
         sub_image=job.sub_image,
-        sigma=classifier.sigma,
-        num_classes=dataset.num_classes,
+        sigma=job.sigma,
+        num_classes=0 if job.denoiser is not None else dataset.num_classes,
         image_shape=job.layout_shape(dataset),
         dataset=dataset.name,
-        classes=dataset.classes or (),
-        training=json.dumps(_learned(job, bfloat16), separators=(",", ":")),
+        classes=() if job.denoiser is not None else dataset.classes or (),
+        training=json.dumps(learned, separators=(",", ":")),
     )
 
 
@@ -244,30 +255,38 @@ def _device(config: RunConfig) -> str:
 
 
 def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
-    """The checkpoint file of a classifier, checked before training."""
+    """The checkpoint file of a classifier or denoiser, checked before training."""
     if not 0 <= sub_image < len(config.classifiers):
         raise ConfigError(
             f"sub_images: partition {config.partition.label} has the sub-images 0..{len(config.classifiers) - 1}, "
             f"got {sub_image}"
         )
-    key = f"classifiers.{sub_image}.checkpoint"
-    checkpoint = config.classifiers[sub_image].checkpoint
-    if checkpoint is None or not checkpoint.endswith(".safetensors"):
+    key = f"classifiers.{sub_image}"
+    networks: list[ClassifierConfig] | list[DenoiserConfig | None] = list(config.classifiers)
+    if config.training.of_denoisers:
+        key, networks = f"{key}.denoiser", [classifier.denoiser for classifier in config.classifiers]
+    elif config.classifiers[sub_image].denoiser is not None and config.training.method != "clean":
         raise ConfigError(
-            f"{key}: training writes a .safetensors file, got {checkpoint}; "
-            f"give a path or s3:// URI such as checkpoints/{config.partition.label}-{sub_image}.safetensors"
+            f"{key}.denoiser: training under noise is without one; set training.method to clean for the classifier "
+            "behind it, to mse or stability for the denoiser, or remove the denoiser"
         )
-    if config.classifiers[sub_image].entry is not None:
-        raise ConfigError(f"classifiers.{sub_image}.entry: training writes a file that has no other; remove it")
-    if config.classifiers[sub_image].denoiser is not None:
+    network = networks[sub_image]
+    if network is None:
+        raise ConfigError(f"{key}: the method {config.training.method} trains denoisers, and the config has none here")
+    checkpoint, directory = network.checkpoint, network.architecture == "diffusers"
+    if checkpoint is None or not (directory or checkpoint.endswith(".safetensors")):
         raise ConfigError(
-            f"classifiers.{sub_image}.denoiser: training is without one; remove it, or bring a classifier "
-            "that was trained on denoised sub-images"
+            f"{key}.checkpoint: training writes {'a directory' if directory else 'a .safetensors file'}, got "
+            f"{checkpoint}; give a path or s3:// URI such as checkpoints/{config.partition.label}-{sub_image}"
+            + ("" if directory else ".safetensors")
         )
-    if sum(other.checkpoint == checkpoint for other in config.classifiers) > 1:
-        raise ConfigError(f"{key}: every sub-image needs a file of its own, got {checkpoint} twice; rename one")
+    if network.entry is not None:
+        raise ConfigError(f"{key}.entry: training writes a file that has no other; remove it")
+    if sum(other is not None and other.checkpoint == checkpoint for other in networks) > 1:
+        raise ConfigError(f"{key}.checkpoint: every sub-image needs its own, got {checkpoint} twice; rename one")
+    file = checkpoint if isinstance(network, ClassifierConfig) else denoiser_file(network, sub_image)
     try:
-        check_writable(checkpoint)
+        check_writable(file)
     except ClassifierError as error:
-        raise ConfigError(f"{key}: {error}") from error
-    return checkpoint
+        raise ConfigError(f"{key}.checkpoint: {error}") from error
+    return file

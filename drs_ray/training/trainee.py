@@ -1,4 +1,4 @@
-"""The classifier in training: a function from values of its own sub-image to logits."""
+"""The network in training, a classifier or a denoiser: a function of values of its own sub-image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from drs_ray.smoothing.partition import Partition
 NoiseSource = Callable[[Tensor], Tensor]
 """Values [n, C, d] -> new Gaussian noise of their shape, with the sub-image's sigma."""
 
-Loss = Callable[["Trainee", Tensor, Tensor, NoiseSource, int], tuple[Tensor, Tensor]]
-"""A method: (trainee, values [n, C, d] without noise, labels int64 [n], noise source, epoch from 1) -> the mean loss of
-the images, and the logits [n, classes] of one noisy copy of each image."""
+Loss = Callable[["Trainee", Tensor, Tensor, NoiseSource, int], tuple[Tensor, Tensor | None]]
+"""A method: (trainee, values [n, C, d] without noise, targets, noise source, epoch from 1) -> the mean loss of the
+images, and the logits [n, classes] of one noisy copy of each image (None: there are none). The targets of a classifier
+are its labels, int64 [n], those of a denoiser the clean images that it should return, float32 [n, C, h, w]."""
 
 
 class Trainee:
-    """A sub-image's classifier with its layout. Values: float32 [n, C, d], only the sub-image's pixels (`Partition`).
+    """A sub-image's network with its layout. Values: float32 [n, C, d], only the sub-image's pixels (`Partition`).
 
     A method that changes values, such as an attack, cannot change pixels of other sub-images or empty cells of the
     layout, because they are not among the values.
@@ -44,7 +45,7 @@ class Trainee:
         self._layout = layout
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Logits float32 [n, classes], with gradients."""
+        """Logits float32 [n, classes], or denoised images float32 [n, C, h, w], with gradients."""
         return self._answer(self._network, values)
 
     @contextmanager
@@ -63,5 +64,5 @@ class Trainee:
 
     def _answer(self, network: nn.Module, values: Tensor) -> Tensor:
         inputs = self._partition.arrange(values, self._sub_image)
-        logits: Tensor = network(inputs.contiguous(memory_format=self._layout))
-        return logits.float()  # losses are computed in float32, also with mixed precision
+        answer: Tensor = network(inputs.contiguous(memory_format=self._layout))
+        return answer.float()  # losses are computed in float32, also with mixed precision

@@ -56,14 +56,16 @@ def test_published_denoisers_load_unchanged(tmp_path: Path, prefix: str) -> None
     }
     file = str(tmp_path / "best.pth.tar")
     torch.save({"epoch": 90, "arch": "cifar_dncnn", "state_dict": tensors, "optimizer": {}}, file)
-    denoiser, _ = load_denoiser(DenoiserConfig(architecture="dncnn", checkpoint=file), 0.5, (3, 32, 16), 0)
+    denoiser, _ = load_denoiser(
+        DenoiserConfig(architecture="dncnn", checkpoint=file), 0.5, (3, 32, 16), 0, "checkerboard", "packed"
+    )
     assert denoiser.state_dict().keys() == {name.removeprefix(prefix) for name in tensors}
     x = torch.rand(2, 3, 32, 16)
     with torch.inference_mode():
         assert torch.equal(denoiser(x), x - denoiser.get_submodule("dncnn")(x))
     wide = DenoiserConfig(architecture="dncnn", arguments={"width": 128}, checkpoint=file)
     with pytest.raises(ClassifierError, match=r"dncnn.0.weight \[64, 3, 3, 3\] instead of \[128, 3, 3, 3\]"):
-        load_denoiser(wide, 0.5, (3, 32, 16), 0)
+        load_denoiser(wide, 0.5, (3, 32, 16), 0, "checkerboard", "packed")
 
 
 def halving(image_shape: tuple[int, int, int], by: float = 2.0) -> nn.Module:
@@ -185,4 +187,4 @@ def test_a_denoiser_that_fails_is_told_as_one() -> None:
         with pytest.raises(
             ClassifierError, match=r"halving failed on an input of shape \[2, 3, 8, 4\] \(RuntimeError: t"
         ):
-            load_denoiser(DenoiserConfig(architecture=f"{__name__}:halving"), 0.5, SHAPE, 0)
+            load_denoiser(DenoiserConfig(architecture=f"{__name__}:halving"), 0.5, SHAPE, 0, "checkerboard", "packed")

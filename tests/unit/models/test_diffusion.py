@@ -19,6 +19,7 @@ from drs_ray.errors import ClassifierError
 from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.diffusion import OneShotDenoiser, load_diffusion
 from drs_ray.models.inference import voting_classifier
+from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import module_digest
 from drs_ray.storage import open_store
 from tests.support.runs import counts_digest, run_data
@@ -47,6 +48,11 @@ def tiny(channels: int = 1, **settings: Any) -> UNet2DModel:
 def saved(place: Path, network: UNet2DModel | None = None, **schedule: Any) -> str:
     DDPMPipeline(network or tiny(), DDPMScheduler(**schedule)).save_pretrained(place)
     return str(place)
+
+
+def found_in(place: str, sigma: float, shape: Shape, who: str) -> tuple[OneShotDenoiser, list[str]]:
+    denoiser, warnings, _ = load_diffusion(place, {}, sigma, shape, who)
+    return denoiser, warnings
 
 
 class Best(nn.Module):
@@ -87,7 +93,7 @@ def test_it_is_the_best_denoiser_of_gaussian_data(prediction: str, schedule: str
 def test_the_timestep_is_the_one_with_the_noise_of_the_run(tmp_path: Path, schedule: str) -> None:
     place = saved(tmp_path / "model", **SCHEDULES[schedule])
     for sigma in (0.12, 0.25, 0.5, 1.0):
-        denoiser, warnings = load_diffusion(place, sigma, (1, 28, 28), "denoiser")
+        denoiser, warnings = found_in(place, sigma, (1, 28, 28), "denoiser")
         assert warnings == []
         noise, signal = denoiser.noise, denoiser.signal
         assert noise**2 + signal**2 == pytest.approx(1, abs=1e-12)
@@ -105,7 +111,7 @@ def test_the_network_is_the_one_that_was_saved(tmp_path: Path, layout: str) -> N
         network.save_pretrained(tmp_path)
         DDPMScheduler().save_pretrained(tmp_path)
     config = DenoiserConfig(architecture="diffusers", checkpoint=str(tmp_path))
-    denoiser, warnings = load_denoiser(config, 0.5, (3, 8, 4), 0)
+    denoiser, warnings = load_denoiser(config, 0.5, (3, 8, 4), 0, "checkerboard", "packed")
     (warning,) = warnings
     assert warning.endswith(f"{tmp_path} was trained on 8x8 pixels, the sub-image has 8x4")
     assert isinstance(denoiser, OneShotDenoiser)
@@ -144,7 +150,7 @@ def test_a_run_with_diffusion_models_is_certified_and_verified(tmp_path: Path, s
 
 @pytest.mark.slow
 def test_it_is_compiled_as_one_graph_with_nearly_the_same_logits(tmp_path: Path) -> None:
-    denoiser, _ = load_diffusion(saved(tmp_path / "model"), 0.5, SHAPE, "denoiser")
+    denoiser, _ = found_in(saved(tmp_path / "model"), 0.5, SHAPE, "denoiser")
     module = nn.Sequential(denoiser, nn.Flatten(), nn.Linear(28 * 14, 10))
     options: dict[str, Any] = {"device": torch.device("cpu"), "batch": 8, "image_shape": SHAPE}
     options |= {"num_classes": 10, "sub_image": 0}
@@ -198,7 +204,7 @@ def test_other_models_are_refused_with_the_reason(
     place = saved(tmp_path / "model")
     changed(Path(place), file, **values)
     with pytest.raises(ClassifierError, match=message) as caught:
-        load_diffusion(place, 1.0, SHAPE, "sub-image 0: denoiser diffusers")
+        found_in(place, 1.0, SHAPE, "sub-image 0: denoiser diffusers")
     assert "\n" not in str(caught.value)
 
 
@@ -217,7 +223,7 @@ def test_missing_files_are_named(tmp_path: Path, missing: str, message: str) -> 
     place = saved(tmp_path / "model")
     (tmp_path / "model" / missing).unlink()
     with pytest.raises(ClassifierError, match=message):
-        load_diffusion(place, 0.5, SHAPE, "sub-image 0: denoiser diffusers")
+        found_in(place, 0.5, SHAPE, "sub-image 0: denoiser diffusers")
 
 
 def test_damaged_weights_are_one_line(tmp_path: Path) -> None:
@@ -225,7 +231,7 @@ def test_damaged_weights_are_one_line(tmp_path: Path) -> None:
     file = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ClassifierError, match=r"diffusion_pytorch_model\.safetensors") as caught:
-        load_diffusion(place, 0.5, SHAPE, "denoiser")
+        found_in(place, 0.5, SHAPE, "denoiser")
     assert "\n" not in str(caught.value)
 
 
@@ -239,7 +245,7 @@ def test_names_of_attention_layers_from_earlier_versions_are_read(tmp_path: Path
             tensors[name.replace(f".{present}.", f".{old}.")] = tensors.pop(name)
     assert any(".proj_attn." in name for name in tensors)
     save_file(tensors, tmp_path / "model/unet/diffusion_pytorch_model.safetensors")
-    denoiser, _ = load_diffusion(place, 0.5, SHAPE, "denoiser")
+    denoiser, _ = found_in(place, 0.5, SHAPE, "denoiser")
     found = denoiser.network.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -250,15 +256,15 @@ def test_names_of_attention_layers_from_earlier_versions_are_read(tmp_path: Path
 )
 def test_the_digest_covers_what_is_in_no_weight(tmp_path: Path, file: str, values: dict[str, Any]) -> None:
     place = saved(tmp_path / "model")
-    first, _ = load_diffusion(place, 0.5, SHAPE, "denoiser")
-    second, _ = load_diffusion(changed(tmp_path / "model", file, **values), 0.5, SHAPE, "denoiser")
-    again, _ = load_diffusion(place, 0.5, SHAPE, "denoiser")
+    first, _ = found_in(place, 0.5, SHAPE, "denoiser")
+    second, _ = found_in(changed(tmp_path / "model", file, **values), 0.5, SHAPE, "denoiser")
+    again, _ = found_in(place, 0.5, SHAPE, "denoiser")
     assert module_digest(second) == module_digest(again) != module_digest(first)
 
 
 def test_a_coarse_schedule_is_warned_of(tmp_path: Path) -> None:
     place = saved(tmp_path / "model", num_train_timesteps=10, beta_start=0.01, beta_end=0.9)
-    denoiser, warnings = load_diffusion(place, 1.0, (1, 28, 28), "denoiser")
+    denoiser, warnings = found_in(place, 1.0, (1, 28, 28), "denoiser")
     level = denoiser.noise / denoiser.signal / 2
     assert not 0.95 < level < 1.05
     assert warnings == [f"denoiser: {place} has noise of sigma {level:.6g}, not 1"]
@@ -266,33 +272,33 @@ def test_a_coarse_schedule_is_warned_of(tmp_path: Path) -> None:
 
 def test_a_schedule_that_ends_in_noise_alone_is_used_below_its_end(tmp_path: Path) -> None:
     place = saved(tmp_path / "model", rescale_betas_zero_snr=True, beta_schedule="scaled_linear")
-    assert load_diffusion(place, 0.5, (1, 28, 28), "denoiser")[1] == []
+    assert found_in(place, 0.5, (1, 28, 28), "denoiser")[1] == []
     with pytest.raises(ClassifierError, match=r"to \d+\.?\d*(e\+\d+)?, got 1e\+09"):
-        load_diffusion(place, 1e9, SHAPE, "denoiser")
+        found_in(place, 1e9, SHAPE, "denoiser")
 
 
 def test_noise_beyond_the_schedule_names_what_the_model_knows(tmp_path: Path) -> None:
     place = saved(tmp_path / "model")
     for sigma in (1e-3, 200.0):
         with pytest.raises(ClassifierError, match=r"the model knows noise of sigma 0\.005\d* to 78\.7, got "):
-            load_diffusion(place, sigma, SHAPE, "denoiser")
+            found_in(place, sigma, SHAPE, "denoiser")
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({}, r"denoiser diffusers needs a checkpoint; set classifiers.0.denoiser.checkpoint"),
-        ({"checkpoint": "nowhere", "arguments": {"t": 3}}, "takes neither arguments nor an entry"),
+        ({"checkpoint": "nowhere", "entry": "ema"}, "denoiser diffusers takes no entry; remove it"),
         ({"checkpoint": "nowhere"}, "no config.json in nowhere"),
     ],
 )
 def test_mistakes_in_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Any, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ClassifierError, match=message):
-        load_denoiser(DenoiserConfig(architecture="diffusers", **config), 0.5, SHAPE, 0)
+        load_denoiser(DenoiserConfig(architecture="diffusers", **config), 0.5, SHAPE, 0, "checkerboard", "packed")
 
 
 def test_without_diffusers_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ClassifierError, match=r"needs diffusers; install it with `pip install drs-ray\[diffusion\]`"):
-        load_diffusion(str(tmp_path), 0.5, SHAPE, "denoiser")
+        found_in(str(tmp_path), 0.5, SHAPE, "denoiser")

@@ -18,7 +18,7 @@ from drs_ray.models.architectures import build_architecture
 from drs_ray.models.tensors import module_digest
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.training import loop
-from drs_ray.training.loop import EpochDone, ImagesDone, Place, Report, _batches, derived_seed, train_classifier
+from drs_ray.training.loop import EpochDone, ImagesDone, Place, Report, _batches, derived_seed, train_network
 from drs_ray.training.state import TrainingState, load_state, save_state, weights_of
 
 METHODS = [
@@ -67,7 +67,7 @@ def _train(
 
     settings = {"epochs": 10, "batch": 16, "learning_rate": 0.01, "shift": 1, "label_smoothing": 0.0, **changed}
     sigma = settings.pop("sigma", 0.5)
-    train_classifier(
+    train_network(
         module,
         _dataset(channels=channels),
         partition,
@@ -218,7 +218,7 @@ def test_colour_images_lie_channels_last_where_the_network_takes_them(views: boo
     partition = make_partition("none", 8, 8, "packed")
     module = _Views()
     module.views = views
-    train_classifier(module, _dataset(channels=3), partition, 0, 0.5, TrainingConfig(epochs=1))
+    train_network(module, _dataset(channels=3), partition, 0, 0.5, TrainingConfig(epochs=1))
     assert module.channels_last is not views
 
 
@@ -227,7 +227,7 @@ def test_an_epoch_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     partition = make_partition("none", 8, 8, "packed")
     heard: list[Report] = []
     training = TrainingConfig(epochs=2, batch=50)
-    train_classifier(_module(partition, 0), _dataset(), partition, 0, 0.5, training, on_report=heard.append)
+    train_network(_module(partition, 0), _dataset(), partition, 0, 0.5, training, on_report=heard.append)
     told = [(report.epoch, report.images) if isinstance(report, ImagesDone) else "done" for report in heard]
     assert told == [(1, 0), (1, 50), (1, 100), (1, 120), "done", (2, 0), (2, 50), (2, 100), (2, 120), "done"]
 
@@ -294,5 +294,5 @@ def test_divergence_is_reported_at_once() -> None:
     with pytest.raises(
         ClassifierError, match=r"sub-image 0: training diverged in epoch 1 .*lower training.learning_rate"
     ):
-        train_classifier(Explode(), _dataset(), partition, 0, 1.0, TrainingConfig(epochs=3), on_report=calls.append)
+        train_network(Explode(), _dataset(), partition, 0, 1.0, TrainingConfig(epochs=3), on_report=calls.append)
     assert calls == [ImagesDone(1, 0, 120)]

@@ -68,7 +68,7 @@ def _changed(config: RunConfig, sub_image: int, **values: Any) -> RunConfig:
 
 def test_checkpoints_load_into_the_run_that_trained_them(tmp_path: Path) -> None:
     config = _config(tmp_path / "new" / "folder")
-    reports: list[tuple[int, int, int, float, float]] = []
+    reports: list[tuple[int, int, int, float, float | None]] = []
     files = _train(config, on_progress=lambda *report: reports.append(report))
     assert files == [Path(str(c.checkpoint)) for c in config.classifiers]
     assert [(k, epoch, epochs) for k, epoch, epochs, _, _ in reports] == [(0, 1, 2), (0, 2, 2), (1, 1, 2), (1, 2, 2)]
