@@ -26,7 +26,7 @@ from drs_ray.models.precision import has_bfloat16
 from drs_ray.smoothing.partition import make_partition
 from drs_ray.storage import LocalStore
 from drs_ray.training import loop
-from drs_ray.training.images import held_if_small, read_batches
+from drs_ray.training.images import in_memory_if_small, read_batches
 from drs_ray.training.loop import train_network
 
 IMAGES, BATCH, ROUNDS = 1280, 128, 5
@@ -77,7 +77,7 @@ def _rate(dataset: ArrayDataset, architecture: str, training: TrainingConfig) ->
     partition = make_partition("checkerboard", height, width, "packed")
     module = build_module(architecture, {}, partition.layout_shape(0, channels), 10)
     started = time.process_time()
-    train_network(module, held_if_small(dataset), partition, 0, 0.35, training)
+    train_network(module, in_memory_if_small(dataset), partition, 0, 0.35, training)
     return len(dataset) / (time.process_time() - started)
 
 
@@ -87,7 +87,7 @@ def _reading(trained: float) -> Iterator[tuple[str, str, str]]:
         dataset = _packed_jpegs(Path(directory))
         order = np.random.default_rng(0).permutation(JPEGS).tolist()
         batches = [order[first : first + BATCH] for first in range(0, JPEGS, BATCH)]
-        held = held_if_small(dataset)
+        held = in_memory_if_small(dataset)
         for what, source, asked, aim in (
             ("as they lie", dataset, batches[:RANDOM_BATCHES], ""),
             ("in a training's first epoch, decoded once and held in memory", held, batches, ">= 1x"),

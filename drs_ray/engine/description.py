@@ -128,7 +128,8 @@ def resolve(
 ) -> RunConfig:
     """The config with device, batch and precision filled in: all of them belong to the run's identity.
 
-    A stored run keeps its values for `auto`. For a new run, a measurement decides whether to compile (`settled`).
+    A stored run keeps its values for `auto`. For a new run, a measurement decides whether to compile
+    (`decide_first_start`).
     """
     engine, precision, compiled = config.engine, config.engine.precision, config.engine.compile
     device = engine.device

@@ -24,7 +24,9 @@ COMPILE_GAIN = 1.05
 _ADAPTIVE_SHARE = 0.25  # an adaptive run is expected to draw this share of its largest number of samples
 
 
-def settled(record: RunRecord, executor: Executor, observer: Observer) -> tuple[RunRecord, dict[int, Speed] | None]:
+def decide_first_start(
+    record: RunRecord, executor: Executor, observer: Observer
+) -> tuple[RunRecord, dict[int, Speed] | None]:
     """Decide `engine.compile` and the sizes of units of a new run; large runs are measured for this.
 
     Args:

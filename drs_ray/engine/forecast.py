@@ -15,7 +15,7 @@ from drs_ray.counts.encoding import CountsRow, encode_part
 from drs_ray.counts.plan import Unit, blocks, stage_units
 from drs_ray.counts.run_record import RunRecord, with_engine
 from drs_ray.engine.description import describe_on
-from drs_ray.engine.first_start import settled
+from drs_ray.engine.first_start import decide_first_start
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.opening import open_executor
 from drs_ray.engine.placement import Placement
@@ -78,7 +78,7 @@ def plan_run(config: RunConfig, observer: Observer | None = None) -> RunPlan:
     with plain_torch(), open_executor(config.engine, observer) as executor:
         described = describe_on(executor, config, observer)
         workers = workers_of(described.config.engine, executor)
-        record, settled_speeds = settled(described, executor, observer)
+        record, settled_speeds = decide_first_start(described, executor, observer)
         speeds = settled_speeds or measure(record, executor, observer)
         plain = with_engine(record, precision="float32", compile=False)
         float32_speeds = speeds if plain == record else measure(plain, executor, observer)

@@ -86,7 +86,7 @@ class Observers(Observer):
             except Exception as error:  # of any type: a full disk under a log must not end the run
                 self._others.remove(observer)
                 self.event(
-                    f"warning: {type(observer).__name__} failed and is told nothing more "
+                    f"warning: {type(observer).__name__} failed and gets no more events "
                     f"({type(error).__name__}: {error}); the run goes on",
                     "warning",
                 )

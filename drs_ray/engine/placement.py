@@ -73,7 +73,7 @@ class Placement:
         fits += [_times(amount, have.get(name, 0.0)) for name, amount in self.resources.items()]
         return min(fits)
 
-    def there(self, nodes: Sequence[Node]) -> str:
+    def nodes_text(self, nodes: Sequence[Node]) -> str:
         """Total amounts of the requested resources on all live nodes, in words."""
         alive = [node for node in nodes if node["Alive"]]
         totals = {name: sum(node["Resources"].get(name, 0.0) for node in alive) for name in self._names}

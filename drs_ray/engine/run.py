@@ -11,7 +11,7 @@ from drs_ray.counts.run_record import RunRecord, create_or_join, stored_record
 from drs_ray.counts.sessions import noted_session
 from drs_ray.engine.description import describe_on
 from drs_ray.engine.executor import Executor
-from drs_ray.engine.first_start import settled
+from drs_ray.engine.first_start import decide_first_start
 from drs_ray.engine.observer import Observer, Observers
 from drs_ray.engine.opening import open_executor
 from drs_ray.engine.remaining_units import RemainingUnits
@@ -54,7 +54,7 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
         stored = stored_record(store)
         described = describe_on(executor, config, observer, stored)
         if stored is None:
-            described, _ = settled(described, executor, observer)
+            described, _ = decide_first_start(described, executor, observer)
         else:
             described = sized(described, 1, None)  # `create_or_join` replaces these sizes by the stored ones
         record, joined = create_or_join(store, described)
@@ -67,7 +67,7 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
                 f"{counted(len(foreign), 'object that cannot be a part', 'objects that cannot be parts')}"
                 f", first {foreign[0]}; `drs-ray repair` moves such objects aside"
             )
-        if joined:
+        if joined or stored is not None:  # a start within the second of the first has an equal record
             for name, version in described.software.items():
                 if version != record.software.get(name):
                     observer.event(

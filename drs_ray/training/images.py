@@ -75,7 +75,7 @@ class HeldDataset(View):
         return pixels, labels
 
 
-def held_if_small(dataset: Dataset) -> Dataset:
+def in_memory_if_small(dataset: Dataset) -> Dataset:
     """The data set as a `HeldDataset`, or unchanged if its pixels have more than `MOST_BYTES_HELD` bytes."""
     small = len(dataset) * math.prod(dataset.image_shape) <= MOST_BYTES_HELD
     return HeldDataset(dataset) if small else dataset

@@ -18,7 +18,7 @@ from drs_ray.models.factory import load_network
 from drs_ray.models.pixel_convention import check_channels
 from drs_ray.smoothing.partition import make_partition, partition_of
 from drs_ray.training.denoised import Denoising
-from drs_ray.training.images import held_if_small
+from drs_ray.training.images import in_memory_if_small
 from drs_ray.training.loop import EpochDone, Place, Report, derived_seed, train_network
 from drs_ray.training.state import TrainingState
 
@@ -142,7 +142,7 @@ class TrainingJob:
                 f"{self.digest[:12]}; give every node the same data"
             )
         self.train(
-            held_if_small(dataset),
+            in_memory_if_small(dataset),
             Place(device, rank, workers),
             start,
             lambda report: send(report, report.state if isinstance(report, EpochDone) else None),

@@ -19,7 +19,7 @@ from drs_ray.models.denoisers import check_denoiser, denoiser_file, save_denoise
 from drs_ray.models.files import check_writable, delete_file, read_if_there
 from drs_ray.models.tensors import load_tensors, module_digest
 from drs_ray.models.torch_state import plain_torch
-from drs_ray.training.images import held_if_small
+from drs_ray.training.images import in_memory_if_small
 from drs_ray.training.job import TrainingJob, training_split
 from drs_ray.training.loop import ImagesDone, Place, Report
 from drs_ray.training.state import TrainingState, load_state, save_state, weights_of
@@ -85,7 +85,7 @@ def train_run(
     for warning in (*config.unlikely_settings, *dataset.warnings):
         on_note(f"warning: {warning}")
     if in_process:
-        dataset = held_if_small(dataset)
+        dataset = in_memory_if_small(dataset)
     for sub_image, file in zip(chosen, files, strict=True):
         job = TrainingJob(config, sub_image, dataset.digest)
         _train_one(job, dataset, file, place, on_progress, on_images, on_note)

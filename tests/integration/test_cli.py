@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args, get_type_hints
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -104,10 +106,13 @@ def test_an_unfinished_run_is_reported_as_such_and_goes_on(finished, tmp_path):
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path):
     config = write_config(tmp_path / "config.yaml", run_data(tmp_path / "run", images=3))
-    done = drs_ray(["certify", str(config)])
+    with patch("drs_ray.engine.description.datetime") as clock:  # both starts in the same second
+        clock.now.return_value = datetime(2026, 11, 27, tzinfo=UTC)
+        done = drs_ray_here(["certify", str(config)])
+        again = drs_ray_here(["certify", str(config), "--quiet"])
     assert "certify: 2/2 units done" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout
-    assert drs_ray(["certify", str(config), "--quiet"]).stderr.startswith("certify: resuming run ")
+    assert again.stderr.startswith("certify: resuming run ")
 
 
 def test_plan_measures_and_writes_nothing(tmp_path):

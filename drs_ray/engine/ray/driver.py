@@ -182,7 +182,7 @@ def _check_room(engine: EngineConfig, placement: Placement, observer: Observer) 
     if engine.address != "local":
         observer.event(
             f"warning: no node of the cluster can hold a worker now: asked for {placement.needs}; there: "
-            f"{placement.there(nodes)}; waiting up to {engine.stall_seconds:.0f} s for one to come",
+            f"{placement.nodes_text(nodes)}; waiting up to {engine.stall_seconds:.0f} s for one to come",
             "warning",
         )
         return
@@ -196,5 +196,6 @@ def _check_room(engine: EngineConfig, placement: Placement, observer: Observer) 
             )
     raise ConfigError(
         f"engine: this machine's Ray cannot hold a worker: asked for {placement.needs}; there: "
-        f"{placement.there(nodes)}; remove engine.resources and engine.labels, or use a cluster (engine.address: auto)"
+        f"{placement.nodes_text(nodes)}; remove engine.resources and engine.labels, or use a cluster "
+        "(engine.address: auto)"
     )

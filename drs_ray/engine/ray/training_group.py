@@ -233,7 +233,7 @@ def _check_room(engine: EngineConfig, placement: Placement, workers: int, on_not
     room = sum(placement.workers_on(node) for node in nodes)
     if room >= workers:
         return
-    text = f"{counted(workers, 'worker')} with {placement.needs} at once; there: {placement.there(nodes)}"
+    text = f"{counted(workers, 'worker')} with {placement.needs} at once; there: {placement.nodes_text(nodes)}"
     if engine.address == "local":
         raise ConfigError(
             f"training.workers: this machine's Ray has room for {room}: asked for {text}; lower training.workers or "

@@ -264,7 +264,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
             observers.unit_done(unit(number), Outcome(1.0, 0.1))
     assert recorder.done == [unit(1), unit(2), unit(3)]
     assert recorder.events == [
-        "warning: EventLog failed and is told nothing more (BrokenPipeError: [Errno 32] Broken pipe); the run goes on"
+        "warning: EventLog failed and gets no more events (BrokenPipeError: [Errno 32] Broken pipe); the run goes on"
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord, with_engine
-from drs_ray.engine.first_start import settled
+from drs_ray.engine.first_start import decide_first_start
 from drs_ray.engine.sizing import sized
 from drs_ray.models.inference import CannotCompileError
 from tests.unit.engine.factories import FakeExecutor, Recorder, open_record, record_of, unlike
@@ -28,14 +28,14 @@ def closed(record: RunRecord) -> RunRecord:
 
 def test_a_run_that_decides_all_itself_needs_no_cluster() -> None:
     executor, record = FakeExecutor(), record_of(estimation=LARGE, compile=False)
-    assert settled(record, executor, Recorder()) == (record, None)
+    assert decide_first_start(record, executor, Recorder()) == (record, None)
     assert not executor.asked_for_room
     assert not executor.units
 
 
 def test_a_small_run_is_neither_measured_nor_compiled() -> None:
     executor, record = FakeExecutor(room=2), open_record()
-    assert settled(record, executor, Recorder()) == (sized(closed(record), 2, None), None)
+    assert decide_first_start(record, executor, Recorder()) == (sized(closed(record), 2, None), None)
     assert not executor.units
 
 
@@ -43,7 +43,7 @@ def test_the_slowest_sub_image_sets_the_size() -> None:
     rates = {0: 20_000.0, 1: 5000.0}
     executor = FakeExecutor(room=2, rate=lambda unit, record: rates[unit.sub_image])
     record = unlike(open_record(1000, estimation=LARGE))
-    chosen, found = settled(record, executor, Recorder())
+    chosen, found = decide_first_start(record, executor, Recorder())
     assert chosen == sized(closed(record), 2, 5000.0) != sized(closed(record), 2, 20_000.0)
     assert chosen.images_per_unit == 1  # 150,000 samples in 30 s, 100,050 of an image
     assert found is not None
@@ -53,7 +53,7 @@ def test_the_slowest_sub_image_sets_the_size() -> None:
 def test_a_run_whose_classifiers_fail_is_sized_without() -> None:
     executor, record = FakeExecutor(rate=lambda unit, record: None), open_record(estimation=LARGE)
     recorder = Recorder()
-    assert settled(record, executor, recorder) == (sized(closed(record), 4, None), {})
+    assert decide_first_start(record, executor, recorder) == (sized(closed(record), 4, None), {})
     assert recorder.events == ["warning: sub-image 0 could not be measured: its classifier failed, or its workers died"]
 
 
@@ -70,7 +70,7 @@ def test_a_run_whose_classifiers_fail_is_sized_without() -> None:
 )
 def test_auto_compiles_where_that_is_faster(plain: float, compiled: float | None, chosen: bool) -> None:
     record = open_record(estimation=LARGE, precision="bfloat16")
-    decided, found = settled(record, FakeExecutor(rate=speeds(plain, compiled)), Recorder())
+    decided, found = decide_first_start(record, FakeExecutor(rate=speeds(plain, compiled)), Recorder())
     rate = compiled if chosen else plain
     assert decided == sized(with_engine(record, compile=chosen), 4, rate)
     assert (decided.run_id == closed(record).run_id) is not chosen  # a compiled classifier is another one
@@ -81,8 +81,8 @@ def test_auto_compiles_where_that_is_faster(plain: float, compiled: float | None
 def test_an_adaptive_run_counts_a_quarter_of_its_largest_size() -> None:
     executor = FakeExecutor(rate=speeds(4000.0, 8000.0))
     fixed, adaptive = open_record(estimation=LARGE), open_record(estimation=LARGE, stages=4)
-    assert settled(fixed, executor, Recorder())[0].config.engine.compile is True  # 150 s
-    assert settled(adaptive, executor, Recorder())[0].config.engine.compile is False  # 37 s
+    assert decide_first_start(fixed, executor, Recorder())[0].config.engine.compile is True  # 150 s
+    assert decide_first_start(adaptive, executor, Recorder())[0].config.engine.compile is False  # 37 s
 
 
 def cannot(unit: Unit, record: RunRecord) -> float:
@@ -93,7 +93,7 @@ def cannot(unit: Unit, record: RunRecord) -> float:
 
 def test_auto_falls_back_by_name() -> None:
     record, recorder = open_record(estimation=LARGE), Recorder()
-    decided, _ = settled(record, FakeExecutor(rate=cannot), recorder)
+    decided, _ = decide_first_start(record, FakeExecutor(rate=cannot), recorder)
     assert decided.config.engine.compile is False
     assert recorder.events == ["warning: the run is done without torch.compile: torch.compile failed (no C++ compiler)"]
 
@@ -101,4 +101,6 @@ def test_auto_falls_back_by_name() -> None:
 @pytest.mark.parametrize("images_per_unit", [3, None])
 def test_compiling_that_was_asked_for_is_tried_before_the_run_exists(images_per_unit: int | None) -> None:
     with pytest.raises(CannotCompileError, match="no C"):
-        settled(record_of(images_per_unit=images_per_unit, compile=True), FakeExecutor(rate=cannot), Recorder())
+        decide_first_start(
+            record_of(images_per_unit=images_per_unit, compile=True), FakeExecutor(rate=cannot), Recorder()
+        )

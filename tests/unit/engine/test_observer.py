@@ -68,7 +68,7 @@ def test_one_that_fails_is_told_nothing_more_and_the_others_hear_why() -> None:
     for told in (first, third):
         warnings = [call for call in told.calls if call[0] == "event" and call[2] == "warning"]
         assert [call[1] for call in warnings] == [
-            "warning: Told failed and is told nothing more (OSError: [Errno 28] No space left on device); "
+            "warning: Told failed and gets no more events (OSError: [Errno 28] No space left on device); "
             "the run goes on"
         ]
         assert [call for call in told.calls if call not in warnings] == everything

@@ -85,7 +85,7 @@ def test_what_is_asked_for_and_what_is_there_in_words() -> None:
         node({"CPU": 8.0, "GPU": 1.0}),
         node({"CPU": 99.0}, {"zone": "a"}, alive=False),
     ]
-    assert placement.there(nodes) == "2 nodes with 12 CPUs, 1 GPU, 2 fast, 1 of them so labelled"
+    assert placement.nodes_text(nodes) == "2 nodes with 12 CPUs, 1 GPU, 2 fast, 1 of them so labelled"
     assert placement.free({"CPU": 3.0, "memory": 1e9}, nodes) == "3 CPUs, 0 GPUs, 0 fast, 1 of 2 nodes so labelled"
     assert Placement(1.0, 1.0, {}, {}).free({"CPU": 3.0}, nodes) == "3 CPUs, 0 GPUs"
 

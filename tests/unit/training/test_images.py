@@ -17,7 +17,7 @@ from drs_ray.data.packing import pack_dataset
 from drs_ray.errors import DataError
 from drs_ray.storage import LocalStore
 from drs_ray.training import images as images_module
-from drs_ray.training.images import HeldDataset, augment, held_if_small, read_batches
+from drs_ray.training.images import HeldDataset, augment, in_memory_if_small, read_batches
 
 
 def _folder(root: Path, count: int = 6) -> Path:
@@ -65,7 +65,7 @@ def test_a_held_data_set_reads_once_in_order_and_gives_the_same(
     pack_dataset(source, None, LocalStore(tmp_path / "packed"), lambda done: None)
     asked: list[int] = []
     for dataset in (source, load_dataset("parquet", tmp_path / "packed", "train")):
-        held = held_if_small(dataset)
+        held = in_memory_if_small(dataset)
         read = type(dataset).pixels_of
         monkeypatch.setattr(
             type(dataset), "pixels_of", lambda self, image_id, read=read: asked.append(image_id) or read(self, image_id)
@@ -102,16 +102,16 @@ def test_every_value_of_8_bits_is_held_exactly(tmp_path: Path) -> None:
 def test_a_large_data_set_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_folder("folder", _folder(tmp_path), "train", None)
     monkeypatch.setattr(images_module, "MOST_BYTES_HELD", 6 * 3 * 4 * 4 - 1)
-    assert held_if_small(dataset) is dataset
+    assert in_memory_if_small(dataset) is dataset
     monkeypatch.setattr(images_module, "MOST_BYTES_HELD", 6 * 3 * 4 * 4)
-    assert held_if_small(dataset) is not dataset
+    assert in_memory_if_small(dataset) is not dataset
 
 
 def test_a_broken_image_of_a_held_data_set_is_one_line(tmp_path: Path) -> None:
     dataset = load_folder("folder", _folder(tmp_path), "train", None)
     (tmp_path / "train" / "0" / "2.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"2.png: cannot be read"):
-        list(read_batches(held_if_small(dataset), [[0]], 2))
+        list(read_batches(in_memory_if_small(dataset), [[0]], 2))
 
 
 def test_shifts_move_whole_images_and_fill_with_zero() -> None:
