@@ -26,6 +26,12 @@ UNET = {
     "norm_num_groups": 4,
     "attention_head_dim": 4,
 }
+TRAINING: dict[str, dict[str, Any]] = {
+    "gaussian": {"epochs": 40},
+    "mse": {"epochs": 15},
+    "stability": {"epochs": 5, "learning_rate": 0.001},
+}
+SAME_EVERYWHERE = {"mixed_precision": False}
 KINDS = {"RS": ("none", "packed"), "DRS, packed": ("checkerboard", "packed"), "DRS, masked": ("checkerboard", "masked")}
 
 
@@ -36,37 +42,30 @@ def measure() -> Iterator[tuple[str, str, str]]:
 
 def measured_in(folder: Path) -> Iterator[tuple[str, str, str]]:
     """The rows. What the folder has of an earlier call with it is not done again."""
-    for kind, (partition, layout) in KINDS.items():
-        name = folder / f"{partition}-{layout}"
-        plain = _data(name / "gaussian", partition, layout)
-        yield from _row(f"{kind}, trained under noise", plain, {})
-        denoised = _data(name / "denoised", partition, layout)
-        classifiers, unets = denoised["classifiers"], name / "unet"
-        for index, classifier in enumerate(classifiers):
-            classifier["denoiser"] = {
-                "architecture": "diffusers",
-                "checkpoint": f"{unets}-{index}",
-                "arguments": UNET,
-            }
-        if layout == "masked":  # one classifier of whole images, which RS has trained
-            for classifier in classifiers:
-                classifier["checkpoint"] = str(folder / "none-packed" / "denoised" / "0.safetensors")
-        else:
-            train(parse_config({**denoised, "training": {"method": "clean", "mixed_precision": False}}))
-        yield from _row(f"{kind}, denoised, mse", denoised, {"method": "mse", "epochs": 15})
-        start = f"{unets}-{{sub_image}}"
-        for index, classifier in enumerate(classifiers):
-            classifier["denoiser"]["checkpoint"] = f"{unets}-stable-{index}"
-        stability = {"method": "stability", "epochs": 5, "learning_rate": 0.001, "start_from": start}
-        yield from _row(f"{kind}, denoised, stability", denoised, stability)
+    for method in ("gaussian", "mse", "stability"):
+        for kind, (partition, layout) in KINDS.items():
+            name = folder / f"{partition}-{layout}"
+            data = _data(name / ("gaussian" if method == "gaussian" else "clean"), partition, layout)
+            data["output"] = str(name / method / "run")
+            if method != "gaussian":
+                if layout == "masked":  # one classifier of whole images, which RS has trained
+                    for classifier in data["classifiers"]:
+                        classifier["checkpoint"] = str(folder / "none-packed" / "clean" / "0.safetensors")
+                else:
+                    train(parse_config({**data, "training": {"method": "clean", **SAME_EVERYWHERE}}))
+                for index, classifier in enumerate(data["classifiers"]):
+                    place = str(name / method / f"unet-{index}")
+                    classifier["denoiser"] = {"architecture": "diffusers", "checkpoint": place, "arguments": UNET}
+            start = {"start_from": str(name / "mse" / "unet-{sub_image}")} if method == "stability" else {}
+            yield _row(f"{kind}, {method}", data, {"method": method, **TRAINING[method], **start})
 
 
-def _row(name: str, data: dict[str, Any], training: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _row(name: str, data: dict[str, Any], training: dict[str, Any]) -> tuple[str, str, str]:
     started = time.process_time()
-    train(parse_config({**data, "training": {"mixed_precision": False, **training}}))  # the same on every CPU
+    train(parse_config({**data, "training": {**training, **SAME_EVERYWHERE}}))
     trained = time.process_time()
-    found = certify(parse_config({**data, "output": f"{data['output']}-{training.get('method', '')}"}))
-    yield (
+    found = certify(parse_config(data))
+    return (
         name,
         f"ACR {found.average_certified_radius:.3f}, accuracy {found.accuracy:.3f}, {trained - started:.0f} s to train, "
         f"{time.process_time() - trained:.0f} s to certify",
@@ -89,5 +88,4 @@ def _data(folder: Path, partition: str, layout: str) -> dict[str, Any]:
         ],
         "budget": {"estimation": ESTIMATION},
         "engine": {"address": "inline", "device": "cpu"},
-        "output": str(folder / "run"),
     }
