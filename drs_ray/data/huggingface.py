@@ -24,8 +24,6 @@ from drs_ray.data.table_files import TableFile, split_files
 from drs_ray.errors import DataError, counted
 
 _GREY = ("1", "L", "LA")
-_LARGE = 2**28
-"""Bytes of a row group above which a warning says that a process holds it."""
 
 
 class _Columns(NamedTuple):
@@ -48,7 +46,7 @@ class _Group(NamedTuple):
 class HuggingFaceDataset(Split):
     """A split of a Hugging Face data set (see `drs_ray.data.datasets.Dataset`).
 
-    Holds the labels and, of Parquet files, one row group of images; Arrow files are memory-mapped.
+    Holds the labels and, of Parquet files, some 100 images; Arrow files are memory-mapped.
     """
 
     name = "huggingface"
@@ -103,7 +101,7 @@ class HuggingFaceDataset(Split):
         return len(self._targets)
 
     def check(self, image_ids: Sequence[int]) -> None:
-        """Read the headers of some images; of Parquet files, the row groups that have these images.
+        """Read the headers of some images; of Parquet files, the row groups up to these images.
 
         Raises:
             DataError: naming the first image that is missing, no image, not 8-bit, in colour if the data set is grey,
@@ -237,9 +235,8 @@ def load_huggingface(
     unlisted = [name for name in names if name not in number]
     if unlisted:
         raise DataError(f"{who} has classes that are not in dataset.classes: {few(unlisted)}; add them in their place")
-    warnings = [f"{file.path}: {text}" for file in files if (text := _large(file))][:1]
-    if unused := [name for name in order if name not in set(names)]:
-        warnings.append(f"{who} does not know {counted(len(unused), 'class')} of dataset.classes ({few(unused)})")
+    unused = [name for name in order if name not in set(names)]
+    warning = f"{who} does not know {counted(len(unused), 'class')} of dataset.classes ({few(unused)})"
     return HuggingFaceDataset(
         split=split,
         files=files,
@@ -248,7 +245,7 @@ def load_huggingface(
         classes=order,
         channels=channels,
         image_size=image_size,
-        warnings=tuple(warnings),
+        warnings=(warning,) if unused else (),
     )
 
 
@@ -260,13 +257,6 @@ def _groups(files: Sequence[TableFile]) -> Iterator[_Group]:
             stop += rows
             yield _Group(file, number, stop, row)
             row += rows
-
-
-def _large(file: TableFile) -> str | None:
-    size = file.largest_group
-    if size <= _LARGE:
-        return None
-    return f"has a row group of {size / 2**20:,.0f} MiB, which each process holds; `drs-ray pack` makes smaller ones"
 
 
 def _columns(file: TableFile, image_column: str | None, label_column: str | None) -> _Columns:

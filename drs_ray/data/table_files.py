@@ -1,7 +1,7 @@
 """Files of a Hugging Face data set: where the files of a split are, and their columns, a group of rows at a time.
 
 They are read with pyarrow alone: Arrow streams, as `datasets.Dataset.save_to_disk` writes them, are memory-mapped;
-Parquet files, as they lie on the hub, are read by row groups.
+Parquet files, as they lie on the hub, are read in batches.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from drs_ray.errors import DataError
 
 _DICT, _STATE = "dataset_dict.json", "state.json"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
+_ROWS = 100
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class ArrowFile:
-    """An Arrow stream, memory-mapped: its groups are its record batches, and nothing is copied."""
+    """An Arrow stream, memory-mapped: its groups are its record batches, and nothing is copied.
+
+    schema: of its columns. group_sizes: number of rows of each group.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the schema and where the batches begin.
@@ -43,16 +47,7 @@ class ArrowFile:
             source.seek(source.size() - len(_END_OF_STREAM))
             if source.read() != _END_OF_STREAM:
                 raise ValueError("it is truncated: the end of the stream is missing")
-
-    @property
-    def group_sizes(self) -> list[int]:
-        """Number of rows of each group."""
-        return [batch.num_rows for batch in self._batches]
-
-    @property
-    def largest_group(self) -> int:
-        """Bytes that a process holds to read from the largest group."""
-        return 0
+        self.group_sizes = [batch.num_rows for batch in self._batches]
 
     def column(self, group: int, name: str) -> pa.Array:
         """The column `name` of a group. Errors: see `ArrowFile`."""
@@ -63,30 +58,43 @@ class ArrowFile:
 
 
 class ParquetFile:
-    """A Parquet file: its groups are its row groups, of which one column is read at a time."""
+    """A Parquet file: its groups are up to 100 rows of a row group.
+
+    A row group may have 100 MB and more, so it is memory-mapped and decoded batch by batch. Reading a group that comes
+    before the last one that was read, or lies in another row group, begins at the start of its row group.
+
+    schema: of its columns. group_sizes: number of rows of each group.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the footer. Errors: see `ArrowFile`."""
         self.path = path
         with _readable(path):
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
             self.schema = self._file.schema_arrow
+            rows = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
+        starts = [(row_group, start) for row_group, count in enumerate(rows) for start in range(0, count, _ROWS)]
+        self._groups = [(row_group, start // _ROWS) for row_group, start in starts]
+        self.group_sizes = [min(_ROWS, rows[row_group] - start) for row_group, start in starts]
+        self._reading: tuple[int, str] | None = None  # row group and column of `_batches`
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._given = 0  # of `_batches`
 
-    @property
-    def group_sizes(self) -> list[int]:
-        """Number of rows of each group."""
-        return [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
-
-    @property
-    def largest_group(self) -> int:
-        """Bytes that a process holds to read from the largest group."""
-        found = self._file.metadata
-        return max((found.row_group(group).total_byte_size for group in range(found.num_row_groups)), default=0)
-
-    def column(self, group: int, name: str) -> pa.ChunkedArray:
+    def column(self, group: int, name: str) -> pa.Array:
         """The column `name` of a group. Errors: see `ArrowFile`."""
+        row_group, wanted = self._groups[group]
+        reading, self._reading = self._reading, None  # it stays None if reading fails
         with _readable(self.path):
-            return self._file.read_row_group(group, columns=[name], use_threads=False)[name]
+            if reading != (row_group, name) or self._given > wanted:
+                self._given = 0
+                self._batches = iter(())  # frees what it holds, before the next one reads
+                self._batches = self._file.iter_batches(_ROWS, [row_group], [name], use_threads=False)
+            for batch in self._batches:
+                self._given += 1
+                if self._given > wanted and batch.num_rows == self.group_sizes[group]:
+                    self._reading = row_group, name
+                    return batch.column(name)
+            raise ValueError(f"row group {row_group} has fewer rows than the footer says")
 
 
 TableFile = ArrowFile | ParquetFile

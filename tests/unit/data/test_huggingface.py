@@ -19,7 +19,6 @@ from datasets import Dataset as Theirs
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from drs_ray.data import huggingface
 from drs_ray.data.datasets import Dataset, load_dataset
 from drs_ray.data.image_files import encode_png
 from drs_ray.data.packing import pack_dataset
@@ -129,28 +128,28 @@ def test_numbered_files_are_of_the_split_that_their_directory_names(tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["disk", "parquet"])
 def test_a_process_holds_few_images(tmp_path: Path, kind: str) -> None:
-    file = {"bytes": encode_png(np.random.default_rng(0).integers(0, 256, (3, 200, 200), np.uint8)), "path": None}
-    theirs = Theirs.from_dict({"img": [file] * 200, "label": [0] * 200}, features=FEATURES)
+    theirs = rows(400, size=150)
     if kind == "disk":
         theirs.save_to_disk(tmp_path)
     else:
-        on_hub(tmp_path, theirs, batch_size=5)
+        pq.write_table(theirs.data.table, tmp_path / "test.parquet", write_batch_size=10)  # one row group, many pages
     del theirs
     before, most = pa.total_allocated_bytes(), 0
     dataset = load_dataset("huggingface", tmp_path)
-    for image_id in range(0, 200, 3):
+    for image_id in range(0, 400, 3):
         dataset.check([image_id])
         dataset.image(image_id)
         most = max(most, pa.total_allocated_bytes() - before)
-    assert most < 15 * len(file["bytes"])  # 1.8 MB of 24 MB
+    assert most < 15e6  # of 27 MB; 7 MB are 100 images
 
 
-def test_a_large_row_group_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface, "_LARGE", 2**20)
-    theirs = Theirs.from_dict({"img": colours(20, size=200), "label": [0] * 20}, features=FEATURES)
-    (warning,) = load_dataset("huggingface", on_hub(tmp_path, theirs)).warnings
-    assert warning.endswith("has a row group of 2 MiB, which each process holds; `drs-ray pack` makes smaller ones")
-    assert load_dataset("huggingface", on_hub(tmp_path, theirs, batch_size=5)).warnings == ()
+def test_rows_of_a_large_row_group_are_read_in_any_order(tmp_path: Path) -> None:
+    files = colours(430)
+    pq.write_table(rows(430).data.table, tmp_path / "test.parquet", row_group_size=215)  # batches: 100, 100 and 15 rows
+    dataset = load_dataset("huggingface", tmp_path)
+    assert same(dataset, rows(430))
+    for image_id in (429, 0, 214, 215, 99, 100, 199, 200, 399, 20):
+        assert dataset.encoded(image_id)[0] == files[image_id]["bytes"]
 
 
 def test_columns_are_named_where_the_features_leave_a_choice(tmp_path: Path) -> None:
