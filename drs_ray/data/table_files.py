@@ -70,7 +70,7 @@ class ParquetFile:
         """Read the footer. Errors: see `ArrowFile`."""
         self.path = path
         with _readable(path):
-            self._file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+            self._file = pq.ParquetFile(path, memory_map=True)
             self.schema = self._file.schema_arrow
             rows = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
         starts = [(row_group, start) for row_group, count in enumerate(rows) for start in range(0, count, _ROWS)]
