@@ -22,7 +22,7 @@ myst_fence_as_directive = ["math"]
 default_role = "code"  # docstrings mark code by single backquotes
 
 CONTENTS = {
-    "Use": "commands python data classifiers training choosing results",
+    "Use": "commands coming-from python data classifiers training choosing results",
     "Operate": "operations clusters",
     "Understand": "theory architecture reproduction benchmarks",
     "Look up": "reference/cli reference/config reference/api",

@@ -11,14 +11,17 @@ def read_class_names(file: Path) -> list[str]:
     """The names in a text file, one per line in order of class number; blank lines do not count.
 
     Raises:
-        ValueError: the file cannot be read, or is not UTF-8.
+        ValueError: the file cannot be read, is not UTF-8, or has no names.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise ValueError(f"the file {file} cannot be read ({reason}); it must have a class name per line") from error
-    return [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise ValueError(f"the file {file} is empty; it must have a class name per line")
+    return names
 
 
 def first_difference(there: Sequence[str] | None, here: Sequence[str] | None) -> str | None:

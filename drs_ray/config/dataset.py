@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -12,10 +13,31 @@ from drs_ray.config.base import Location, Section, expanded_where_read
 from drs_ray.config.class_names import read_class_names
 
 DatasetName = Literal[
-    "mnist5k", "mnist", "cifar10", "cifar100", "svhn", "stl10", "tiny-imagenet", "imagenet", "folder", "parquet"
+    "mnist5k",
+    "mnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "stl10",
+    "tiny-imagenet",
+    "imagenet",
+    "folder",
+    "huggingface",
+    "parquet",
 ]
 PartitionName = Literal["none", "checkerboard", "checkerboard-2024", "interleave"]
 LayoutName = Literal["packed", "masked", "filled"]
+
+_IMAGE_FILES = ("folder", "imagenet", "tiny-imagenet", "huggingface")
+KEYS_OF: Mapping[str, tuple[str, ...]] = {
+    "image_size": _IMAGE_FILES,
+    "classes": _IMAGE_FILES,
+    "image_column": ("huggingface",),
+    "label_column": ("huggingface",),
+    "channels": ("huggingface",),
+    "endpoint_url": ("parquet",),
+}
+"""Keys of `dataset` that not all data sets have, and the data sets that have them."""
 
 MOST_SUB_IMAGES = 64
 """Largest K of an interleaved partition."""
@@ -62,14 +84,20 @@ class DatasetConfig(Section):
     image_size: int | None = Field(
         None,
         ge=1,
-        description="folder, imagenet, tiny-imagenet: resize the short side to 8/7 of this, then crop the centre.",
+        description="folder, imagenet, tiny-imagenet, huggingface: resize the short side to 8/7 of this, then crop the "
+        "centre.",
     )
     classes: tuple[str, ...] | None = Field(
         None,
         min_length=2,
         json_schema_extra={"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": ["string", "null"]}]},
-        description="folder, imagenet, tiny-imagenet: names of all classes in order of class number, as a list or as a "
-        "file with a name per line; null: the class directories in text order.",
+        description="folder, imagenet, tiny-imagenet, huggingface: names of all classes in order of class number, as a "
+        "list or as a file with a name per line; null: the class directories in text order, or as stored.",
+    )
+    image_column: str | None = Field(None, description="huggingface: the column of images; null: the only one.")
+    label_column: str | None = Field(None, description="huggingface: the column of labels; null: the only ClassLabel.")
+    channels: Literal[1, 3] | None = Field(
+        None, description="huggingface: 1 (grey) or 3 (RGB); null: 1 if the first image of the split is grey."
     )
     images: ImagesConfig = Field(default_factory=lambda: ImagesConfig())
 
@@ -94,12 +122,9 @@ class DatasetConfig(Section):
     def _root_is_named(self) -> Self:
         if self.name != "mnist5k" and self.root is None:
             raise ValueError(f"{self.name} needs root: the directory that holds the data set")
-        folders = ("folder", "imagenet", "tiny-imagenet")
-        for key, value in (("image_size", self.image_size), ("classes", self.classes)):
-            if value is not None and self.name not in folders:
-                raise ValueError(f"{key} applies to {', '.join(folders)}, not to {self.name}")
-        if self.endpoint_url is not None and self.name != "parquet":
-            raise ValueError(f"endpoint_url applies to parquet, not to {self.name}")
+        for key, names in KEYS_OF.items():
+            if getattr(self, key) is not None and self.name not in names:
+                raise ValueError(f"{key} applies to {', '.join(names)}, not to {self.name}")
         return self
 
 

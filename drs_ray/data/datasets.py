@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drs_ray.config import DatasetConfig
+from drs_ray.config.dataset import KEYS_OF
 from drs_ray.data.arrays import load_mnist5k
 from drs_ray.data.folders import load_folder
+from drs_ray.data.huggingface import load_huggingface
 from drs_ray.data.named_layouts import load_stl10, load_tiny_imagenet
 from drs_ray.data.parquet import load_packed
 from drs_ray.data.torchvision_sets import TORCHVISION_SETS, load_torchvision
@@ -30,10 +32,10 @@ DATASETS: Mapping[str, str] = {
     "tiny-imagenet": "Tiny-ImageNet as it is unpacked, read from root",
     "imagenet": "ImageNet as root/<train or val>/<class>/<image>, resized and cropped to 224 pixels by default",
     "folder": "any images as root/<split>/<class>/<image>",
+    "huggingface": "a data set that the library datasets saved to disk, or Parquet files of the Hugging Face hub",
     "parquet": "any of the others as `drs-ray pack` wrote it, in a directory or on S3",
 }
 """Known data sets with their descriptions."""
-_FOLDERS = ("folder", "imagenet", "tiny-imagenet")
 
 
 class Dataset(Protocol):
@@ -109,19 +111,26 @@ def load_dataset(
     image_size: int | None = None,
     endpoint_url: str | None = None,
     classes: Sequence[str] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    channels: Literal[1, 3] | None = None,
 ) -> Dataset:
     """Open one split of a data set.
 
     Args:
         name: one of `DATASETS`.
         root: directory that holds the data set (not used by mnist5k); parquet: or an s3:// URI.
-        split: `train` or `test`; imagenet, tiny-imagenet: `train` or `val`; folder: a sub-directory of root; parquet:
-            as packed.
+        split: `train` or `test`; imagenet, tiny-imagenet: `train` or `val`; folder: a sub-directory of root;
+            huggingface: as the data set names it; parquet: as packed.
         download: let torchvision download mnist, cifar10, cifar100 or svhn into root.
-        image_size: imagenet, tiny-imagenet and folder: resize the short side to round(8/7 image_size), then crop the
-            centre.
+        image_size: imagenet, tiny-imagenet, folder, huggingface: resize the short side to round(8/7 image_size), then
+            crop the centre.
         endpoint_url: parquet: endpoint of an S3-compatible server; None: AWS_ENDPOINT_URL or AWS.
-        classes: imagenet, tiny-imagenet and folder: names of all classes in order of class number; None: text order.
+        classes: imagenet, tiny-imagenet, folder, huggingface: names of all classes in order of class number; None:
+            text order; huggingface: as in its files.
+        image_column: huggingface: the column of images; None: the only one.
+        label_column: huggingface: the column of labels; None: the only one that has class labels.
+        channels: huggingface: 1 (grey) or 3 (RGB); None: 1 if the first image of the split is grey.
 
     Raises:
         ConfigError: an unknown name, or a setting that the data set does not have.
@@ -130,9 +139,18 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise ConfigError(f"dataset.name must be one of {', '.join(DATASETS)}, got {name!r}")
-    for key, value in (("image_size", image_size), ("classes", classes)):
-        if value is not None and name not in _FOLDERS:
-            raise ConfigError(f"dataset.{key} applies to {', '.join(_FOLDERS)}, not to {name}; remove it")
+    given = {
+        "image_size": image_size,
+        "classes": classes,
+        "image_column": image_column,
+        "label_column": label_column,
+        "channels": channels,
+    }
+    for key, value in given.items():
+        if value is not None and name not in KEYS_OF[key]:
+            raise ConfigError(f"dataset.{key} applies to {', '.join(KEYS_OF[key])}, not to {name}; remove it")
+    if classes is not None and len(set(classes)) < len(classes):
+        raise ConfigError("dataset.classes must name each class once")
     if image_size is not None and image_size < 1:
         raise ConfigError(f"dataset.image_size must be >= 1, got {image_size}")
     if name in ("mnist5k", "stl10", *TORCHVISION_SETS) and split not in ("train", "test"):
@@ -160,6 +178,8 @@ def load_dataset(
         return load_stl10(directory, split)
     if name == "tiny-imagenet":
         return load_tiny_imagenet(directory, split, image_size, classes)
+    if name == "huggingface":
+        return load_huggingface(directory, split, image_size, classes, image_column, label_column, channels)
     if name == "imagenet" and image_size is None:
         image_size = 224
     return load_folder(name, directory, split, image_size, classes)
@@ -184,6 +204,9 @@ def open_dataset(named: DatasetConfig, split: str | None = None, *, download: bo
         named.image_size,
         named.endpoint_url,
         named.classes,
+        named.image_column,
+        named.label_column,
+        named.channels,
     )
 
 

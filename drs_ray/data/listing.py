@@ -61,7 +61,7 @@ def list_classes(data_set: str, directory: Path, order: Sequence[str] | None) ->
     unlisted = [] if order is None else [name for name in found if name not in set(order)]
     if unlisted:
         raise DataError(
-            f"{who} has class directories that are not in dataset.classes: {_few(unlisted)}; add them there in their "
+            f"{who} has class directories that are not in dataset.classes: {few(unlisted)}; add them there in their "
             "place, or move the directories elsewhere"
         )
     classes = found if order is None else list(order)
@@ -73,7 +73,7 @@ def list_classes(data_set: str, directory: Path, order: Sequence[str] | None) ->
         raise DataError(f"{who} has no images ({', '.join(SUFFIXES)}) in its class directories")
     if seen.deeper and {name.lower() for name in found} <= _SPLITS:
         raise DataError(
-            f"{who} has splits for classes ({_few(found)}), whose images lie in directories of their own; set "
+            f"{who} has splits for classes ({few(found)}), whose images lie in directories of their own; set "
             f"dataset.root to {directory} and dataset.split to one of them"
         )
     return Listing(images, tuple(f"{who}: {text}" for text in _warnings(images, order, loose, seen)))
@@ -193,15 +193,16 @@ def _warnings(
     if empty:
         texts.append(
             f"{len(empty):,} of {counted(len(images), 'class')} {'has' if len(empty) == 1 else 'have'} no images "
-            f"({_few(empty)}), and {'keeps its number' if len(empty) == 1 else 'keep their numbers'}"
+            f"({few(empty)}), and {'keeps its number' if len(empty) == 1 else 'keep their numbers'}"
         )
     if order is None and out_of_number_order(list(images)):
         texts.append(
-            f"classes are numbered in text order ({_few(list(images))}), not in the order of the numbers that they are "
+            f"classes are numbered in text order ({few(list(images))}), not in the order of the numbers that they are "
             "named by; for a classifier trained in that order, name them in dataset.classes"
         )
     return texts
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first names, for messages: `a, b, c, d, e, ... 200 in all`."""
     return ", ".join(names[:_NAMED]) + (f", ... {len(names):,} in all" if len(names) > _NAMED else "")

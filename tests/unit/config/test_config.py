@@ -145,8 +145,12 @@ def test_a_config_cannot_be_changed() -> None:
 BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"dataset": {"name": "cifar"}}, "dataset.name", "must be 'mnist5k', 'mnist', 'cifar10'", "'cifar'"),
     ({"dataset": {"name": "cifar10"}}, "dataset", "cifar10 needs root: the directory that holds the data set", ""),
-    ({"dataset": {"image_size": 32}}, "dataset", "image_size applies to folder, imagenet, tiny-imagenet, not to", ""),
-    ({"dataset": {"classes": ["a", "b"]}}, "dataset", "classes applies to folder, imagenet, tiny-imagenet, not to", ""),
+    ({"dataset": {"image_size": 32}}, "dataset", "image_size applies to folder, imagenet, tiny-imagenet, hugg", ""),
+    ({"dataset": {"classes": ["a", "b"]}}, "dataset", "classes applies to folder, imagenet, tiny-imagenet, hugg", ""),
+    ({"dataset": {"image_column": "img"}}, "dataset", "image_column applies to huggingface, not to mnist5k", ""),
+    ({"dataset": {"label_column": "fine"}}, "dataset", "label_column applies to huggingface, not to mnist5k", ""),
+    ({"dataset": {"channels": 3}}, "dataset", "channels applies to huggingface, not to mnist5k", ""),
+    ({"dataset": {"channels": 2}}, "dataset.channels", "must be 1 or 3", "2"),
     ({"dataset": {"classes": ["a"]}}, "dataset.classes", "must have at least 2 entries", "['a']"),
     ({"dataset": {"classes": ["a", "b", "a"]}}, "dataset.classes", "names 'a' twice: a class has one number", "'a'"),
     ({"dataset": {"classes": ["a", True]}}, "dataset.classes.1", "must be text", "True"),
@@ -590,6 +594,11 @@ class TestClasses:
     def test_a_file_that_is_not_text(self, tmp_path: Path) -> None:
         (tmp_path / "names.txt").write_bytes(b"\xff\n")
         with pytest.raises(ConfigError, match=r"dataset.classes: the file .*names.txt cannot be read \(not UTF-8\)"):
+            self.classes_of(str(tmp_path / "names.txt"))
+
+    def test_a_file_without_names(self, tmp_path: Path) -> None:
+        (tmp_path / "names.txt").write_text("\n \n")
+        with pytest.raises(ConfigError, match=r"dataset.classes: the file .*names.txt is empty; it must have a class "):
             self.classes_of(str(tmp_path / "names.txt"))
 
     def test_a_list_and_a_file_fit_the_schema(self) -> None:
