@@ -17,6 +17,7 @@ from drs_ray.errors import ClassifierError
 from drs_ray.models.building import brief, call, find_function
 from drs_ray.models.checkpoints import load_checkpoint
 from drs_ray.models.diffusion import load_diffusion
+from drs_ray.models.openai_diffusion import FLAGS, load_openai
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import load_tensors
 
@@ -44,8 +45,9 @@ def load_denoiser(
     """Build a denoiser, load its checkpoint and test it: float32 [N, C, h, w] -> the same shape, in eval mode.
 
     Args:
-        config: `dncnn`, `diffusers`, or the user's `module:function`, called with `image_shape` and its arguments.
-        sigma: noise standard deviation of the sub-image, pixel units; only `diffusers` depends on it.
+        config: `dncnn`, `diffusers`, a key of `FLAGS`, or the user's `module:function`, called with `image_shape` and
+            its arguments.
+        sigma: noise standard deviation of the sub-image, pixel units; only diffusion models depend on it.
         image_shape: (C, h, w) of the sub-image as laid out.
         sub_image: index of its sub-image, for errors.
 
@@ -56,17 +58,21 @@ def load_denoiser(
         ClassifierError: it cannot be built or loaded, or does not return sub-images.
     """
     who = f"sub-image {sub_image}: denoiser {config.architecture}"
+    correct = f"correct classifiers.{sub_image}.denoiser.checkpoint"
     warnings: list[str] = []
     if config.architecture == "diffusers":
         if config.arguments or config.entry is not None:
             raise ClassifierError(f"{who} takes neither arguments nor an entry; remove them")
         module: nn.Module
         module, warnings = load_diffusion(_needed(config, who, sub_image), sigma, image_shape, who)
+    elif config.architecture in FLAGS:
+        source = _needed(config, who, sub_image)
+        module, warnings = load_openai(config, source, sigma, image_shape, who, correct)
     else:
         module = _built(config, image_shape, who)
         if config.checkpoint is not None or ":" not in config.architecture:
             source = _needed(config, who, sub_image)
-            tensors, _ = load_checkpoint(source, config.entry, f"correct classifiers.{sub_image}.denoiser.checkpoint")
+            tensors, _ = load_checkpoint(source, config.entry, correct)
             load_tensors(module, tensors, source)
     module.eval()
     inputs = torch.rand((2, *image_shape), generator=torch.Generator().manual_seed(0))
@@ -88,7 +94,9 @@ def _built(config: DenoiserConfig, image_shape: Shape, who: str) -> nn.Module:
         return call(config.architecture, build, {"image_shape": image_shape}, config.arguments)
     if config.architecture == "dncnn":
         return DnCNN(image_shape[0], **_sizes(who, config.arguments))
-    raise ClassifierError(f"{who}: must be dncnn, diffusers, or your own factory as module:function")
+    raise ClassifierError(
+        f"{who}: must be dncnn, diffusers, {', '.join(FLAGS)}, or your own factory as module:function"
+    )
 
 
 def _needed(config: DenoiserConfig, who: str, sub_image: int) -> str:
