@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -132,6 +133,7 @@ def test_a_run_with_diffusion_models_is_certified_and_verified(tmp_path: Path, s
     data["engine"] |= {"images_per_unit": 1, "batch": 20, "precision": "float32"}
     result = certify(parse_config(data))
     verify(result.uri, 2).check()
+    assert result.record.software["diffusers"] == diffusers.__version__
     digest = counts_digest(open_store(result.uri))
     data["output"] = str(tmp_path / "again")
     data["engine"]["images_per_unit"] = 3
