@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from drs_ray import certify, verify
 from drs_ray.config import DenoiserConfig, parse_config
+from drs_ray.config.classifiers import DIFFUSERS_FILES
 from drs_ray.errors import ClassifierError
+from drs_ray.models import diffusion
 from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.diffusion import OneShotDenoiser, load_diffusion
 from drs_ray.models.inference import voting_classifier
@@ -118,6 +120,29 @@ def test_the_network_is_the_one_that_was_saved(tmp_path: Path, layout: str) -> N
         clean = (noisy - denoiser.noise * epsilon) / denoiser.signal
     assert torch.allclose(found, (clean.clamp(-1, 1) + 1) / 2, atol=1e-6)
     assert found.dtype == torch.float32
+
+
+def test_the_files_that_are_read_are_those_that_a_job_is_checked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "pipeline")
+    tiny().save_pretrained(tmp_path / "flat")
+    DDPMScheduler().save_pretrained(tmp_path / "flat")
+    read: set[str] = set()
+
+    def noting(reader: Any) -> Any:
+        def note(location: str, *rest: str) -> Any:
+            found = reader(location, *rest)
+            read.update([] if found is None else [Path(location).relative_to(tmp_path).as_posix().partition("/")[2]])
+            return found
+
+        return note
+
+    for reader in ("read_file", "read_if_there"):
+        monkeypatch.setattr(diffusion, reader, noting(getattr(diffusion, reader)))
+    for layout in ("pipeline", "flat"):
+        load_diffusion(str(tmp_path / layout), 0.5, (1, 28, 28), "denoiser")
+    assert read == set(DIFFUSERS_FILES)
 
 
 @pytest.mark.parametrize("sub_images", [1, 2])
