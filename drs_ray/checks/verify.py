@@ -20,7 +20,6 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 
 from drs_ray import arguments
 from drs_ray.arguments import checked, optional
@@ -30,7 +29,7 @@ from drs_ray.counts.history import position_of
 from drs_ray.counts.plan import Unit, blocks, stage_units
 from drs_ray.counts.run_record import RunRecord, read_record
 from drs_ray.counts.schema import PHASES
-from drs_ray.engine.description import hardware_of
+from drs_ray.engine.description import SOFTWARE, hardware_of, installed_version
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.engine.stored_run import device_here, with_places_here
@@ -283,7 +282,8 @@ def _kind_differences(record: RunRecord, device: str) -> Iterator[str]:
     hardware, there = (re.sub(r", \d+ cores$", "", name) for name in (hardware_of(device), record.hardware))
     if hardware != there:
         yield f"the run began on {there}, this is {hardware}"
-    for name in ("torch", "numpy"):  # numpy guarantees only its raw streams
-        version = metadata.version(name)
+    libraries = sorted(record.software.keys() - {"python", *SOFTWARE})  # of the classifiers' layers
+    for name in ("torch", "numpy", *libraries):  # numpy guarantees only its raw streams
+        version = installed_version(name)
         if record.software.get(name) != version:
             yield f"the run began with {name} {record.software.get(name)}, this is {version}"

@@ -36,6 +36,14 @@ class PixelsConfig(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+DIFFUSERS_FILES = (
+    *("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
+    *("scheduler/scheduler_config.json", "scheduler_config.json"),
+    *("config.json", "diffusion_pytorch_model.safetensors"),
+)
+"""Files that are read of a directory of diffusers, if they exist: of a pipeline, or of a model and its schedule."""
+
+
 def _check_entry(entry: str | None, checkpoint: str | None) -> None:
     if entry is not None and checkpoint is None:
         raise ValueError("entry is a part of a checkpoint: name the checkpoint, or remove entry")
@@ -46,11 +54,13 @@ class DenoiserConfig(Section):
 
     architecture: str = Field(
         min_length=1,
-        description="dncnn; diffusers: one step of a diffusion model; or your own factory as `module:function`, called "
-        "with `image_shape`.",
+        description="dncnn; diffusers, improved-diffusion, guided-diffusion: one step of a diffusion model; or your "
+        "own factory as `module:function`, called with `image_shape`.",
     )
     arguments: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Extra keyword arguments of the architecture or factory."
+        default_factory=dict,
+        description="Extra keyword arguments of the architecture or factory; of improved-diffusion and "
+        "guided-diffusion: flags of their code (see docs/classifiers.md).",
     )
     checkpoint: Location | None = Field(
         None, description="As a classifier's; of diffusers a directory or s3:// prefix. Only a factory needs none."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -19,7 +19,8 @@ from drs_ray.engine.observer import Observer
 from drs_ray.errors import ClassifierError, ConfigError, counted
 from drs_ray.results.selected_votes import rule_of
 
-_SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarrow", "boto3")
+SOFTWARE = ("drs-ray", "torch", "torchvision", "numpy", "scipy", "ray", "pyarrow", "boto3")
+"""Libraries whose versions run.json always has, beside those whose layers the classifiers consist of."""
 
 
 def describe_on(
@@ -118,9 +119,25 @@ def describe_run(config: RunConfig, observer: Observer, may_fall_back: bool = Fa
         classifier_digests=tuple(digests),
         classifier_probes=tuple(probes),
         stopping=config.certificate,
-        software={"python": platform.python_version()} | {name: metadata.version(name) for name in _SOFTWARE},
+        software=software_of(type(layer).__module__ for module in modules for layer in module.modules()),
         hardware=hardware_of(config.engine.device),
     )
+
+
+def software_of(modules: Iterable[str]) -> dict[str, str]:
+    """Versions of Python, of `SOFTWARE`, and of the installed libraries that hold these modules, by name."""
+    libraries = {name.partition(".")[0].replace("_", "-") for name in modules}
+    names = (*SOFTWARE, *sorted(libraries - set(SOFTWARE)))  # of the others, some are modules of the user's own
+    versions = {name: version for name in names if (version := installed_version(name)) is not None}
+    return {"python": platform.python_version()} | versions
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed library; None if there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def resolve(

@@ -69,9 +69,9 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
             )
         if joined or stored is not None:  # a start within the second of the first has an equal record
             for name, version in described.software.items():
-                if version != record.software.get(name):
+                if version != record.software.get(name, version):
                     observer.event(
-                        f"warning: the run began with {name} {record.software.get(name)}, this is {version}; "
+                        f"warning: the run began with {name} {record.software[name]}, this is {version}; "
                         "the last bit of a logit, and so a vote on a decision boundary, may differ",
                         "warning",
                     )

@@ -18,6 +18,7 @@ from drs_ray.errors import ClassifierError
 from drs_ray.models.building import brief, call, find_function
 from drs_ray.models.checkpoints import CheckpointMetadata, check_metadata, load_checkpoint, save_checkpoint
 from drs_ray.models.diffusion import OneShotDenoiser, load_diffusion, new_diffusion, save_diffusion, weights_file
+from drs_ray.models.openai_diffusion import FLAGS, load_openai
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import load_tensors
 
@@ -45,8 +46,9 @@ def load_denoiser(
     """Build a denoiser, load its checkpoint and test it: float32 [N, C, h, w] -> the same shape, in eval mode.
 
     Args:
-        config: `dncnn`, `diffusers`, or the user's `module:function`, called with `image_shape` and its arguments.
-        sigma: noise standard deviation of the sub-image, pixel units; only `diffusers` depends on it.
+        config: `dncnn`, `diffusers`, a key of `FLAGS`, or the user's `module:function`, called with `image_shape` and
+            its arguments.
+        sigma: noise standard deviation of the sub-image, pixel units; only diffusion models depend on it.
         image_shape: (C, h, w) of the sub-image as laid out.
         sub_image: index of its sub-image. A checkpoint that drs-ray trained for another one is refused.
         partition: label of the partition, likewise.
@@ -59,18 +61,22 @@ def load_denoiser(
         ClassifierError: it cannot be built or loaded, or does not return sub-images.
     """
     who = _name(config, sub_image)
+    correct = f"correct classifiers.{sub_image}.denoiser.checkpoint"
+    metadata = None
     warnings: list[str] = []
     module: nn.Module
     if config.architecture == "diffusers":
         _check_no_entry(config, who)
         source = _needed(config, who, sub_image)
         module, warnings, metadata = load_diffusion(source, config.arguments, sigma, image_shape, who)
+    elif config.architecture in FLAGS:
+        source = _needed(config, who, sub_image)
+        module, warnings = load_openai(config, source, sigma, image_shape, who, correct)
     else:
-        module, metadata = _built(config, image_shape, who), None
+        module = _built(config, image_shape, who)
         if config.checkpoint is not None or ":" not in config.architecture:
             source = _needed(config, who, sub_image)
-            remedy = f"correct classifiers.{sub_image}.denoiser.checkpoint"
-            tensors, metadata = load_checkpoint(source, config.entry, remedy)
+            tensors, metadata = load_checkpoint(source, config.entry, correct)
             load_tensors(module, tensors, source)
     if metadata is not None:
         expected = {
@@ -78,9 +84,10 @@ def load_denoiser(
             "partition": partition,
             "layout": layout,
             "architecture": config.architecture,
-            "arguments": dict(config.arguments),
             "image_shape": image_shape,
         }
+        if config.architecture != "diffusers":  # whose arguments may be left out, and are compared already
+            expected["arguments"] = dict(config.arguments)
         check_metadata(source, metadata, expected)
         if not math.isclose(metadata.sigma, sigma, rel_tol=1e-6):  # the config rounds sigma to float32
             warnings.append(
@@ -107,6 +114,10 @@ def new_denoiser(
         if start_from is None:
             return new_diffusion(config.arguments, sigma, image_shape, who)
         return load_diffusion(start_from, config.arguments, sigma, image_shape, who)[0]
+    if config.architecture in FLAGS:
+        raise ClassifierError(
+            f"{who}: files of this kind are only read; train a denoiser of the architecture diffusers"
+        )
     module = _built(config, image_shape, who)
     if start_from is not None:
         load_tensors(module, load_checkpoint(start_from, remedy="correct training.start_from")[0], start_from)
@@ -160,7 +171,9 @@ def _built(config: DenoiserConfig, image_shape: Shape, who: str) -> nn.Module:
         return call(config.architecture, build, {"image_shape": image_shape}, config.arguments)
     if config.architecture == "dncnn":
         return DnCNN(image_shape[0], **_sizes(who, config.arguments))
-    raise ClassifierError(f"{who}: must be dncnn, diffusers, or your own factory as module:function")
+    raise ClassifierError(
+        f"{who}: must be dncnn, diffusers, {', '.join(FLAGS)}, or your own factory as module:function"
+    )
 
 
 def _name(config: DenoiserConfig, sub_image: int) -> str:

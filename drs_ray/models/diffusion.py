@@ -43,7 +43,7 @@ class OneShotDenoiser(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        timestep: int,
+        timestep: float,
         level: float,
         prediction: str,
         settings: Mapping[str, Any],
@@ -52,9 +52,9 @@ class OneShotDenoiser(nn.Module):
         """A denoiser for one noise level.
 
         Args:
-            network: called with [N, C, h, w] and timesteps int64 [N]; returns a tuple that begins with [N, C, h, w], or
+            network: called with [N, C, h, w] and timesteps [N]; returns a tuple that begins with [N, C, h, w], or
                 with [N, 2 C, h, w] that ends with variances, which are not used.
-            timestep: the timestep with the noise level.
+            timestep: the timestep with the noise level, as the network was trained to be given it.
             level: sigma, pixel units.
             prediction: what the network predicts, of `PREDICTIONS`.
             settings: all that decides the function besides the weights.
@@ -65,7 +65,6 @@ class OneShotDenoiser(nn.Module):
         self.network = network
         self.prediction = prediction
         self.timestep = timestep
-        self.level = level
         self.signal = 1 / math.sqrt(1 + 4 * level**2)
         self.noise = 2 * level * self.signal
         # No step uses this buffer. It makes the digest of the classifier cover more than the weights.
@@ -112,7 +111,7 @@ def load_diffusion(
         ClassifierError: diffusers is not installed; files are missing, or hold another kind of model; the model does
             not fit the sub-image; or its schedule has no such noise.
     """
-    scheduler_class, network_class = _classes(who)
+    library = need_diffusers(who)
     location = location.rstrip("/")
     index = _json(f"{location}/model_index.json") or {}
     other = next((name for name in _NOT_PIXELS if name in index and index[name] != [None, None]), None)
@@ -126,28 +125,25 @@ def load_diffusion(
         missing = "config.json" if config is None else "scheduler_config.json"
         raise ClassifierError(f"{who}: no {missing} in {location}; name a directory that diffusers has saved")
     weights = f"{folder}/{WEIGHTS}"
-    with _as_one_line(f"{who}: {folder}/config.json"):
-        _check_network(config, image_shape)
+    with as_one_line(f"{who}: {folder}/config.json"):
+        check_network(config, image_shape)
         for key, value in arguments.items():
             if json.dumps(config.get(key)) != json.dumps(value):
                 raise ClassifierError(f"{key} is {config.get(key)}, the config has {value}; remove it from arguments")
-        network = network_class.from_config(config)
-    with _as_one_line(f"{who}: scheduler_config.json in {location}"):
+        network = library.UNet2DModel.from_config(config)
+    with as_one_line(f"{who}: scheduler_config.json in {location}"):
         _check_schedule(schedule)
-        scheduler = scheduler_class.from_config(schedule)
+        scheduler = library.DDPMScheduler.from_config(schedule)
     remedy = "save it with `save_pretrained(..., safe_serialization=True)`, in one file; pickles are not read"
     tensors, metadata = parse_checkpoint(weights, read_file(weights, remedy))
     load_tensors(network, {_present_name(name): tensor for name, tensor in tensors.items()}, weights)
-    denoiser = _one_shot(network, scheduler, sigma, f"{who}: {location}")
-    level = denoiser.level
-    warnings = [] if math.isclose(level, sigma, rel_tol=_FARTHEST) else [f"has noise of sigma {level}, not {sigma:.6g}"]
+    denoiser, warnings = _one_shot(network, scheduler, sigma, f"{who}: {location}")
     size = config.get("sample_size")
     trained = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if size is not None and trained != image_shape[1:]:
-        warnings.append(
-            f"was trained on {trained[0]}x{trained[1]} pixels, the sub-image has {image_shape[1]}x{image_shape[2]}"
-        )
-    return denoiser, [f"{who}: {location} {warning}" for warning in warnings], metadata
+        here = f"{image_shape[1]}x{image_shape[2]}"
+        warnings.append(f"{who}: {location} was trained on {trained[0]}x{trained[1]} pixels, the sub-image has {here}")
+    return denoiser, warnings, metadata
 
 
 def new_diffusion(arguments: Mapping[str, JsonValue], sigma: float, image_shape: Shape, who: str) -> OneShotDenoiser:
@@ -155,13 +151,20 @@ def new_diffusion(arguments: Mapping[str, JsonValue], sigma: float, image_shape:
 
     arguments: settings of `UNet2DModel`, such as `block_out_channels`. Others and errors: see `load_diffusion`.
     """
-    scheduler_class, network_class = _classes(who)
+    library = need_diffusers(who)
     channels, *size = image_shape
     config = {"sample_size": size, "in_channels": channels, "out_channels": channels, **arguments}
-    with _as_one_line(f"{who}: arguments"):
-        _check_network(config, image_shape)
-        network, scheduler = network_class(**config), scheduler_class()
-    return _one_shot(network, scheduler, sigma, who)
+    with as_one_line(f"{who}: arguments"):
+        check_network(config, image_shape)
+        network = library.UNet2DModel(**config)
+    return _one_shot(network, library.DDPMScheduler(), sigma, who)[0]
+
+
+def _one_shot(network: Any, scheduler: Any, sigma: float, where: str) -> tuple[OneShotDenoiser, list[str]]:
+    timestep, level, warnings = matching_timestep(scheduler.betas, sigma, where)
+    settings = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    prediction = scheduler.config.prediction_type
+    return OneShotDenoiser(network, timestep, level, prediction, settings, scheduler.to_json_string()), warnings
 
 
 def save_diffusion(file: str, denoiser: OneShotDenoiser, metadata: CheckpointMetadata) -> None:
@@ -182,26 +185,19 @@ def weights_file(location: str) -> str:
     return f"{location.rstrip('/')}/{WEIGHTS}"
 
 
-def _classes(who: str) -> tuple[Any, Any]:
-    """The schedule and the network of diffusers. They have no types."""
+def need_diffusers(who: str) -> Any:
+    """The library diffusers. ClassifierError if it is not installed."""
     try:
-        from diffusers import DDPMScheduler, UNet2DModel
+        import diffusers
     except ModuleNotFoundError as error:
         if error.name != "diffusers":
             raise
         raise ClassifierError(f"{who} needs diffusers; install it with `pip install drs-ray[diffusion]`") from error
-    return DDPMScheduler, UNet2DModel
-
-
-def _one_shot(network: Any, scheduler: Any, sigma: float, where: str) -> OneShotDenoiser:
-    timestep, level = _matching(scheduler.betas, sigma, where)
-    settings = {name: value for name, value in network.config.items() if not name.startswith("_")}
-    prediction = scheduler.config.prediction_type
-    return OneShotDenoiser(network, timestep, level, prediction, settings, scheduler.to_json_string())
+    return diffusers
 
 
 @contextmanager
-def _as_one_line(where: str) -> Iterator[None]:
+def as_one_line(where: str) -> Iterator[None]:
     """Name the file whatever diffusers raises, and keep its notes on settings off the screen."""
     from diffusers.utils import logging
 
@@ -238,7 +234,7 @@ def _json(location: str) -> dict[str, Any] | None:
     return found
 
 
-def _check_network(config: Mapping[str, Any], image_shape: Shape) -> None:
+def check_network(config: Mapping[str, Any], image_shape: Shape) -> None:
     """Refuse a network that is not an unconditional U-Net on sub-images of this shape."""
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
@@ -271,12 +267,18 @@ def _check_schedule(schedule: Mapping[str, Any]) -> None:
         raise ClassifierError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {prediction}")
 
 
-def _matching(betas: Tensor, sigma: float, where: str) -> tuple[int, float]:
-    """The timestep whose noise is closest to sigma by their ratio, and its noise in pixel units. betas: [T]."""
+def matching_timestep(betas: Tensor, sigma: float, where: str) -> tuple[int, float, list[str]]:
+    """The timestep whose noise is closest to sigma by their ratio, its noise in pixel units, and warnings. betas: [T].
+
+    Raises:
+        ClassifierError: sigma is outside of the schedule's noise; `where` names the model.
+    """
     alpha_bar = (1 - betas.double()).cumprod(0)
     levels = ((1 - alpha_bar) / alpha_bar).sqrt()[alpha_bar > 0] / 2  # [-1, 1] is twice as wide as [0, 1]
     least, most = levels[0].item(), levels[-1].item()
     if not least <= sigma <= most:
         raise ClassifierError(f"{where}: the model knows noise of sigma {least:.4g} to {most:.4g}, got {sigma:.4g}")
     timestep = int((levels.log() - math.log(sigma)).abs().argmin())
-    return timestep, float(f"{levels[timestep].item():.6g}")  # rounded: the last digits depend on the CPU
+    level = float(f"{levels[timestep].item():.6g}")  # rounded: the last digits depend on the CPU
+    is_near = math.isclose(level, sigma, rel_tol=_FARTHEST)
+    return timestep, level, [] if is_near else [f"{where} has noise of sigma {level}, not {sigma:.6g}"]

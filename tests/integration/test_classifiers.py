@@ -14,14 +14,18 @@ import torch
 import yaml
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from drs_ray import SmoothedClassifier, certify, make_partition
 from drs_ray.config import parse_config
 from drs_ray.data.datasets import load_dataset
+from drs_ray.engine.unit_runner import classifier_of
 from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models.building import build_module
 from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
+from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.factory import load_classifier
+from tests.support.openai_unet import Sizes
 from tests.support.runs import counts_digest, drs_ray, drs_ray_here, run_data, write_config
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "classifiers.md"
@@ -166,6 +170,43 @@ def test_denoised_smoothing(tmp_path: Path, partition: str) -> None:
     nothing = certify(parse_config(data | {"output": str(tmp_path / "nothing")}))
     assert nothing.record.run_id not in (plain.record.run_id, denoised.record.run_id)
     assert counts_digest(nothing.uri) == counts_digest(plain.uri)  # a denoiser that does nothing changes no vote
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of diffusers
+def test_imagenet_is_denoised_at_one_size_and_classified_at_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The document's config, with 32 and 24 pixels in place of 256 and 224, and small networks of random weights."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = examples("yaml", "256x256_diffusion_uncond.pt")
+    data: dict[str, Any] = yaml.safe_load(block)
+    generator = np.random.default_rng(0)
+    for label in range(3):
+        (tmp_path / "images/test" / str(label)).mkdir(parents=True)
+        Image.fromarray(generator.integers(0, 256, (50, 40, 3), np.uint8)).save(f"images/test/{label}/a.png")
+    sizes = Sizes(((64, False), (64, True)), 1, resnets=True)
+    torch.save(sizes.tensors(), data["classifiers"][0]["denoiser"]["checkpoint"])
+    torch.manual_seed(0)
+    network = build_module("resnet20", {}, (3, 24, 24), 3).eval()
+    torch.save(network.state_dict(), data["classifiers"][0]["checkpoint"])
+    assert (data["dataset"]["image_size"], data["classifiers"][0]["pixels"]["resize"]) == (256, [224, 224])
+    data["dataset"] = {"name": "folder", "root": "images", "image_size": 32}
+    data["classifiers"][0]["architecture"] = "resnet20"
+    data["classifiers"][0]["pixels"]["resize"] = [24, 24]
+    data |= {"noise": {"block": 20}, "budget": {"selection": 10, "estimation": 20}}
+    data["engine"] = {"address": "inline", "batch": 10, "precision": "float32"}
+    config = parse_config(data)
+    assert certify(config).record.dataset.image_shape == (3, 32, 32)
+
+    classifier = config.classifiers[0]
+    denoiser, _ = load_denoiser(classifier.denoiser, classifier.sigma, (3, 32, 32), 0)
+    partition, of_data = make_partition("none", 32, 32, "packed"), ((3, 32, 32), 3, "folder", None)
+    x = torch.rand(2, 3, 32, 32) + classifier.sigma * torch.randn(2, 3, 32, 32)
+    mean, std = (torch.tensor(classifier.pixels.record[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        small = functional.interpolate(denoiser(x), (24, 24), mode="bilinear", align_corners=False)
+        found = classifier_of(config, partition, 0, *of_data).module(x)
+        assert torch.allclose(found, network((small - mean) / std), atol=1e-5)
 
 
 @pytest.mark.slow

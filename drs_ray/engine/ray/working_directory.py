@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging  # Ray has no public function for the list of packed files
 
 from drs_ray.config import RunConfig, parse_config, read_config
+from drs_ray.config.classifiers import DIFFUSERS_FILES
 from drs_ray.errors import ConfigError
 
 LIMIT_BYTES = 100 * 2**20
@@ -96,7 +97,7 @@ def checked_config(
     section = data.get("dataset")
     names = section.get("classes") if isinstance(section, dict) else None
     if isinstance(names, str) and isinstance(section, dict):  # a file, which is read together with the config
-        _check_packed({"dataset.classes": names}, files, directory)
+        _check_packed([("dataset.classes", names)], files, directory)
         here = directory / names
         data["dataset"] = section | {"classes": str(here) if _is_packed_name(names) else None}
     config = parse_config(data, source=str(config_file))
@@ -112,13 +113,16 @@ def _check_names(config: RunConfig, config_path: str, files: Mapping[str, int], 
             f"output: {place} would be thrown away with the job's working directory; use s3://bucket/prefix, or the "
             "absolute path of a directory that all nodes share"
         )
-    named = {"config": config_path}
+    named = [("config", config_path)]
     for number, classifier in enumerate(config.classifiers):
-        named[f"classifiers.{number}.checkpoint"] = classifier.checkpoint or ""
+        named.append((f"classifiers.{number}.checkpoint", classifier.checkpoint or ""))
         if classifier.denoiser is not None:
-            named[f"classifiers.{number}.denoiser.checkpoint"] = classifier.denoiser.checkpoint or ""
+            place = classifier.denoiser.checkpoint or ""
+            inside = (f"{place}/{file}" for file in DIFFUSERS_FILES)  # of a directory: a part of it may be left out
+            needed = [place, *(file for file in inside if (directory / file).exists())]
+            named += [(f"classifiers.{number}.denoiser.checkpoint", file) for file in needed]
     if not config.dataset.download:
-        named["dataset.root"] = config.dataset.root or ""
+        named.append(("dataset.root", config.dataset.root or ""))
     _check_packed(named, files, directory)
 
 
@@ -127,8 +131,8 @@ def _is_packed_name(name: str) -> bool:
     return bool(name) and not name.startswith(("/", "~")) and "://" not in name and "$" not in name
 
 
-def _check_packed(named: Mapping[str, str], files: Mapping[str, int], directory: Path) -> None:
-    for key, name in named.items():
+def _check_packed(named: Iterable[tuple[str, str]], files: Mapping[str, int], directory: Path) -> None:
+    for key, name in named:
         if not _is_packed_name(name):
             continue
         path = Path(name).as_posix()

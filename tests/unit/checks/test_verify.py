@@ -28,6 +28,7 @@ from drs_ray.storage import Store
 from tests.unit.counts.factories import CLASSES, MemoryStore, decode_part
 from tests.unit.engine.factories import Recorder, record_of
 
+HERE = {name: metadata.version(name) for name in ("torch", "numpy")}
 OTHER_KIND = {"hardware": "another CPU, 8 cores"}
 
 
@@ -69,8 +70,7 @@ def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def stored_run(units: int | None = None, changes: dict[str, Any] | None = None, **options: Any) -> MemoryStore:
     """A run of 12 images in 4 blocks and 2 sub-images, by a worker like this one, all or some of its units stored."""
     record = record_of(**options)
-    software = {name: metadata.version(name) for name in ("torch", "numpy")}
-    record = record.model_copy(update={"software": software, "hardware": hardware_of("cpu"), **(changes or {})})
+    record = record.model_copy(update={"software": HERE, "hardware": hardware_of("cpu"), **(changes or {})})
     store = MemoryStore()
     store.put(RUN_KEY, record.model_dump_json().encode())
     for unit in plan_units(record)[:units]:
@@ -293,6 +293,8 @@ def test_a_chosen_unit_is_chosen_too_among_fewer(data: st.DataObject) -> None:
         ({"hardware": "cuda (of the workers)"}, "the run began on cuda (of the workers)"),
         ({"software": {"torch": "1.0", "numpy": metadata.version("numpy")}}, "the run began with torch 1.0, this is"),
         ({"software": {"torch": metadata.version("torch")}}, "the run began with numpy None, this is"),
+        ({"software": HERE | {"diffusers": "0.1"}}, "the run began with diffusers 0.1, this is"),
+        ({"software": HERE | {"no-such-library": "0.1"}}, "the run began with no-such-library 0.1, this is None"),
     ],
 )
 def test_on_another_kind_votes_need_not_be_the_same(changes: dict[str, Any], why: str) -> None:
@@ -304,6 +306,10 @@ def test_on_another_kind_votes_need_not_be_the_same(changes: dict[str, Any], why
     assert [why in event for event in recorder.events] == [True]
     assert report.comparisons == 2 * 24  # selection and estimation of an image in a unit
     report.check()
+
+
+def test_other_versions_of_what_computes_no_logit_are_no_other_kind() -> None:
+    assert verify(stored_run(changes={"software": HERE | {"python": "3.1", "pyarrow": "1", "ray": "1"}})).exact
 
 
 def test_the_number_of_cores_is_no_kind() -> None:

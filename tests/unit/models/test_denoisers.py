@@ -156,7 +156,10 @@ def _votes(partition: Partition, k: int, image: Tensor, law: Any) -> tuple[Any, 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architecture": "memnet"}, r"sub-image 1: denoiser memnet: must be dncnn, diffusers, or your own factory"),
+        (
+            {"architecture": "memnet"},
+            r"sub-image 1: denoiser memnet: must be dncnn, diffusers, improved-diffusion, guided-diffusion, or your",
+        ),
         ({"architecture": "dncnn"}, r"denoiser dncnn needs a checkpoint; set classifiers.1.denoiser.checkpoint"),
         ({"architecture": "dncnn", "arguments": {"deep": 3}}, r"depth and width, whole numbers >= 2, got deep: 3"),
         ({"architecture": "dncnn", "arguments": {"depth": 1}}, r"depth and width, whole numbers >= 2, got depth: 1"),

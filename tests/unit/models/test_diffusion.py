@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from drs_ray import certify, verify
 from drs_ray.config import DenoiserConfig, parse_config
+from drs_ray.config.classifiers import DIFFUSERS_FILES
 from drs_ray.errors import ClassifierError
+from drs_ray.models import diffusion
 from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.diffusion import OneShotDenoiser, load_diffusion
 from drs_ray.models.inference import voting_classifier
@@ -125,6 +128,29 @@ def test_the_network_is_the_one_that_was_saved(tmp_path: Path, layout: str) -> N
     assert found.dtype == torch.float32
 
 
+def test_the_files_that_are_read_are_those_that_a_job_is_checked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "pipeline")
+    tiny().save_pretrained(tmp_path / "flat")
+    DDPMScheduler().save_pretrained(tmp_path / "flat")
+    read: set[str] = set()
+
+    def noting(reader: Any) -> Any:
+        def note(location: str, *rest: str) -> Any:
+            found = reader(location, *rest)
+            read.update([] if found is None else [Path(location).relative_to(tmp_path).as_posix().partition("/")[2]])
+            return found
+
+        return note
+
+    for reader in ("read_file", "read_if_there"):
+        monkeypatch.setattr(diffusion, reader, noting(getattr(diffusion, reader)))
+    for layout in ("pipeline", "flat"):
+        found_in(str(tmp_path / layout), 0.5, (1, 28, 28), "denoiser")
+    assert read == set(DIFFUSERS_FILES)
+
+
 @pytest.mark.parametrize("sub_images", [1, 2])
 def test_a_run_with_diffusion_models_is_certified_and_verified(tmp_path: Path, sub_images: int) -> None:
     data = run_data(tmp_path / "run", images=3)
@@ -138,6 +164,7 @@ def test_a_run_with_diffusion_models_is_certified_and_verified(tmp_path: Path, s
     data["engine"] |= {"images_per_unit": 1, "batch": 20, "precision": "float32"}
     result = certify(parse_config(data))
     verify(result.uri, 2).check()
+    assert result.record.software["diffusers"] == diffusers.__version__
     digest = counts_digest(open_store(result.uri))
     data["output"] = str(tmp_path / "again")
     data["engine"]["images_per_unit"] = 3

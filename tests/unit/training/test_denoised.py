@@ -330,7 +330,9 @@ def test_a_classifier_of_whole_images_fits_only_behind_a_denoiser_of_full_size(t
 
 def test_arguments_must_agree_with_the_stored_settings(tmp_path: Path) -> None:
     config = config_of(tmp_path, denoiser="diffusers", method="mse")
+    train_classifiers(tmp_path, "packed")
     train_run(config, sub_images=[0])
+    assert loaded(changed(config, denoiser={"arguments": {}})) == ()
     section = changed(config, denoiser={"arguments": {**UNET, "layers_per_block": 2}}).classifiers[0].denoiser
     assert section is not None
     with pytest.raises(ClassifierError, match=r"config.json: layers_per_block is 1, the config has 2; remove it from"):
@@ -368,6 +370,11 @@ def test_arguments_must_agree_with_the_stored_settings(tmp_path: Path) -> None:
             "mse",
             {"denoiser": {"architecture": "diffusers", "arguments": {}}},
             r"arguments: takes sizes that are multiples of 8, the sub-image is 28x14",
+        ),
+        (
+            "mse",
+            {"denoiser": {"architecture": "guided-diffusion", "arguments": {}}},
+            r"denoiser guided-diffusion: files of this kind are only read; train a denoiser of the architecture diff",
         ),
     ],
 )

@@ -126,6 +126,27 @@ def test_relative_names_must_be_packed(tmp_path: Path) -> None:
         _check(tmp_path, data)
 
 
+@pytest.mark.parametrize("place", ["models/ddpm", "models/ddpm/", "./models/ddpm"])
+def test_all_that_is_read_of_a_denoisers_directory_must_be_packed(tmp_path: Path, place: str) -> None:
+    read = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]
+    _write(tmp_path, "config.yaml", "models/ddpm/unet/diffusion_pytorch_model.bin")
+    _write(tmp_path, *(f"models/ddpm/{file}" for file in read))
+    data = _data()
+    data["classifiers"][1]["denoiser"] = {"architecture": "diffusers", "checkpoint": place}
+    _check(tmp_path, data)
+    (tmp_path / ".gitignore").write_text("*.bin\n")  # not read
+    _check(tmp_path, data)
+    for left in ("*.safetensors", "/models/ddpm/unet/config.json", "scheduler*.json"):
+        (tmp_path / ".gitignore").write_text(f"{left}\n")
+        with pytest.raises(
+            ConfigError, match=r"^classifiers\.1\.denoiser\.checkpoint: .*models/ddpm/.* is left out by"
+        ):
+            _check(tmp_path, data)
+    for elsewhere in (str(tmp_path / "models/ddpm"), "s3://bucket/ddpm"):
+        data["classifiers"][1]["denoiser"]["checkpoint"] = elsewhere
+        _check(tmp_path, data)
+
+
 def test_a_file_of_class_names_must_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
     _write(work, "config.yaml", "images/test/cat/1.png", ".rayignore")
