@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 
@@ -112,6 +113,15 @@ def module_digest(module: nn.Module) -> str:
         result.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         result.update(_bytes(tensor))
     return result.hexdigest()
+
+
+def identity_of(decided: object) -> Tensor:
+    """uint8 [32], SHA-256 of JSON data: a buffer that makes `module_digest` cover what no weight shows.
+
+    decided: all settings that decide the module's function; other objects than JSON data count as their text.
+    """
+    text = json.dumps(decided, sort_keys=True, default=str)
+    return torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8, device="cpu")
 
 
 def tensor_digests(module: nn.Module) -> dict[str, bytes]:
