@@ -87,8 +87,8 @@ class ClassifierConfig(Section):
     )
     pixels: PixelsConfig | None = Field(
         None,
-        description="The classifier's pixel convention; null: that of a directory of transformers or timm; otherwise "
-        "[0, 1] plus noise, as laid out.",
+        description="The classifier's pixel convention; null: what a checkpoint of transformers or timm says of it, "
+        "else [0, 1] plus noise, as laid out.",
     )
     denoiser: DenoiserConfig | None = Field(None, description="A denoiser before the classifier; null: none.")
     sigma: Sigma = Field(description="Noise standard deviation in pixel units ([0, 1]).")

@@ -125,7 +125,8 @@ def load_classifier(
                 _check_classes(source, metadata, classes)
                 _check_metadata(source, metadata, expected)
                 warnings = tuple(_warnings(source, metadata, sub_image, sigma, dataset))
-            load_tensors(module, tensors, source, pixels)
+            kept = load_tensors(module, tensors, source, pixels)
+            warnings = (*warnings, *(f"sub-image {sub_image}: {text}" for text in kept))
     if denoiser is not None:
         before, further = load_denoiser(denoiser, sigma, image_shape, sub_image)
         warnings = (*warnings, *further)
