@@ -48,9 +48,10 @@ class WideResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.block1, self.sub_block1 = Stage(8), Stage(8)  # RobustBench's has stages that no pass uses
         self.bn1, self.fc = nn.BatchNorm2d(8), nn.Linear(8, num_classes)
+        self.register_buffer("scale", torch.ones(1))
 
     def forward(self, x):
-        return self.fc(torch.relu(self.bn1(self.block1(self.conv1(x)))).mean((2, 3)))
+        return self.scale * self.fc(torch.relu(self.bn1(self.block1(self.conv1(x)))).mean((2, 3)))
 
 
 class Normalised(WideResNet):
@@ -167,9 +168,10 @@ def test_a_normalisation_in_the_file_is_not_lost(tmp_path: Path, made: Callable[
         torch.testing.assert_close(loaded.module(x), made("cifar10")(x))
 
 
-def test_only_a_normalisation_may_be_missing(tmp_path: Path, made: Callable[[str], nn.Module]) -> None:
+@pytest.mark.parametrize("name", ["fc.bias", "scale"])
+def test_only_a_normalisation_may_be_missing(tmp_path: Path, made: Callable[[str], nn.Module], name: str) -> None:
     tensors = bare(made("cifar10").state_dict())
-    del tensors["fc.bias"]
+    del tensors[name]
     torch.save(tensors, tmp_path / "Name.pt")
-    with pytest.raises(ClassifierError, match=r"not those of the architecture \(missing: .*fc.bias"):
+    with pytest.raises(ClassifierError, match=rf"not those of the architecture \(missing: .*{name}"):
         load("cifar10", tmp_path / "Name.pt")

@@ -74,6 +74,8 @@ def test_other_sizes_are_stretched_to_the_size_that_the_network_had(tmp_path: Pa
     plain, own_size = load("timm:resnet10t", place, **given), PixelsConfig(resize=(48, 48), mean=MEAN, std=STD)
     with torch.inference_mode():
         torch.testing.assert_close(plain.module(x), network("resnet10t")(normalised(stretched)))
+        same = load("timm:resnet10t", place, **given, pixels=PixelsConfig(mean=MEAN, std=STD))
+        assert torch.equal(same.module(x), plain.module(x))
         other = load("timm:resnet10t", place, **given, pixels=own_size)
         stretched = nn.functional.interpolate(x, (48, 48), mode="bilinear")
         torch.testing.assert_close(other.module(x), network("resnet10t")(normalised(stretched)))
