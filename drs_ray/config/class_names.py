@@ -34,6 +34,22 @@ def first_difference(there: Sequence[str] | None, here: Sequence[str] | None) ->
     return f"class {at} is {old} there, {new} here ({len(there)} classes there, {len(here)} here)"
 
 
+def first_moved(there: Sequence[str], here: Sequence[str]) -> str | None:
+    """The first class here whose name belongs to another class there, in words; None if there is none.
+
+    Unlike `first_difference` it allows other names for the same classes.
+    """
+    for number, name in enumerate(here):
+        if name in there and name not in there[number : number + 1]:
+            return f"{name!r} is class {there.index(name)} there, {number} here"
+    return None
+
+
+def plain_names(names: Sequence[str]) -> list[str]:
+    """The names in lower case, with single spaces in place of underscores and hyphens, to compare other people's."""
+    return [re.sub(r"[\s_-]+", " ", name).strip().casefold() for name in names]
+
+
 def out_of_number_order(names: Sequence[str]) -> bool:
     """Whether names that differ only in one number (0, 1, 10, 2 or n1, n10, n2) are not in the order of this number."""
     parts = [re.fullmatch(r"(\D*)(\d+)(\D*)", name, re.ASCII) for name in names]

@@ -78,16 +78,16 @@ class ClassifierConfig(Section):
 
     architecture: str = Field(
         min_length=1,
-        description="A built-in name, `torchvision:<name>`, `timm:<name>`, `torch.export`, or your own factory as "
-        "`module:function` (see docs/classifiers.md).",
+        description="A built-in name, `torchvision:<name>`, `timm:<name>`, `transformers`, `torch.export`, or your own "
+        "factory as `module:function` (see docs/classifiers.md).",
     )
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="Extra keyword arguments of the architecture or factory."
     )
     checkpoint: Location | None = Field(
         None,
-        description=".safetensors, .pt, .pth, .ckpt, .pt.tar, .pth.tar, or .pt2 (torch.export); a path or s3:// URI. "
-        "Only a factory needs none.",
+        description=".safetensors, .pt, .pth, .ckpt, .bin, .pt.tar, .pth.tar, or .pt2 (torch.export); of transformers "
+        "and timm also a directory; a path or s3:// URI. Only a factory needs none.",
     )
     entry: str | None = Field(
         None,
@@ -96,7 +96,9 @@ class ClassifierConfig(Section):
         "prefix of the names of the weights; null: the usual keys.",
     )
     pixels: PixelsConfig | None = Field(
-        None, description="The classifier's pixel convention; null: [0, 1] plus noise, as laid out."
+        None,
+        description="The classifier's pixel convention; null: what a checkpoint of transformers or timm says of it, "
+        "else [0, 1] plus noise, as laid out.",
     )
     denoiser: DenoiserConfig | None = Field(None, description="A denoiser before the classifier; null: none.")
     sigma: Sigma = Field(description="Noise standard deviation in pixel units ([0, 1]).")
@@ -114,6 +116,8 @@ class ClassifierConfig(Section):
     def _entry_of_a_checkpoint(self) -> Self:
         if self.entry is not None and self.architecture == "torch.export":
             raise ValueError("entry: a program of torch.export has none; remove it")
+        if self.entry is not None and self.architecture == "transformers":
+            raise ValueError("entry: a directory of transformers has none; remove it")
         _check_entry(self.entry, self.checkpoint)
         return self
 

@@ -87,9 +87,10 @@ def _kinds(record: RunRecord) -> dict[int, int]:
         (
             classifier.architecture,
             classifier.arguments,
+            classifier.architecture == "transformers" and classifier.checkpoint,  # the checkpoint says how large it is
             classifier.pixels,
             (before := classifier.denoiser) and (before.architecture, before.arguments),
-            before and before.architecture == "diffusers" and before.checkpoint,  # the checkpoint says how large it is
+            before and before.architecture == "diffusers" and before.checkpoint,  # as well
             partition.layout_shape(sub_image, channels),
         )
         for sub_image, classifier in enumerate(config.classifiers)

@@ -38,7 +38,7 @@ def build_architecture(
     if name not in ARCHITECTURES:
         raise ClassifierError(
             f"classifier architecture must be one of {', '.join(ARCHITECTURES)}, torchvision:<name>, timm:<name>, "
-            f"torch.export, or your own factory as module:function, got {name!r}"
+            f"transformers, torch.export, or your own factory as module:function, got {name!r}"
         )
     own = dict(arguments or {})
     mean, std = own.pop("mean", None), own.pop("std", None)

@@ -21,6 +21,8 @@ from drs_ray.models.torch_state import plain_torch
 
 PROGRAM = "torch.export"
 """The name of the architecture whose checkpoint is a program (`drs_ray.models.programs`)."""
+TRANSFORMERS = "transformers"
+"""The name of the architecture whose checkpoint is a directory of that library, with the network's settings."""
 
 
 def build_module(
@@ -51,6 +53,11 @@ def _network(architecture: str, arguments: Mapping[str, JsonValue], image_shape:
     if architecture == PROGRAM:
         raise ClassifierError(
             f"classifier {PROGRAM}: is a finished program, there is nothing to build or to train; name an architecture"
+        )
+    if architecture == TRANSFORMERS:
+        raise ClassifierError(
+            f"classifier {TRANSFORMERS}: is the network of a directory, there is nothing to build or to train; name an "
+            "architecture"
         )
     if ":" not in architecture:
         return build_architecture(architecture, image_shape, num_classes, arguments)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.files import read_file, write_file
 
-PICKLED = (".pt", ".pth", ".ckpt", ".pt.tar", ".pth.tar")
+PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pt.tar", ".pth.tar")
 """Suffixes of files that torch.save writes."""
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "best", "ema")
 """Usual keys of state_dicts in a file, in order of preference."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import brief
 from drs_ray.models.checkpoints import CheckpointMetadata, parse_checkpoint, save_checkpoint
-from drs_ray.models.files import read_file, read_if_there, write_file
+from drs_ray.models.files import read_file, read_json, write_file
 from drs_ray.models.pixel_convention import Shape
-from drs_ray.models.tensors import load_tensors
+from drs_ray.models.tensors import identity_of, load_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -67,11 +66,7 @@ class OneShotDenoiser(nn.Module):
         self.timestep = timestep
         self.signal = 1 / math.sqrt(1 + 4 * level**2)
         self.noise = 2 * level * self.signal
-        # No step uses this buffer. It makes the digest of the classifier cover more than the weights.
-        decided = json.dumps([timestep, level, prediction, dict(settings)], sort_keys=True, default=str)
-        self.register_buffer(
-            "identity", torch.tensor(list(hashlib.sha256(decided.encode()).digest()), dtype=torch.uint8)
-        )
+        self.register_buffer("identity", identity_of([timestep, level, prediction, dict(settings)]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Noisy pixels [N, C, h, w] -> denoised pixels, the same shape; in eval mode they are clipped to [0, 1].
@@ -113,14 +108,16 @@ def load_diffusion(
     """
     library = need_diffusers(who)
     location = location.rstrip("/")
-    index = _json(f"{location}/model_index.json") or {}
+    index = read_json(f"{location}/model_index.json") or {}
     other = next((name for name in _NOT_PIXELS if name in index and index[name] != [None, None]), None)
     if other is not None:
         raise ClassifierError(f"{who}: {location} contains {other}; only models that denoise pixels alone can be used")
-    folder, config = f"{location}/unet", _json(f"{location}/unet/config.json")
+    folder, config = f"{location}/unet", read_json(f"{location}/unet/config.json")
     if config is None:
-        folder, config = location, _json(f"{location}/config.json")
-    schedule = _json(f"{location}/scheduler/scheduler_config.json") or _json(f"{location}/scheduler_config.json")
+        folder, config = location, read_json(f"{location}/config.json")
+    schedule = read_json(f"{location}/scheduler/scheduler_config.json") or read_json(
+        f"{location}/scheduler_config.json"
+    )
     if config is None or schedule is None:
         missing = "config.json" if config is None else "scheduler_config.json"
         raise ClassifierError(f"{who}: no {missing} in {location}; name a directory that diffusers has saved")
@@ -218,20 +215,6 @@ def _present_name(name: str) -> str:
     if ".attentions." not in name:
         return name
     return re.sub(r"\.(query|key|value|proj_attn)\.", lambda found: f".{_OLD_NAMES[found[1]]}.", name)
-
-
-def _json(location: str) -> dict[str, Any] | None:
-    """A JSON object; None if there is no such file."""
-    data = read_if_there(location)
-    if data is None:
-        return None
-    try:
-        found = json.loads(data)
-    except ValueError as error:
-        raise ClassifierError(f"{location}: no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ClassifierError(f"{location}: must hold a JSON object")
-    return found
 
 
 def check_network(config: Mapping[str, Any], image_shape: Shape) -> None:

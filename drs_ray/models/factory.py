@@ -13,13 +13,15 @@ from torch import nn
 from drs_ray.config import DenoiserConfig, PixelsConfig
 from drs_ray.config.class_names import first_difference
 from drs_ray.errors import ClassifierError
-from drs_ray.models.building import PROGRAM, build_module, is_factory
+from drs_ray.models.building import PROGRAM, TRANSFORMERS, build_module, is_factory
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, check_metadata, load_checkpoint
 from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.pixel_convention import check_channels, with_pixels
 from drs_ray.models.programs import load_program
-from drs_ray.models.tensors import load_tensors, module_digest
+from drs_ray.models.tensors import identity_of, load_tensors, module_digest
+from drs_ray.models.timm_directory import is_timm_directory, read_timm_directory
+from drs_ray.models.transformers_directory import load_transformers
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ def load_classifier(
     The result is denoiser, pixels and network in this order, without those that are None.
 
     Args:
-        architecture: a built-in name, `torchvision:<name>`, `timm:<name>`, `torch.export`, or the user's factory as
-            `module:function`.
+        architecture: a built-in name, `torchvision:<name>`, `timm:<name>`, `transformers`, `torch.export`, or the
+            user's factory as `module:function`.
         arguments: keyword arguments of the architecture or the function.
-        checkpoint: path or s3:// URI; None only with a factory.
+        checkpoint: path or s3:// URI of a file, or of a directory of timm or transformers; None only with a factory.
         sub_image: index of the sub-image, 0 .. K - 1.
         partition: label of the partition.
         layout: name of the layout.
@@ -129,11 +131,24 @@ def load_network(
     warnings: tuple[str, ...] = ()
     correct = f"correct classifiers.{sub_image}.checkpoint"
     check_channels(pixels, image_shape[0], sub_image)
+    if architecture in (PROGRAM, TRANSFORMERS) and arguments:
+        raise ClassifierError(f"sub-image {sub_image}: {architecture} takes no arguments, got {dict(arguments)}")
     if architecture == PROGRAM:
-        if arguments:
-            raise ClassifierError(f"sub-image {sub_image}: {PROGRAM} takes no arguments, got {dict(arguments)}")
         program = load_program(_needed(checkpoint, architecture, sub_image), correct)
         return with_pixels(program, pixels, image_shape[0]), warnings
+    if architecture == TRANSFORMERS:
+        place = _needed(checkpoint, architecture, sub_image)
+        network, further = load_transformers(place, image_shape, num_classes, classes, pixels, sub_image)
+        return network, tuple(further)
+    if checkpoint is not None and is_timm_directory(architecture, checkpoint):
+        directory = read_timm_directory(
+            architecture, checkpoint, arguments, image_shape, num_classes, classes, pixels, sub_image
+        )
+        module = build_module(architecture, directory.arguments, image_shape, num_classes, directory.pixels)
+        tensors, _ = load_checkpoint(directory.weights, entry, correct)
+        load_tensors(module, tensors, directory.weights, directory.pixels)
+        module.register_buffer("identity", identity_of(directory.decided), persistent=False)
+        return module, directory.warnings
     module = build_module(architecture, arguments, image_shape, num_classes, pixels)
     if checkpoint is not None or not is_factory(architecture):
         source = _needed(checkpoint, architecture, sub_image)
@@ -144,9 +159,9 @@ def load_network(
         if metadata is not None:
             _check_classes(source, metadata, classes)
             whole = denoised and layout != "packed" and metadata.partition == "none"
-            place = {"sub_image": sub_image, "partition": partition, "layout": layout}
+            cut = {"sub_image": sub_image, "partition": partition, "layout": layout}
             expected = {
-                **({} if whole else place),
+                **({} if whole else cut),
                 "architecture": architecture,
                 "arguments": dict(arguments),
                 "pixels": {} if pixels is None else pixels.record,
@@ -156,7 +171,8 @@ def load_network(
             check_metadata(source, metadata, expected)
             expected_sigma = 0.0 if denoised and metadata.sigma == 0 else sigma
             warnings = tuple(_warnings(source, metadata, sub_image, expected_sigma, dataset))
-        load_tensors(module, tensors, source, pixels)
+        kept = load_tensors(module, tensors, source, pixels)
+        warnings = (*warnings, *(f"sub-image {sub_image}: {text}" for text in kept))
     return module, warnings
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from drs_ray.errors import ClassifierError, ConfigError, MissingObjectError, StoreError
 from drs_ray.storage import open_place_of
@@ -51,6 +53,39 @@ def read_if_there(location: str) -> bytes | None:
             return store.get(name)
         except MissingObjectError:
             return None
+
+
+def read_json(location: str) -> dict[str, Any] | None:
+    """The JSON object at a location; None if there is no such file.
+
+    Raises:
+        ClassifierError: it cannot be read, or is no JSON object.
+    """
+    data = read_if_there(location)
+    if data is None:
+        return None
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise ClassifierError(f"{location}: no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ClassifierError(f"{location}: must hold a JSON object")
+    return found
+
+
+def is_there(location: str) -> bool:
+    """Whether there is a file at a location.
+
+    Raises:
+        ClassifierError: the store does not tell.
+    """
+    with _errors(location, "read"):
+        store, name = open_place_of(location)
+        try:
+            store.get_range(name, 0, 1)
+        except MissingObjectError:
+            return False
+    return True
 
 
 def write_file(location: str, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,6 +51,45 @@ def check_channels(pixels: PixelsConfig | None, channels: int, sub_image: int) -
                 f"channel of the data set's images, got {list(values)}; choose a data set and a classifier of as many "
                 "channels"
             )
+
+
+def agreed(given: PixelsConfig | None, said: PixelsConfig, channels: int, source: str, sub_image: int) -> PixelsConfig:
+    """The pixel convention of a classifier whose file says one.
+
+    Args:
+        given: the config's; None: the file's applies. Otherwise it must do the same to every pixel, and only its
+            `resize` is free.
+        said: the file's.
+        channels: number of channels of the data set's images.
+        source: the file, for errors.
+        sub_image: index of the classifier's sub-image, for errors.
+
+    Raises:
+        ClassifierError: mean and std do not fit the channels, or the config says something else.
+    """
+    for values in (said.mean, said.std):
+        if values is not None and len(values) != channels:
+            raise ClassifierError(
+                f"{source}: is for images with {counted(len(values), 'channel')}, the data set has {channels}; choose "
+                "a data set and a classifier of as many channels"
+            )
+    if given is None:
+        return said
+    ours, theirs = (
+        Pixels(pixels.model_copy(update={"resize": None}), channels)(_EVERY_PIXEL.expand(1, channels, -1, 1))
+        for pixels in (given, said)
+    )
+    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):  # as papers print them, with four digits
+        record = said.model_dump(mode="json", exclude_none=True, exclude={"resize"})
+        text = ", ".join(f"{key}: {value}" for key, value in record.items())
+        raise ClassifierError(
+            f"{source}: says pixels: {{{text}}}, the config says something else; remove "
+            f"classifiers.{sub_image}.pixels, or name these values beside its resize"
+        )
+    return given if given.resize is not None else given.model_copy(update={"resize": said.resize})
+
+
+_EVERY_PIXEL = torch.linspace(0, 1, 256).view(1, 1, -1, 1)
 
 
 def shape_seen(image_shape: Shape, pixels: PixelsConfig | None) -> Shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 
@@ -15,22 +16,32 @@ from drs_ray.errors import ClassifierError, counted
 
 def load_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str, pixels: PixelsConfig | None = None
-) -> None:
+) -> list[str]:
     """Load a state_dict into a module; a prefix that all names share (`module.`, `1.`, `network.`) is ignored.
 
     Normalisation tensors beside the network (`mu` and `sigma` beside `model.*`) are left out if `pixels` does the same
-    normalisation, and refused otherwise.
+    normalisation, and refused otherwise. Buffers of the module with these names may be missing in the file, because the
+    module's code has set them.
+
+    Returns:
+        A warning that names such buffers and their values; nothing without them.
 
     Raises:
         ClassifierError: naming `source` and a few tensors that are missing, unexpected or of a wrong shape.
     """
     own = module.state_dict()
     renamed, missing, unexpected = _matched(own, tensors)
-    beside = {name: value for name, value in tensors.items() if name.rpartition(".")[2] in _NORMALISATION}
+    beside = {name: value for name, value in tensors.items() if _is_normalisation(name)}
     if unexpected and beside:
         network = _matched(own, {name: value for name, value in tensors.items() if name not in beside})
         if not network[1] and not network[2]:
             _check_normalisation(beside, pixels, source)
+            renamed, missing, unexpected = network
+    kept = {name: value for name, value in module.named_buffers() if name in missing and _is_normalisation(name)}
+    kept = {name: value for name, value in kept.items() if value.numel() <= _MOST_CHANNELS}
+    if kept:
+        network = _matched({name: value for name, value in own.items() if name not in kept}, tensors)
+        if not network[1] and not network[2]:
             renamed, missing, unexpected = network
     if missing or unexpected:
         raise ClassifierError(
@@ -49,10 +60,23 @@ def load_tensors(
             + _likely_cause(list(misshapen.values()))
         )
     module.load_state_dict(renamed, strict=False)
+    if not kept:
+        return []
+    values = ", ".join(f"{name} = {_numbers(value)}" for name, value in sorted(kept.items()))
+    return [f"{source} has no {' and '.join(sorted(kept))}; the values of the network's code are used: {values}"]
+
+
+def _is_normalisation(name: str) -> bool:
+    return name.rpartition(".")[2] in _NORMALISATION
+
+
+def _numbers(value: Tensor) -> list[float]:
+    return [float(f"{number:.6g}") for number in value.double().flatten().tolist()]
 
 
 _NORMALISATION = {"mu": "mean", "mean": "mean", "sigma": "std", "std": "std"}
 """Last part of the names of normalisation buffers -> key of `pixels`."""
+_MOST_CHANNELS = 4
 
 
 def _matched(
@@ -70,8 +94,7 @@ def _check_normalisation(beside: Mapping[str, Tensor], pixels: PixelsConfig | No
     """Raise unless `pixels` does the normalisation: without it the network would see other pixels."""
     there = {}
     for name, value in beside.items():
-        numbers = [float(f"{number:.6g}") for number in value.double().flatten().tolist()]
-        there[_NORMALISATION[name.rpartition(".")[2]]] = numbers
+        there[_NORMALISATION[name.rpartition(".")[2]]] = _numbers(value)
     for key, numbers in there.items():
         said = list(getattr(pixels, key) or ()) if pixels is not None else []
         if len(said) != len(numbers) or not all(map(_same, said, numbers)):
@@ -112,6 +135,15 @@ def module_digest(module: nn.Module) -> str:
         result.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         result.update(_bytes(tensor))
     return result.hexdigest()
+
+
+def identity_of(decided: object) -> Tensor:
+    """uint8 [32], SHA-256 of JSON data: a buffer that makes `module_digest` cover what no weight shows.
+
+    decided: all settings that decide the module's function; other objects than JSON data count as their text.
+    """
+    text = json.dumps(decided, sort_keys=True, default=str)
+    return torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8, device="cpu")
 
 
 def tensor_digests(module: nn.Module) -> dict[str, bytes]:

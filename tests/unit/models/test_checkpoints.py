@@ -303,7 +303,7 @@ def test_missing_files_suffixes_and_directories(tmp_path: Path) -> None:
     with pytest.raises(ClassifierError, match=r"gone.safetensors: not found; check the path$"):
         load_checkpoint(tmp_path / "gone.safetensors")
     with pytest.raises(
-        ClassifierError, match=r"must end in .safetensors, .pt, .pth, .ckpt, .pt.tar or .pth.tar, got '.pkl'"
+        ClassifierError, match=r"must end in .safetensors, .pt, .pth, .ckpt, .bin, .pt.tar or .pth.tar, got '.pkl'"
     ):
         load_checkpoint(tmp_path / "a.pkl")
     (tmp_path / "d.pt").mkdir()
