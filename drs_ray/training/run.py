@@ -156,7 +156,7 @@ def _train_one(
 def _learned(job: TrainingJob, bfloat16: bool) -> dict[str, JsonValue]:
     """Everything in the training section and the data that the weights depend on, with the decided precision."""
     training = job.config.training
-    unused = {"consistency", "smoothadv"} - {training.method}
+    unused = {"consistency", "smoothadv", "macer", "smoothmix"} - {training.method}
     settings = training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)
     return {"data": job.digest, **settings, "mixed_precision": bfloat16}
 
