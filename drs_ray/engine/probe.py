@@ -88,6 +88,7 @@ def _kinds(record: RunRecord) -> dict[int, int]:
             classifier.architecture,
             classifier.arguments,
             classifier.pixels,
+            len(classifier.members),
             (before := classifier.denoiser) and (before.architecture, before.arguments),
             before and before.architecture == "diffusers" and before.checkpoint,  # the checkpoint says how large it is
             partition.layout_shape(sub_image, channels),

@@ -18,6 +18,7 @@ from drs_ray.models.building import PROGRAM, build_module, is_factory
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint
 from drs_ray.models.denoisers import load_denoiser
+from drs_ray.models.ensemble import Ensemble
 from drs_ray.models.pixel_convention import check_channels, with_pixels
 from drs_ray.models.programs import load_program
 from drs_ray.models.tensors import load_tensors, module_digest
@@ -53,10 +54,12 @@ def load_classifier(
     pixels: PixelsConfig | None = None,
     denoiser: DenoiserConfig | None = None,
     entry: str | None = None,
+    members: Sequence[str] = (),
 ) -> BaseClassifier:
-    """Build the base classifier of one sub-image, load its checkpoint, and check it.
+    """Build the base classifier of one sub-image, load its checkpoints, and check it.
 
-    The result is denoiser, pixels and network in this order, without those that are None.
+    The result is denoiser, pixels and network in this order, without those that are None. With members, each of them is
+    pixels and network, and their mean stands behind the one denoiser.
 
     Args:
         architecture: a built-in name, `torchvision:<name>`, `timm:<name>`, `torch.export`, or the user's factory as
@@ -74,21 +77,32 @@ def load_classifier(
         pixels: the pixel convention of the architecture.
         denoiser: a denoiser of this sub-image, before pixels and network.
         entry: position of the weights in the checkpoint, see `load_checkpoint`.
+        members: further checkpoints, each as `checkpoint`, whose logits are averaged with those of the first.
 
     Raises:
         ClassifierError: the classifier cannot be built or loaded, or does not fit. Another training sigma or data set
             gives only a warning.
     """
-    warnings: tuple[str, ...] = ()
-    correct = f"correct classifiers.{sub_image}.checkpoint"
     check_channels(pixels, image_shape[0], sub_image)
-    if architecture == PROGRAM:
-        if arguments:
-            raise ClassifierError(f"sub-image {sub_image}: {PROGRAM} takes no arguments, got {dict(arguments)}")
-        module = with_pixels(
-            load_program(_needed(checkpoint, architecture, sub_image), correct), pixels, image_shape[0]
-        )
-    else:
+    expected = {
+        "sub_image": sub_image,
+        "partition": partition,
+        "layout": layout,
+        "architecture": architecture,
+        "arguments": dict(arguments),
+        "pixels": {} if pixels is None else pixels.record,
+        "num_classes": num_classes,
+        "image_shape": image_shape,
+    }
+    warnings: list[str] = []
+
+    def network(checkpoint: str | None, key: str) -> nn.Module:
+        correct = f"correct classifiers.{sub_image}.{key}"
+        if architecture == PROGRAM:
+            if arguments:
+                raise ClassifierError(f"sub-image {sub_image}: {PROGRAM} takes no arguments, got {dict(arguments)}")
+            program = load_program(_needed(checkpoint, architecture, sub_image), correct)
+            return with_pixels(program, pixels, image_shape[0])
         module = build_module(architecture, arguments, image_shape, num_classes, pixels)
         if checkpoint is not None or not is_factory(architecture):
             source = _needed(checkpoint, architecture, sub_image)
@@ -97,28 +111,23 @@ def load_classifier(
                 source, entry, f"{correct}, or train it with `drs-ray train`" if trainable else correct
             )
             if metadata is not None:
-                expected = {
-                    "sub_image": sub_image,
-                    "partition": partition,
-                    "layout": layout,
-                    "architecture": architecture,
-                    "arguments": dict(arguments),
-                    "pixels": {} if pixels is None else pixels.record,
-                    "num_classes": num_classes,
-                    "image_shape": image_shape,
-                }
                 _check_classes(source, metadata, classes)
                 _check_metadata(source, metadata, expected)
-                warnings = tuple(_warnings(source, metadata, sub_image, sigma, dataset))
+                warnings.extend(_warnings(source, metadata, sub_image, sigma, dataset))
             load_tensors(module, tensors, source, pixels)
+        return module
+
+    module = network(checkpoint, "checkpoint")
+    if members:
+        module = Ensemble([module, *(network(member, "members") for member in members)])
     if denoiser is not None:
         before, further = load_denoiser(denoiser, sigma, image_shape, sub_image)
-        warnings = (*warnings, *further)
+        warnings.extend(further)
         module = nn.Sequential(OrderedDict([("denoiser", before), ("classifier", module)]))
     module.eval()
     probe = check_classifier(module, image_shape, num_classes, sub_image)  # lazy layers get their shape here
     module.requires_grad_(False)
-    return BaseClassifier(module, module_digest(module), warnings, probe)
+    return BaseClassifier(module, module_digest(module), tuple(warnings), probe)
 
 
 def _needed(checkpoint: str | None, architecture: str, sub_image: int) -> str:

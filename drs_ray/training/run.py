@@ -264,6 +264,11 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
             f"classifiers.{sub_image}.denoiser: training is without one; remove it, or bring a classifier "
             "that was trained on denoised sub-images"
         )
+    if config.classifiers[sub_image].members:
+        raise ConfigError(
+            f"classifiers.{sub_image}.members: training is of one network; remove them, and train each member as the "
+            "checkpoint of a config of its own, with another training.seed"
+        )
     if sum(other.checkpoint == checkpoint for other in config.classifiers) > 1:
         raise ConfigError(f"{key}: every sub-image needs a file of its own, got {checkpoint} twice; rename one")
     try:

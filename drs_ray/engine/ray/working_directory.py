@@ -115,6 +115,8 @@ def _check_names(config: RunConfig, config_path: str, files: Mapping[str, int], 
     named = {"config": config_path}
     for number, classifier in enumerate(config.classifiers):
         named[f"classifiers.{number}.checkpoint"] = classifier.checkpoint or ""
+        for member, checkpoint in enumerate(classifier.members):
+            named[f"classifiers.{number}.members.{member}"] = checkpoint
         if classifier.denoiser is not None:
             named[f"classifiers.{number}.denoiser.checkpoint"] = classifier.denoiser.checkpoint or ""
     if not config.dataset.download:

@@ -408,6 +408,13 @@ def test_pixels_are_trained_with_and_denoisers_are_not(tmp_path: Path) -> None:
         train_run(denoised, sub_images=[0])
 
 
+def test_members_are_trained_one_by_one(tmp_path: Path) -> None:
+    ensemble = _changed(_config(tmp_path), 1, members=["b.safetensors"])
+    with pytest.raises(ConfigError, match=r"classifiers.1.members: training is of one network; remove them, and train"):
+        train_run(ensemble)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_sub_image_or_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"partition checkerboard has the sub-images 0..1, got 2"):
         train_run(_config(tmp_path), sub_images=[2])
