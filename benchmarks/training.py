@@ -1,4 +1,4 @@
-"""Training methods side by side: ACR of RS and DRS on mnist5k, with the demo's network, noise, budget and test images.
+"""Training methods and ensembles: ACR of RS and DRS on mnist5k, with the demo's network, noise, budget and test images.
 
 `python -m benchmarks.training` tunes the methods' own hyper-parameters on images held out of the training split. What
 it found is in `METHODS`; the test images of `python -m benchmarks training` had no part in it.
@@ -27,6 +27,7 @@ from drs_ray.training.state import TrainingState, weights_of
 TOTAL_SIGMA = 1.0
 IMAGES = 200
 ESTIMATION = 3000
+MEMBERS = 3
 PARTITIONS = {"RS": "none", "DRS": "checkerboard"}
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -61,8 +62,8 @@ def measure() -> Iterator[tuple[str, str, str]]:
     for kind, partition in PARTITIONS.items():
         for name, training in METHODS.items():
             seconds, found = measured(partition, training)
-            radius, accuracy = found.average_certified_radius, found.accuracy
-            yield f"{kind}, {name}", f"ACR {radius:.3f}, accuracy {accuracy:.3f}, {seconds:.0f} s to train", "report"
+            yield f"{kind}, {name}", f"{_found(found)}, {seconds:.0f} s to train", "report"
+        yield from ensemble(kind, partition)
 
 
 def measured(partition: str, training: dict[str, Any]) -> tuple[float, RunResult]:
@@ -73,6 +74,25 @@ def measured(partition: str, training: dict[str, Any]) -> tuple[float, RunResult
         train(config)
         seconds = time.process_time() - started
         return seconds, certify(config)
+
+
+def ensemble(kind: str, partition: str) -> Iterator[tuple[str, str, str]]:
+    """The networks of three seeds of `gaussian` as one classifier: at the samples, and at the passes, of one."""
+    with tempfile.TemporaryDirectory() as folder:
+        members = [_config(Path(folder) / str(seed), partition, {"seed": seed}) for seed in range(MEMBERS)]
+        for config in members:
+            train(config)
+        for estimation in (ESTIMATION, ESTIMATION // MEMBERS):
+            data = members[0].model_dump(mode="json")
+            data["budget"]["estimation"], data["output"] = estimation, f"{folder}/{estimation}"
+            for sub_image, classifier in enumerate(data["classifiers"]):
+                classifier["members"] = [config.classifiers[sub_image].checkpoint for config in members[1:]]
+            found = certify(parse_config(data))
+            yield f"{kind}, gaussian, {MEMBERS} members, n = {estimation:,}", _found(found), "report"
+
+
+def _found(result: RunResult) -> str:
+    return f"ACR {result.average_certified_radius:.3f}, accuracy {result.accuracy:.3f}"
 
 
 def tune() -> Iterator[tuple[str, str]]:
