@@ -39,8 +39,7 @@ def radius_hinge(logits: Tensor, labels: Tensor, sigma: float, margin: float) ->
 
     sigma/2 * max(0, gamma - (Phi^-1(z_A) - Phi^-1(z_B))) of every image that the mean answer z classifies correctly,
     with z_A its largest and z_B its second largest probability; 0 of every other image. sigma is the sub-image's own.
-    Phi^-1 is accurate in both tails, where the authors' code, which takes it from erfinv(2z - 1), leaves images out. A
-    z_A that rounds to 1 in float32 means a difference of more than 10, and counts as no loss.
+    Where z_A rounds to 1 in float32, the difference is more than 10, which is the largest margin: the hinge is 0.
     """
     top, classes = log_mean_answer(logits).exp().topk(2, dim=-1)
     is_sure = top[:, 0] >= 1  # its quantile is infinite
