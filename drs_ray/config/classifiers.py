@@ -95,6 +95,11 @@ class ClassifierConfig(Section):
         description="Position of the weights in the checkpoint: the key of a state_dict (a.b: b within a), or the "
         "prefix of the names of the weights; null: the usual keys.",
     )
+    members: tuple[Location, ...] = Field(
+        (),
+        description="Further checkpoints (paths or s3:// URIs) of an ensemble: networks of the same architecture; the "
+        "logits of all are averaged.",
+    )
     pixels: PixelsConfig | None = Field(
         None,
         description="The classifier's pixel convention; null: what a checkpoint of transformers or timm says of it, "
@@ -119,6 +124,16 @@ class ClassifierConfig(Section):
         if self.entry is not None and self.architecture == "transformers":
             raise ValueError("entry: a directory of transformers has none; remove it")
         _check_entry(self.entry, self.checkpoint)
+        return self
+
+    @model_validator(mode="after")
+    def _members_are_further_checkpoints(self) -> Self:
+        if self.members and self.checkpoint is None:
+            raise ValueError("members are further checkpoints of an ensemble: name the first as checkpoint")
+        every = (self.checkpoint, *self.members)
+        twice = [member for number, member in enumerate(every) if member in every[:number]]
+        if twice:
+            raise ValueError(f"members must be other checkpoints, got {twice[0]} twice; remove one")
         return self
 
     @property

@@ -31,6 +31,37 @@ class SmoothAdvConfig(Section):
     warm_up: int = Field(10, ge=1, description="Epochs in which the attack's radius rises linearly to epsilon.")
 
 
+class MacerConfig(Section):
+    """The method `macer` (Zhai et al. 2020): the loss rewards the soft classifier's certified radius."""
+
+    copies: int = Field(16, ge=1, description="Noisy copies of an image in each step (k in the paper).")
+    radius_weight: float = Field(12.0, ge=0, description="Weight of the hinge on the certified radius (lambda).")
+    inverse_temperature: float = Field(
+        16.0, gt=0, description="Factor of the logits in the certified radius, against too soft answers (beta)."
+    )
+    margin: float = Field(
+        8.0, gt=0, le=10, description="Radius above which an image costs nothing, in units of sigma / 2 (gamma)."
+    )
+
+
+class SmoothMixConfig(Section):
+    """The method `smoothmix` (Jeong et al. 2021): mixtures with adversarial examples should get unsure answers."""
+
+    copies: int = Field(2, ge=1, description="Noisy copies of an image and of its mixture in each step (m).")
+    steps: int = Field(4, ge=1, description="Gradient steps of the attack (T).")
+    step_size: float = Field(
+        1.0,
+        gt=0,
+        description="l2 length of such a step on the sub-image's own pixels, in pixel units (alpha); the paper takes 2 "
+        "sigma on CIFAR-10.",
+    )
+    mix_weight: float = Field(5.0, ge=0, description="Weight of the loss of the mixtures (eta).")
+    one_step: bool = Field(
+        False, description="Mix from the attack's first step on, and train on it instead of the clean image."
+    )
+    warm_up: int = Field(10, ge=1, description="Epochs in which mix_weight rises linearly.")
+
+
 class TrainingConfig(Section):
     """Training of the sub-image classifiers and their denoisers (`drs-ray train`). The defaults are the demo's."""
 
@@ -46,13 +77,15 @@ class TrainingConfig(Section):
         description="Checkpoint (path or s3://) whose weights every training starts from, for example that of a "
         "full-image classifier; {sub_image} stands for the number of the sub-image; null: random weights.",
     )
-    method: Literal["gaussian", "consistency", "smoothadv", "clean", "mse", "stability"] = Field(
+    method: Literal["gaussian", "consistency", "smoothadv", "macer", "smoothmix", "clean", "mse", "stability"] = Field(
         "gaussian",
-        description="Of classifiers under noise: gaussian (Cohen et al. 2019), consistency, smoothadv. clean: "
+        description="Of classifiers under noise: gaussian (Cohen et al. 2019), or one of the sections below. clean: "
         "classifiers without noise, to stand behind denoisers. mse, stability: the denoisers (Salman et al. 2020).",
     )
     consistency: ConsistencyConfig = Field(default_factory=lambda: ConsistencyConfig())
     smoothadv: SmoothAdvConfig = Field(default_factory=lambda: SmoothAdvConfig())
+    macer: MacerConfig = Field(default_factory=lambda: MacerConfig())
+    smoothmix: SmoothMixConfig = Field(default_factory=lambda: SmoothMixConfig())
     epochs: int = Field(40, ge=1, description="Passes over the training images.")
     batch: int = Field(128, ge=1, description="Images per step, those of all workers together.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum.")

@@ -171,6 +171,8 @@ def _classifier_identity(classifier: ClassifierConfig) -> dict[str, Any]:
     }
     if classifier.pixels is not None:  # runs without this key keep their ids
         same["pixels"] = classifier.pixels.record
+    if classifier.members:
+        same["members"] = len(classifier.members)
     if classifier.denoiser is not None:
         same["denoiser"] = classifier.denoiser.model_dump(mode="json", exclude={"checkpoint", "entry"})
     return same

@@ -89,6 +89,7 @@ def _kinds(record: RunRecord) -> dict[int, int]:
             classifier.arguments,
             classifier.architecture == "transformers" and classifier.checkpoint,  # the checkpoint says how large it is
             classifier.pixels,
+            len(classifier.members),
             (before := classifier.denoiser) and (before.architecture, before.arguments),
             before and before.architecture == "diffusers" and before.checkpoint,  # as well
             partition.layout_shape(sub_image, channels),

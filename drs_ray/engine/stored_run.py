@@ -11,7 +11,7 @@ from drs_ray.config import DEFAULT_BATCH, apply_overrides, parse_config
 from drs_ray.counts.run_record import RunRecord
 from drs_ray.errors import ConfigError
 
-_PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.(denoiser\.)?(checkpoint|entry)")
+_PLACES = re.compile(r"dataset\.(root|endpoint_url)|classifiers\.\d+\.((denoiser\.)?(checkpoint|entry)|members)")
 
 
 def with_places_here(record: RunRecord, overrides: Iterable[str]) -> RunRecord:
@@ -28,8 +28,8 @@ def with_places_here(record: RunRecord, overrides: Iterable[str]) -> RunRecord:
     for override in overrides:
         if not _PLACES.fullmatch(override.partition("=")[0].strip()):
             raise ConfigError(
-                f"--set {override}: the run is taken as it is, only dataset.root, classifiers.N.checkpoint "
-                "and classifiers.N.entry (where the same data and weights are here) can be set"
+                f"--set {override}: the run is taken as it is, only dataset.root, classifiers.N.checkpoint, "
+                "classifiers.N.members and classifiers.N.entry (where the same data and weights are here) can be set"
             )
     config = parse_config(apply_overrides(record.config.model_dump(mode="json"), overrides))
     return record.model_copy(update={"config": config})

@@ -169,4 +169,5 @@ def classifier_of(
         classes=classes,
         pixels=chosen.pixels,
         denoiser=chosen.denoiser,
+        members=chosen.members,
     )

@@ -17,6 +17,7 @@ from drs_ray.models.building import PROGRAM, TRANSFORMERS, build_module, is_fact
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, check_metadata, load_checkpoint
 from drs_ray.models.denoisers import load_denoiser
+from drs_ray.models.ensemble import Ensemble
 from drs_ray.models.pixel_convention import check_channels, with_pixels
 from drs_ray.models.programs import load_program
 from drs_ray.models.tensors import identity_of, load_tensors, module_digest
@@ -54,10 +55,12 @@ def load_classifier(
     pixels: PixelsConfig | None = None,
     denoiser: DenoiserConfig | None = None,
     entry: str | None = None,
+    members: Sequence[str] = (),
 ) -> BaseClassifier:
-    """Build the base classifier of one sub-image, load its checkpoint, and check it.
+    """Build the base classifier of one sub-image, load its checkpoints, and check it.
 
-    The result is denoiser, pixels and network in this order, without those that are None.
+    The result is denoiser, pixels and network in this order, without those that are None. With members, each of them is
+    pixels and network, and their mean stands behind the one denoiser.
 
     Args:
         architecture: a built-in name, `torchvision:<name>`, `timm:<name>`, `transformers`, `torch.export`, or the
@@ -75,6 +78,7 @@ def load_classifier(
         pixels: the pixel convention of the architecture.
         denoiser: a denoiser of this sub-image, before pixels and network.
         entry: position of the weights in the checkpoint, see `load_checkpoint`.
+        members: further checkpoints, each as `checkpoint`, whose logits are averaged with those of the first.
 
     Raises:
         ClassifierError: the classifier cannot be built or loaded, or does not fit. Another training sigma or data set
@@ -94,16 +98,17 @@ def load_classifier(
         classes=classes,
         pixels=pixels,
         entry=entry,
+        members=members,
         denoised=denoiser is not None,
     )
     if denoiser is not None:
         before, further = load_denoiser(denoiser, sigma, image_shape, sub_image, partition, layout)
-        warnings = (*warnings, *further)
+        warnings.extend(further)
         module = nn.Sequential(OrderedDict([("denoiser", before), ("classifier", module)]))
     module.eval()
     probe = check_classifier(module, image_shape, num_classes, sub_image)  # lazy layers get their shape here
     module.requires_grad_(False)
-    return BaseClassifier(module, module_digest(module), warnings, probe)
+    return BaseClassifier(module, module_digest(module), tuple(warnings), probe)
 
 
 def load_network(
@@ -121,59 +126,69 @@ def load_network(
     classes: Sequence[str] | None = None,
     pixels: PixelsConfig | None = None,
     entry: str | None = None,
+    members: Sequence[str] = (),
     denoised: bool = False,
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build pixels and network, and load the checkpoint: the module, which is not tried, and warnings.
+) -> tuple[nn.Module, list[str]]:
+    """Build pixels and network, or an ensemble of them, and load the checkpoints: the module, not tried, and warnings.
 
     Args and errors: see `load_classifier`. denoised: whether a denoiser stands before it. Then a checkpoint without
     noise is as good as any, and in a layout of full size also one of whole images.
     """
-    warnings: tuple[str, ...] = ()
-    correct = f"correct classifiers.{sub_image}.checkpoint"
     check_channels(pixels, image_shape[0], sub_image)
     if architecture in (PROGRAM, TRANSFORMERS) and arguments:
         raise ClassifierError(f"sub-image {sub_image}: {architecture} takes no arguments, got {dict(arguments)}")
-    if architecture == PROGRAM:
-        program = load_program(_needed(checkpoint, architecture, sub_image), correct)
-        return with_pixels(program, pixels, image_shape[0]), warnings
-    if architecture == TRANSFORMERS:
-        place = _needed(checkpoint, architecture, sub_image)
-        network, further = load_transformers(place, image_shape, num_classes, classes, pixels, sub_image)
-        return network, tuple(further)
-    if checkpoint is not None and is_timm_directory(architecture, checkpoint):
-        directory = read_timm_directory(
-            architecture, checkpoint, arguments, image_shape, num_classes, classes, pixels, sub_image
-        )
-        module = build_module(architecture, directory.arguments, image_shape, num_classes, directory.pixels)
-        tensors, _ = load_checkpoint(directory.weights, entry, correct)
-        load_tensors(module, tensors, directory.weights, directory.pixels)
-        module.register_buffer("identity", identity_of(directory.decided), persistent=False)
-        return module, directory.warnings
-    module = build_module(architecture, arguments, image_shape, num_classes, pixels)
-    if checkpoint is not None or not is_factory(architecture):
-        source = _needed(checkpoint, architecture, sub_image)
-        trainable = source.endswith(".safetensors")
-        tensors, metadata = load_checkpoint(
-            source, entry, f"{correct}, or train it with `drs-ray train`" if trainable else correct
-        )
-        if metadata is not None:
-            _check_classes(source, metadata, classes)
-            whole = denoised and layout != "packed" and metadata.partition == "none"
-            cut = {"sub_image": sub_image, "partition": partition, "layout": layout}
-            expected = {
-                **({} if whole else cut),
-                "architecture": architecture,
-                "arguments": dict(arguments),
-                "pixels": {} if pixels is None else pixels.record,
-                "num_classes": num_classes,
-                "image_shape": image_shape,
-            }
-            check_metadata(source, metadata, expected)
-            expected_sigma = 0.0 if denoised and metadata.sigma == 0 else sigma
-            warnings = tuple(_warnings(source, metadata, sub_image, expected_sigma, dataset))
-        kept = load_tensors(module, tensors, source, pixels)
-        warnings = (*warnings, *(f"sub-image {sub_image}: {text}" for text in kept))
-    return module, warnings
+    warnings: list[str] = []
+
+    def network(checkpoint: str | None, key: str) -> nn.Module:
+        correct = f"correct classifiers.{sub_image}.{key}"
+        if architecture == PROGRAM:
+            program = load_program(_needed(checkpoint, architecture, sub_image), correct)
+            return with_pixels(program, pixels, image_shape[0])
+        if architecture == TRANSFORMERS:
+            place = _needed(checkpoint, architecture, sub_image)
+            found, further = load_transformers(place, image_shape, num_classes, classes, pixels, sub_image)
+            warnings.extend(further)
+            return found
+        if checkpoint is not None and is_timm_directory(architecture, checkpoint):
+            directory = read_timm_directory(
+                architecture, checkpoint, arguments, image_shape, num_classes, classes, pixels, sub_image
+            )
+            module = build_module(architecture, directory.arguments, image_shape, num_classes, directory.pixels)
+            tensors, _ = load_checkpoint(directory.weights, entry, correct)
+            load_tensors(module, tensors, directory.weights, directory.pixels)
+            module.register_buffer("identity", identity_of(directory.decided), persistent=False)
+            warnings.extend(directory.warnings)
+            return module
+        module = build_module(architecture, arguments, image_shape, num_classes, pixels)
+        if checkpoint is not None or not is_factory(architecture):
+            source = _needed(checkpoint, architecture, sub_image)
+            trainable = source.endswith(".safetensors")
+            tensors, metadata = load_checkpoint(
+                source, entry, f"{correct}, or train it with `drs-ray train`" if trainable else correct
+            )
+            if metadata is not None:
+                _check_classes(source, metadata, classes)
+                whole = denoised and layout != "packed" and metadata.partition == "none"
+                cut = {"sub_image": sub_image, "partition": partition, "layout": layout}
+                expected = {
+                    **({} if whole else cut),
+                    "architecture": architecture,
+                    "arguments": dict(arguments),
+                    "pixels": {} if pixels is None else pixels.record,
+                    "num_classes": num_classes,
+                    "image_shape": image_shape,
+                }
+                check_metadata(source, metadata, expected)
+                expected_sigma = 0.0 if denoised and metadata.sigma == 0 else sigma
+                warnings.extend(_warnings(source, metadata, sub_image, expected_sigma, dataset))
+            kept = load_tensors(module, tensors, source, pixels)
+            warnings.extend(f"sub-image {sub_image}: {text}" for text in kept)
+        return module
+
+    first = network(checkpoint, "checkpoint")
+    if not members:
+        return first, warnings
+    return Ensemble([first, *(network(member, "members") for member in members)]), warnings
 
 
 def _needed(checkpoint: str | None, architecture: str, sub_image: int) -> str:

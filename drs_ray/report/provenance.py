@@ -25,8 +25,8 @@ def provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     yield "partition", partition.label if partition.sub_images == 1 else f"{partition.label}, layout {partition.layout}"
     for index, (classifier, digest) in enumerate(zip(config.classifiers, record.classifier_digests, strict=True)):
         which = "classifier" if record.sub_images == 1 else f"classifier of sub-image {index}"
-        checkpoint = "" if classifier.checkpoint is None else f", {classifier.checkpoint}"
-        yield which, f"{classifier.architecture}, sigma {exact_text(classifier.sigma)}{checkpoint}"
+        checkpoints = [found for found in (classifier.checkpoint, *classifier.members) if found is not None]
+        yield which, ", ".join([classifier.architecture, f"sigma {exact_text(classifier.sigma)}", *checkpoints])
         yield "weights digest", digest
     noise = config.noise
     yield "noise", f"{noise.law}, seed {noise.seed}, keyed in blocks of {counted(noise.block, 'sample')}"

@@ -133,7 +133,7 @@ def train_network(
     if place.workers > 1:
         on_gpu = place.device.startswith("cuda")
         network = DistributedDataParallel(module, device_ids=[torch.device(place.device)] if on_gpu else None)
-    trainee, loss_function = Trainee(module, partition, sub_image, network, layout), loss_of(training, denoising)
+    trainee, loss_function = Trainee(module, partition, sub_image, network, layout), loss_of(training, sigma, denoising)
 
     def noise(values: Tensor) -> Tensor:
         return sigma * torch.randn(values.shape, generator=generator, device=values.device)

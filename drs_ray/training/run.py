@@ -167,7 +167,7 @@ def _train_one(
 
 def _learned(training: TrainingConfig, bfloat16: bool) -> dict[str, JsonValue]:
     """Everything in the training section that the weights depend on, with the decided precision."""
-    unused = {"consistency", "smoothadv"} - {training.method}
+    unused = {"consistency", "smoothadv", "macer", "smoothmix"} - {training.method}
     settings = training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)
     return {**settings, "mixed_precision": bfloat16}
 
@@ -282,6 +282,11 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
         )
     if network.entry is not None:
         raise ConfigError(f"{key}.entry: training writes a file that has no other; remove it")
+    if isinstance(network, ClassifierConfig) and network.members:
+        raise ConfigError(
+            f"{key}.members: training is of one network; remove them, and train each member as the checkpoint of a "
+            "config of its own, with another training.seed"
+        )
     if sum(other is not None and other.checkpoint == checkpoint for other in networks) > 1:
         raise ConfigError(f"{key}.checkpoint: every sub-image needs its own, got {checkpoint} twice; rename one")
     file = checkpoint if isinstance(network, ClassifierConfig) else denoiser_file(network, sub_image)

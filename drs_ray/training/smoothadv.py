@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from drs_ray.training.answers import log_mean_answer
 from drs_ray.training.trainee import NoiseSource, Trainee
 
 
@@ -29,13 +30,23 @@ def smoothadv_loss(
     The attack's radius rises linearly to `epsilon` in the first `warm_up` epochs. See `drs_ray.training.trainee.Loss`.
     """
     drawn = torch.stack([noise(values) for _ in range(copies)])
-    attacked = attack(trainee, values, labels, drawn, steps=steps, epsilon=epsilon * min(1.0, epoch / warm_up))
+    epsilon *= min(1.0, epoch / warm_up)
+    attacked = attack(trainee, values, labels, drawn, steps=steps, step_size=2 * epsilon / steps, epsilon=epsilon)
     logits = trainee((attacked + drawn).flatten(0, 1))
     loss = functional.cross_entropy(logits, labels.repeat(copies), label_smoothing=label_smoothing)
     return loss, logits[: len(values)]
 
 
-def attack(trainee: Trainee, values: Tensor, labels: Tensor, drawn: Tensor, *, steps: int, epsilon: float) -> Tensor:
+def attack(
+    trainee: Trainee,
+    values: Tensor,
+    labels: Tensor,
+    drawn: Tensor,
+    *,
+    steps: int,
+    step_size: float,
+    epsilon: float = math.inf,
+) -> Tensor:
     """Values near `values` with a large loss of the smoothed classifier, as estimated with the noise `drawn`.
 
     Args:
@@ -43,7 +54,8 @@ def attack(trainee: Trainee, values: Tensor, labels: Tensor, drawn: Tensor, *, s
         values: float32 [n, C, d] in [0, 1], without noise.
         labels: int64 [n].
         drawn: noise [copies, n, C, d], equal in every step.
-        steps: gradient steps, each 2 * epsilon / steps long.
+        steps: gradient steps.
+        step_size: l2 length of each.
         epsilon: l2 radius of the ball around each image's values.
 
     Returns:
@@ -55,10 +67,10 @@ def attack(trainee: Trainee, values: Tensor, labels: Tensor, drawn: Tensor, *, s
             moved.requires_grad_(True)
             logits = classifier((values + moved + drawn).flatten(0, 1)).view(len(drawn), len(values), -1)
             # Salman et al. 2019: ascend -log(1/m sum_i F(x' + noise_i)_y), the smoothed classifier's own loss.
-            log_mean = torch.logsumexp(functional.log_softmax(logits, dim=-1), dim=0) - math.log(len(drawn))
-            (gradient,) = torch.autograd.grad(functional.nll_loss(log_mean, labels, reduction="sum"), moved)
+            loss = functional.nll_loss(log_mean_answer(logits), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, moved)
             length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None]
-            moved = moved.detach() + 2 * epsilon / steps * gradient / length
+            moved = moved.detach() + step_size * gradient / length
             # Clamp to the range of pixels first: scaling towards the image, to stay in the ball, stays in this range.
             moved = ((values + moved).clamp(0, 1) - values).renorm(p=2, dim=0, maxnorm=epsilon)
     return (values + moved).detach()

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drs_ray import SmoothedClassifier, certify, make_partition
+from drs_ray import SmoothedClassifier, certify, make_partition, verify
 from drs_ray.config import parse_config
 from drs_ray.data.datasets import load_dataset
 from drs_ray.engine.unit_runner import classifier_of
@@ -147,6 +147,57 @@ def test_swapped_checkpoints_with_metadata_are_told_on_the_command_line(tmp_path
         "1.safetensors: trained for sub-image 1, the run needs 0; name the checkpoint of this sub-image, or train one"
     )
     assert "Traceback" not in done.stderr
+
+
+class Mean(nn.Module):
+    """What an ensemble is, by hand."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(network(x) for network in self.networks) / len(self.networks)  # type: ignore[return-value]
+
+
+def test_an_ensemble_is_certified_and_verified(tmp_path: Path) -> None:
+    data = run_data(tmp_path / "run", images=3)
+    shape, by_hand = (1, 28, 14), []
+    for k, classifier in enumerate(data["classifiers"]):
+        networks, files = [], [str(tmp_path / f"{k}-{member}.safetensors") for member in range(3)]
+        for member, file in enumerate(files):
+            torch.manual_seed(10 * k + member)
+            network = build_module("digits-cnn", {}, shape, 10).eval()
+            with torch.no_grad():  # no class is favoured: votes spread
+                network.get_parameter("fc2.bias").sub_(network(torch.randn(64, *shape)).mean(dim=0))
+            sigma = classifier["sigma"]
+            metadata = CheckpointMetadata("digits-cnn", "checkerboard", "packed", k, sigma, 10, shape, "mnist5k")
+            save_checkpoint(file, network, metadata)
+            networks.append(network)
+        classifier |= {"architecture": "digits-cnn", "arguments": {}, "checkpoint": files[0], "members": files[1:]}
+        by_hand.append(Mean(networks))
+    result = certify(parse_config(data))
+    verify(tmp_path / "run", units=2).check()
+    dataset = load_dataset("mnist5k", split="test")
+    smoothed = SmoothedClassifier(
+        make_partition("checkerboard", 28, 28, "packed"),
+        by_hand,
+        result.record.config.sigmas,
+        num_classes=10,
+        dataset=dataset.digest,
+        block=100,
+        batch=50,
+    )
+    found = smoothed.certify(dataset.images(range(3)), n=400, selection=50)
+    votes = np.array(result.certificates["class_votes"].to_pylist())
+    assert np.array_equal(votes, found.estimation_votes[np.arange(3), :, found.selected_class])
+    assert 0 < votes.max() < 400
+    here = [f"classifiers.0.members=[{tmp_path / '0-2.safetensors'}, {tmp_path / '0-1.safetensors'}]"]
+    with pytest.raises(ClassifierError, match=r"sub-image 0: this worker loaded weights .*, the run has"):
+        verify(tmp_path / "run", units=2, overrides=here)
+    (tmp_path / "0-2.safetensors").rename(tmp_path / "moved.safetensors")
+    here = [f"classifiers.0.members=[{tmp_path / '0-1.safetensors'}, {tmp_path / 'moved.safetensors'}]"]
+    verify(tmp_path / "run", units=2, overrides=here).check()
 
 
 def blurring(image_shape: tuple[int, int, int], size: int = 3) -> nn.Module:

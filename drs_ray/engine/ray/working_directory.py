@@ -116,6 +116,8 @@ def _check_names(config: RunConfig, config_path: str, files: Mapping[str, int], 
     named = [("config", config_path)]
     for number, classifier in enumerate(config.classifiers):
         named.append((f"classifiers.{number}.checkpoint", classifier.checkpoint or ""))
+        for member, checkpoint in enumerate(classifier.members):
+            named.append((f"classifiers.{number}.members.{member}", checkpoint))
         if classifier.denoiser is not None:
             place = classifier.denoiser.checkpoint or ""
             inside = (f"{place}/{file}" for file in DIFFUSERS_FILES)  # of a directory: a part of it may be left out

@@ -277,6 +277,9 @@ BAD_CLASSIFIERS: list[tuple[dict[str, Any], str, str, str]] = [
         "entry is a part of a checkpoint",
         "",
     ),
+    ({"checkpoint": None, "members": ["b.pt"]}, "classifiers.1", "name the first as checkpoint", ""),
+    ({"members": ["b.pt", "b.pt"]}, "classifiers.1", "members must be other checkpoints, got b.pt twice", ""),
+    ({"checkpoint": "a.pt", "members": ["a.pt"]}, "classifiers.1", "members must be other checkpoints, got a.pt", ""),
     ({"denoiser": "dncnn"}, "classifiers.1.denoiser", "must be a mapping of keys to values", "'dncnn'"),
 ]
 
@@ -433,10 +436,12 @@ class TestVariables:
     PATHS: Mapping[str, tuple[str | int, ...]] = {
         "dataset.root": ("dataset", "root"),
         "classifiers.0.checkpoint": ("classifiers", 0, "checkpoint"),
+        "classifiers.1.members.0": ("classifiers", 1, "members", 0),
         "classifiers.1.denoiser.checkpoint": ("classifiers", 1, "denoiser", "checkpoint"),
         "training.start_from": ("training", "start_from"),
         "output.uri": ("output", "uri"),
     }
+    THERE = ("classifiers.1.denoiser.architecture=dncnn", "classifiers.1.members=[b.pt]")
 
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
@@ -451,8 +456,7 @@ class TestVariables:
         return found
 
     def all_of(self, value: str) -> list[str]:
-        denoiser = "classifiers.1.denoiser.architecture=dncnn"
-        return [denoiser, *(f"{key}={value}" for key in self.PATHS)]
+        return [*self.THERE, *(f"{key}={value}" for key in self.PATHS)]
 
     @pytest.mark.parametrize(
         ("text", "path"),
@@ -484,6 +488,7 @@ class TestVariables:
         assert found - {("dataset", "split"), ("dataset", "classes"), ("denoiser", "entry")} == {
             ("dataset", "root"),
             ("classifier", "checkpoint"),
+            ("classifier", "members"),
             ("denoiser", "checkpoint"),
             ("training", "start_from"),
             ("output", "uri"),
@@ -507,7 +512,7 @@ class TestVariables:
             monkeypatch.setenv("NOT_HERE", value)
         for key in self.PATHS:
             with pytest.raises(ConfigError) as error:
-                load_config(file, ["classifiers.1.denoiser.architecture=dncnn", f"{key}=$NOT_HERE/x"])
+                load_config(file, [*self.THERE, f"{key}=$NOT_HERE/x"])
             assert str(error.value) == (
                 f"{file}: {key}: the environment variable NOT_HERE is not set; set it, or write $$ for a dollar sign, "
                 "got '$NOT_HERE/x'"

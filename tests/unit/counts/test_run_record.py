@@ -136,6 +136,19 @@ def test_classifiers_of_old_keep_their_identity_and_paths_do_not_count() -> None
     assert len(ids) == 1
 
 
+def test_the_number_of_an_ensembles_members_belongs_to_the_run_and_their_paths_do_not() -> None:
+    store, first = MemoryStore(), make_record(5)
+    create_or_join(store, first)
+    records = []
+    for members in (["b.pt"], ["c.pt"], ["b.pt", "c.pt"]):
+        data = first.config.model_dump(mode="json")
+        data["classifiers"][0]["members"] = members
+        records.append(record_of(parse_config(data), first))
+    with pytest.raises(ConfigError, match=r"classifiers.0.members: None there, 1 here"):
+        create_or_join(store, records[0])
+    assert records[0].run_id == records[1].run_id != records[2].run_id
+
+
 def of_old(record: RunRecord) -> bytes:
     """run.json as it was before it named its rules."""
     return json.dumps(

@@ -39,6 +39,16 @@ def test_classifiers_that_do_other_work_share_the_workers() -> None:
     assert sorted(unit.sub_image for unit in executor.units) == [0, 0, 1, 1]
 
 
+def test_an_ensemble_is_other_work_than_one_network() -> None:
+    record = open_record()
+    first, second = record.config.classifiers
+    ensemble = first.model_copy(update={"checkpoint": "a.pt", "members": ("b.pt", "c.pt")})
+    config = record.config.model_copy(update={"classifiers": (ensemble, second)})
+    executor = FakeExecutor(100)
+    measure(record.model_copy(update={"config": config}), executor, Recorder())
+    assert {unit.sub_image for unit in executor.units} == {0, 1}
+
+
 def test_sub_images_of_other_shapes_are_other_work(tmp_path: Path) -> None:
     """Of three interleaved columns on 28 pixels, one has a column more."""
     data = run_data(tmp_path, images=3)

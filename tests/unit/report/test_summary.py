@@ -4,6 +4,7 @@ import pytest
 
 from drs_ray.certificates.curve import failed_certificates
 from drs_ray.certificates.rule import Rule
+from drs_ray.config import parse_config
 from drs_ray.errors import ConfigError
 from drs_ray.report.summary import duration_text, exact_text, radius_grid, run_names, summarise, summarise_side_by_side
 from drs_ray.report.test_sets import check_same_test_set
@@ -43,6 +44,15 @@ def test_provenance_names_everything_that_changes_a_vote() -> None:
     assert provenance["forward batch"] == "100"
     assert provenance["hardware"] == "2 CPU cores"
     assert provenance["software"] == "drs-ray 0.1.0, numpy 2.0"
+
+
+def test_provenance_names_all_members_of_an_ensemble() -> None:
+    result = make_result()
+    data = result.record.config.model_dump(mode="json")
+    data["classifiers"][0]["members"] = ["b.pt", "c.pt"]
+    record = result.record.model_copy(update={"config": parse_config(data)})
+    provenance = dict(summarise(dataclasses.replace(result, record=record), "rs").provenance)
+    assert provenance["classifier"] == "small-cnn, sigma 0.5, weights.safetensors, b.pt, c.pt"
 
 
 @pytest.mark.parametrize(("size", "text"), [(None, "40 images"), (1000, "40 of 1,000 images"), (40, "all 40 images")])

@@ -139,7 +139,7 @@ def test_the_losses_by_hand() -> None:
     assert loss.item() == pytest.approx(-(whole.view(2, 4) @ weight.T).log_softmax(1)[:, 0].mean().item())
 
     with pytest.raises(ValueError, match="stability needs the classifier"):
-        loss_of(TrainingConfig(method="stability"))
+        loss_of(TrainingConfig(method="stability"), 0.5)
 
 
 # --- whole runs

@@ -25,6 +25,8 @@ METHODS = [
     {"method": "gaussian"},
     {"method": "consistency"},
     {"method": "smoothadv", "smoothadv": {"steps": 2, "warm_up": 2}},
+    {"method": "macer", "macer": {"copies": 3, "radius_weight": 1.0}},
+    {"method": "smoothmix", "smoothmix": {"steps": 2, "warm_up": 2}},
 ]
 
 
@@ -132,6 +134,16 @@ def test_every_setting_has_an_effect() -> None:
         {"method": "smoothadv", "smoothadv": {"steps": 2, "epsilon": 0.1}},
         {"method": "smoothadv", "smoothadv": {"steps": 2, "copies": 1}},
         {"method": "smoothadv", "smoothadv": {"steps": 2}},
+        {"method": "macer", "macer": {"copies": 2}},
+        {"method": "macer", "macer": {"copies": 3}},
+        {"method": "macer", "macer": {"copies": 3, "inverse_temperature": 2.0}},
+        {"method": "macer", "macer": {"copies": 3, "margin": 2.0}},
+        {"method": "smoothmix", "smoothmix": {"steps": 2}},
+        {"method": "smoothmix", "smoothmix": {"steps": 1}},
+        {"method": "smoothmix", "smoothmix": {"steps": 2, "copies": 1}},
+        {"method": "smoothmix", "smoothmix": {"steps": 2, "step_size": 0.5}},
+        {"method": "smoothmix", "smoothmix": {"steps": 2, "mix_weight": 1.0}},
+        {"method": "smoothmix", "smoothmix": {"steps": 2, "one_step": True}},
     ]
     digests = {module_digest(_train(7, epochs=3, **change)[0]) for change in changes}
     assert len(digests) == len(changes)

@@ -16,65 +16,24 @@ from drs_ray.training.gaussian import gaussian_loss
 from drs_ray.training.methods import loss_of
 from drs_ray.training.smoothadv import attack, smoothadv_loss
 from drs_ray.training.trainee import Trainee
+from tests.support.losses import LABELS, NOISES, VALUES, WEIGHT, WHOLE, Scripted, gradient_of, linear, noisy, softmax
 from tests.support.partitions import collect
-
-WHOLE = make_partition("none", 1, 2, "packed")
-
-
-class _Scripted:
-    """A noise source that gives what it was told to, in order."""
-
-    def __init__(self, *noises: list[list[float]]) -> None:
-        self._noises = [torch.tensor(noise)[:, None, :] for noise in noises]
-
-    def __call__(self, values: Tensor) -> Tensor:
-        noise = self._noises.pop(0)
-        assert noise.shape == values.shape
-        return noise
-
-
-def _linear(weight: list[list[float]]) -> nn.Module:
-    """Logits = weight @ pixels, for images of 1x2 pixels and two classes."""
-    linear = nn.Linear(2, 2, bias=False)
-    linear.weight.data = torch.tensor(weight)
-    return nn.Sequential(nn.Flatten(), linear)
-
-
-def _gradient(loss: Tensor, module: nn.Module) -> np.ndarray:
-    (gradient,) = torch.autograd.grad(loss, list(module.parameters()))
-    return gradient.numpy()
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits)
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
-VALUES = torch.tensor([[[0.5, 0.25]], [[0.0, 1.0]]])
-LABELS = torch.tensor([0, 1])
-NOISES = ([[0.5, -0.25], [1.0, 0.0]], [[0.0, 0.5], [-1.0, 0.5]])
-WEIGHT = [[1.0, -1.0], [0.5, 2.0]]
-
-
-def _noisy(copy: int) -> np.ndarray:
-    """Inputs of one copy, float64 [n, 2]."""
-    return VALUES[:, 0].numpy().astype(float) + np.array(NOISES[copy])
 
 
 def test_gaussian_is_the_cross_entropy_of_the_noisy_values() -> None:
-    module = _linear(WEIGHT)
-    loss, logits = gaussian_loss(Trainee(module, WHOLE, 0), VALUES, LABELS, _Scripted(NOISES[0]), label_smoothing=0.1)
-    expected = _noisy(0) @ np.array(WEIGHT).T
+    module = linear(WEIGHT)
+    loss, logits = gaussian_loss(Trainee(module, WHOLE, 0), VALUES, LABELS, Scripted(NOISES[0]), label_smoothing=0.1)
+    expected = noisy(0) @ np.array(WEIGHT).T
     assert logits.detach().numpy() == pytest.approx(expected)
     target = np.array([[0.95, 0.05], [0.05, 0.95]])
-    assert loss.item() == pytest.approx(-(target * np.log(_softmax(expected))).sum(axis=1).mean())
+    assert loss.item() == pytest.approx(-(target * np.log(softmax(expected))).sum(axis=1).mean())
     # d loss / d weight = mean of (answer - target) x input
-    by_hand = (_softmax(expected) - target).T @ _noisy(0) / 2
-    assert _gradient(loss, module) == pytest.approx(by_hand, abs=1e-6)
+    by_hand = (softmax(expected) - target).T @ noisy(0) / 2
+    assert gradient_of(loss, module) == pytest.approx(by_hand, abs=1e-6)
 
 
 def _consistency_by_hand(weight: np.ndarray, kl_weight: float, entropy_weight: float) -> float:
-    answers = [_softmax(_noisy(copy) @ weight.T) for copy in (0, 1)]
+    answers = [softmax(noisy(copy) @ weight.T) for copy in (0, 1)]
     mean = (answers[0] + answers[1]) / 2
     cross_entropy = -sum(np.log(answer[[0, 1], [0, 1]]).mean() for answer in answers) / 2
     divergence = sum((mean * np.log(mean / answer)).sum(axis=1) for answer in answers) / 2
@@ -84,12 +43,12 @@ def _consistency_by_hand(weight: np.ndarray, kl_weight: float, entropy_weight: f
 
 @pytest.mark.parametrize(("kl_weight", "entropy_weight"), [(10.0, 0.5), (0.0, 0.5), (3.0, 0.0), (0.0, 0.0)])
 def test_consistency_is_the_papers_formula(kl_weight: float, entropy_weight: float) -> None:
-    module = _linear(WEIGHT)
+    module = linear(WEIGHT)
     loss, logits = consistency_loss(
         Trainee(module, WHOLE, 0),
         VALUES,
         LABELS,
-        _Scripted(*NOISES),
+        Scripted(*NOISES),
         copies=2,
         kl_weight=kl_weight,
         entropy_weight=entropy_weight,
@@ -97,8 +56,8 @@ def test_consistency_is_the_papers_formula(kl_weight: float, entropy_weight: flo
     )
     weight = np.array(WEIGHT)
     assert loss.item() == pytest.approx(_consistency_by_hand(weight, kl_weight, entropy_weight), rel=1e-5)
-    assert logits.detach().numpy() == pytest.approx(_noisy(0) @ weight.T)
-    gradient = _gradient(loss, module)
+    assert logits.detach().numpy() == pytest.approx(noisy(0) @ weight.T)
+    gradient = gradient_of(loss, module)
     for at in np.ndindex(2, 2):
         step = np.zeros((2, 2))
         step[at] = 1e-6
@@ -118,14 +77,14 @@ def test_copies_that_are_sure_and_agree_cost_nothing() -> None:
 def test_smoothadv_trains_on_the_attacked_values_under_the_same_noise() -> None:
     """Two classes and a linear classifier: every step goes straight along the difference of their weights."""
     weight = [[1.0, 0.0], [0.0, 0.0]]
-    module = _linear(weight)
+    module = linear(weight)
     values, labels = torch.tensor([[[0.5, 0.5]]]), torch.tensor([0])
     noises = ([[0.25, 0.0]], [[-0.5, 0.0]])
     loss, logits = smoothadv_loss(
         Trainee(module, WHOLE, 0),
         values,
         labels,
-        _Scripted(*noises),
+        Scripted(*noises),
         epoch=3,
         copies=2,
         steps=4,
@@ -141,14 +100,14 @@ def test_smoothadv_trains_on_the_attacked_values_under_the_same_noise() -> None:
 
 def test_an_attack_ascends_the_mean_answers_loss_not_the_mean_loss() -> None:
     """Salman et al.'s -log of the mean, not the mean of the logs: the first step follows its gradient exactly."""
-    module = _linear([[2.0, 1.0], [-1.0, 3.0]])
+    module = linear([[2.0, 1.0], [-1.0, 3.0]])
     values, labels = torch.tensor([[[0.5, 0.5]]]), torch.tensor([0])
     drawn = torch.tensor([[[[1.5, -0.5]]], [[[-2.0, 1.0]]]])
-    answers = _softmax((values[0].numpy() + drawn[:, 0, 0].numpy()) @ np.array([[2.0, 1.0], [-1.0, 3.0]]).T)
+    answers = softmax((values[0].numpy() + drawn[:, 0, 0].numpy()) @ np.array([[2.0, 1.0], [-1.0, 3.0]]).T)
     difference = np.array([3.0, -2.0])  # of the two classes' weights
     # d/dx -log(1/m sum p_i) = -sum p_i (1 - p_i) difference / sum p_i, whose direction is -difference for any noise
     direction = -(answers[:, 0] * (1 - answers[:, 0])).sum() / answers[:, 0].sum() * difference
-    moved = attack(Trainee(module, WHOLE, 0), values, labels, drawn, steps=2, epsilon=0.1) - values
+    moved = attack(Trainee(module, WHOLE, 0), values, labels, drawn, steps=2, step_size=0.1, epsilon=0.1) - values
     assert moved[0, 0].numpy() == pytest.approx(0.1 * direction / np.linalg.norm(direction), abs=1e-6)
 
 
@@ -156,7 +115,7 @@ def test_an_attack_ascends_the_mean_answers_loss_not_the_mean_loss() -> None:
     ("name", "layout"),
     [("none", "packed"), ("checkerboard", "packed"), ("checkerboard", "masked"), ("checkerboard-2024", "filled")],
 )
-@pytest.mark.parametrize("epsilon", [0.05, 0.5, 3.0])
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 3.0, math.inf])
 def test_an_attack_stays_in_its_ball_and_on_its_own_pixels(name: str, layout: str, epsilon: float) -> None:
     partition = make_partition(name, 5, 5, layout)
     generator = torch.Generator().manual_seed(0)
@@ -182,12 +141,14 @@ def test_an_attack_stays_in_its_ball_and_on_its_own_pixels(name: str, layout: st
     values = partition.extract(images, 0)
     drawn = 0.5 * torch.randn(2, *values.shape, generator=generator)
     labels = torch.arange(7) % 3
-    moved = attack(Trainee(module, partition, 0), values, labels, drawn, steps=5, epsilon=epsilon)
+    step_size = 1.0 if math.isinf(epsilon) else 2 * epsilon / 5
+    moved = attack(Trainee(module, partition, 0), values, labels, drawn, steps=5, step_size=step_size, epsilon=epsilon)
     assert moved.shape == values.shape
     assert not moved.requires_grad
     distance = (moved - values).flatten(1).norm(dim=1)
     assert torch.all(distance <= epsilon * (1 + 1e-5))
-    assert torch.all(distance > epsilon / 10)
+    assert torch.all(distance <= 5 * step_size)
+    assert torch.all(distance > step_size / 4)
     assert moved.min() >= 0
     assert moved.max() <= 1
     empty = ~partition.arrange(torch.ones(2, values.shape[-1]), 0).bool()
@@ -200,15 +161,15 @@ def test_an_attack_stays_in_its_ball_and_on_its_own_pixels(name: str, layout: st
 
 
 def test_an_attack_on_a_constant_classifier_moves_nothing() -> None:
-    trainee = Trainee(_linear([[0.0, 0.0], [0.0, 0.0]]), WHOLE, 0)
-    moved = attack(trainee, VALUES, LABELS, torch.zeros(1, 2, 1, 2), steps=3, epsilon=1.0)
+    trainee = Trainee(linear([[0.0, 0.0], [0.0, 0.0]]), WHOLE, 0)
+    moved = attack(trainee, VALUES, LABELS, torch.zeros(1, 2, 1, 2), steps=3, step_size=1.0)
     assert torch.equal(moved, VALUES)
 
 
 def test_weights_that_were_fixed_stay_fixed_after_an_attack() -> None:
-    module = _linear(WEIGHT)
+    module = linear(WEIGHT)
     module.requires_grad_(False)
-    attack(Trainee(module, WHOLE, 0), VALUES, LABELS, torch.zeros(1, 2, 1, 2), steps=1, epsilon=1.0)
+    attack(Trainee(module, WHOLE, 0), VALUES, LABELS, torch.zeros(1, 2, 1, 2), steps=1, step_size=1.0)
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
@@ -217,10 +178,11 @@ def test_the_config_chooses_the_loss() -> None:
         training = TrainingConfig(label_smoothing=0.0, **changed)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(0)
         noise = lambda values: torch.randn(values.shape, generator=generator)  # noqa: E731
-        return loss_of(training)(Trainee(_linear(WEIGHT), WHOLE, 0), VALUES, LABELS, noise, 1)[0].item()
+        return loss_of(training, 0.5)(Trainee(linear(WEIGHT), WHOLE, 0), VALUES, LABELS, noise, 1)[0].item()
 
-    losses = [loss(), loss(method="consistency"), loss(method="smoothadv")]
-    assert len(set(losses)) == 3
+    methods = ("gaussian", "consistency", "smoothadv", "macer", "smoothmix")
+    losses = [loss(method=method) for method in methods]
+    assert len(set(losses)) == len(methods)
     assert loss(consistency={"kl_weight": 1.0}) == losses[0]
     without = loss(method="consistency", consistency={"kl_weight": 0.0, "entropy_weight": 0.0})
     assert losses[1] > without
@@ -246,6 +208,30 @@ def test_noise_is_on_own_pixels_alone(layout: str, sub_image: int) -> None:
     other.flatten(-2)[..., partition.pixels(1 - sub_image)] = 9.0
     again = _inputs(other, partition, sub_image)
     assert torch.equal(again, inputs)  # the other sub-image's pixels are not read
+
+
+@pytest.mark.parametrize("method", ["consistency", "smoothadv", "macer", "smoothmix"])
+@pytest.mark.parametrize(("name", "layout"), [("checkerboard", "packed"), ("checkerboard-2024", "filled")])
+def test_every_method_stays_on_own_pixels(method: str, name: str, layout: str) -> None:
+    partition = make_partition(name, 5, 5, layout)
+    channels, height, width = partition.layout_shape(0, 1)
+    seen: list[Tensor] = []
+    weight = torch.randn(3, channels * height * width, generator=torch.Generator().manual_seed(2))
+
+    class Seeing(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            seen.append(inputs.detach())
+            return inputs.flatten(1) @ weight.T
+
+    generator = torch.Generator().manual_seed(1)
+    noise = lambda values: 0.7 * torch.randn(values.shape, generator=generator)  # noqa: E731
+    images = torch.rand(6, 1, 5, 5, generator=generator)
+    loss = loss_of(TrainingConfig(method=method), 0.7)  # type: ignore[arg-type]
+    loss(Trainee(Seeing(), partition, 0), partition.extract(images, 0), torch.arange(6) % 3, noise, 5)
+    own = partition.arrange(torch.ones(1, len(partition.pixels(0))), 0).bool()
+    assert not torch.all(own)
+    assert seen
+    assert all(torch.all(inputs[:, ~own] == 0) and torch.any(inputs[:, own] != 0) for inputs in seen)
 
 
 def _inputs(images: Tensor, partition: Partition, sub_image: int) -> Tensor:

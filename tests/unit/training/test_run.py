@@ -193,13 +193,21 @@ def test_a_training_that_was_killed_before_its_checkpoint_was_written_needs_no_e
     assert file.read_bytes() == undisturbed.read_bytes()
 
 
+UNUSED: dict[str, Any] = {
+    "consistency": {"kl_weight": 9.0},
+    "smoothadv": {"epsilon": 9.0},
+    "macer": {"margin": 9.0},
+    "smoothmix": {"step_size": 9.0},
+}
+
+
 def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(_Killed):
         train_run(_config(tmp_path, partition="none"), on_progress=_killed_after(0, 1))
     with pytest.raises(ConfigError, match=r"belongs to other settings \(training.epochs, training.seed\); restore"):
         train_run(_config(tmp_path, partition="none", epochs=5, seed=1))
     # What changes no weight may differ, also the section of a method that is not used.
-    changed = _config(tmp_path, partition="none", checkpoint_every=2, loaders=1, smoothadv={"epsilon": 9.0})
+    changed = _config(tmp_path, partition="none", checkpoint_every=2, loaders=1, **UNUSED)
     (file,) = _train(changed)
     assert not Path(state_file(str(file))).exists()
 
@@ -250,7 +258,7 @@ def test_a_checkpoint_of_other_settings_is_replaced_and_a_broken_one_too(tmp_pat
     assert file.read_bytes() == first
 
 
-@pytest.mark.parametrize("method", ["consistency", "smoothadv"])
+@pytest.mark.parametrize("method", ["consistency", "smoothadv", "macer", "smoothmix"])
 def test_metadata_names_method_and_settings(tmp_path: Path, method: str) -> None:
     (file,) = _train(_config(tmp_path, partition="none", epochs=1, method=method))
     metadata = load_checkpoint(file)[1]
@@ -333,6 +341,10 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(
         ({"consistency": {"lambda": 1}}, r"training.consistency.lambda: unknown key; allowed here: copies, entropy_w"),
         ({"smoothadv": {"epsilon": 0}}, r"training.smoothadv.epsilon: must be > 0"),
         ({"smoothadv": {"warm_up": 0}}, r"training.smoothadv.warm_up: must be >= 1, got 0"),
+        ({"macer": {"inverse_temperature": 0}}, r"training.macer.inverse_temperature: must be > 0"),
+        ({"macer": {"margin": 12}}, r"training.macer.margin: must be <= 10"),
+        ({"smoothmix": {"steps": 0}}, r"training.smoothmix.steps: must be >= 1, got 0"),
+        ({"smoothmix": {"step_size": -1}}, r"training.smoothmix.step_size: must be > 0"),
         ({"mixed_precision": "half"}, r"^config: training.mixed_precision: must be auto, true or false, got 'half'$"),
         ({"momentum": 1.0}, r"training.momentum: must be < 1"),
         ({"workers": 0}, r"training.workers: must be >= 1, got 0"),
@@ -388,6 +400,13 @@ def test_pixels_are_trained_with(tmp_path: Path) -> None:
     metadata = load_checkpoint(file)[1]
     assert metadata is not None
     assert metadata.pixels == {"range": [0.0, 1.0], "mean": [0.1], "std": [0.3]}
+
+
+def test_members_are_trained_one_by_one(tmp_path: Path) -> None:
+    ensemble = _changed(_config(tmp_path), 1, members=["b.safetensors"])
+    with pytest.raises(ConfigError, match=r"classifiers.1.members: training is of one network; remove them, and train"):
+        train_run(ensemble)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_sub_image_or_split_is_refused(tmp_path: Path) -> None:

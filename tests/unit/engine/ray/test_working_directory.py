@@ -109,6 +109,10 @@ def test_relative_names_must_be_packed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^classifiers\.1\.denoiser\.checkpoint: denoiser\.pt is not there in"):
         _check(tmp_path, data)
     del data["classifiers"][1]["denoiser"]
+    data["classifiers"][0]["members"] = ["left.safetensors", "second.safetensors"]
+    with pytest.raises(ConfigError, match=r"^classifiers\.0\.members\.1: second\.safetensors is not there in"):
+        _check(tmp_path, data)
+    del data["classifiers"][0]["members"]
     data["classifiers"][1]["checkpoint"] = "right.safetensors"
     with pytest.raises(ConfigError, match=r"^classifiers\.1\.checkpoint: right\.safetensors is not there in"):
         _check(tmp_path, data)
