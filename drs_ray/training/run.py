@@ -288,7 +288,9 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
             "config of its own, with another training.seed"
         )
     if sum(other is not None and other.checkpoint == checkpoint for other in networks) > 1:
-        raise ConfigError(f"{key}.checkpoint: every sub-image needs a checkpoint of its own, got {checkpoint} twice; rename one")
+        raise ConfigError(
+            f"{key}.checkpoint: every sub-image needs a checkpoint of its own, got {checkpoint} twice; rename one"
+        )
     file = checkpoint if isinstance(network, ClassifierConfig) else denoiser_file(network, sub_image)
     try:
         check_writable(file)

@@ -387,5 +387,5 @@ def test_mistakes_are_named_before_training(tmp_path: Path, method: str, values:
 def test_one_denoiser_for_two_sub_images_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path, method="mse")
     one = changed(config, denoiser={"checkpoint": str(tmp_path / "denoiser-1.safetensors")})
-    with pytest.raises(ConfigError, match=r"denoiser.checkpoint: every sub-image needs a checkpoint of its own, got .* twice; rename"):
+    with pytest.raises(ConfigError, match=r"denoiser.checkpoint: every sub-image needs a checkpoint of its own, got "):
         train_run(one)

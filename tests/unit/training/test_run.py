@@ -365,7 +365,7 @@ def test_bad_values_are_named(tmp_path: Path, training: dict[str, Any], message:
         ),
         ("gs://bucket/a.safetensors", r"classifiers.1.checkpoint: .* gs://bucket: cannot store there; allowed: a dir"),
         ("a.pt", r"classifiers.1.checkpoint: training writes a .safetensors file, got a.pt"),
-        ("FOLDER/checkerboard-0.safetensors", r"every sub-image needs a checkpoint of its own, got .* twice; rename one"),
+        ("FOLDER/checkerboard-0.safetensors", r"every sub-image needs a checkpoint of its own, got .* twice; rename"),
         ("FOLDER/taken/a.safetensors", r"classifiers.1.checkpoint: .*taken/a.safetensors: cannot be written: "),
         (
             "FOLDER/directory.safetensors",
