@@ -88,7 +88,7 @@ class HuggingFaceDataset(Split):
         described = [split, image_size, self._channels, columns.image, columns.label, classes]
         content = hashlib.sha256(json.dumps([self.name, *described]).encode())
         for file in files:
-            content.update(f"\n{file.path.stat().st_size} {file.path.name}".encode())
+            content.update(f"\n{file.path.stat().st_size} {file.path.name} {file.fingerprint}".encode())
         content.update(targets.astype("<i8").data)
         self.digest = content.hexdigest()
 

@@ -6,7 +6,9 @@ Parquet files, as they lie on the hub, are read in batches.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,22 +24,26 @@ from drs_ray.errors import DataError
 _DICT, _STATE = "dataset_dict.json", "state.json"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 _ROWS = 100
+_BEGINNING = 4096
+"""Bytes of a column that enter a fingerprint: the first images, or a part of the first."""
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class ArrowFile:
     """An Arrow stream, memory-mapped: its groups are its record batches, and nothing is copied.
 
-    schema: of its columns. group_sizes: number of rows of each group.
+    schema: of its columns. group_sizes: number of rows of each group. fingerprint: see `__init__`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fingerprint: str) -> None:
         """Read the schema and where the batches begin.
+
+        fingerprint: the library's own hash of the data and of how they were made, in `state.json`.
 
         Raises:
             DataError: the file is missing, damaged or truncated.
         """
-        self.path = path
+        self.path, self.fingerprint = path, fingerprint
         with _readable(path):
             source = pa.memory_map(str(path))
             with pa.ipc.open_stream(source) as reader:
@@ -63,7 +69,7 @@ class ParquetFile:
     A row group may have 100 MB and more, so it is memory-mapped and decoded batch by batch. Reading a group that comes
     before the last one that was read, or lies in another row group, begins at the start of its row group.
 
-    schema: of its columns. group_sizes: number of rows of each group.
+    schema: of its columns. group_sizes: number of rows of each group. fingerprint: see `_fingerprint`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,6 +77,7 @@ class ParquetFile:
         self.path = path
         with _readable(path):
             self._file = pq.ParquetFile(path, memory_map=True)
+            self.fingerprint = _fingerprint(path, self._file.metadata)
             self.schema = self._file.schema_arrow
             rows = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
         starts = [(row_group, start) for row_group, count in enumerate(rows) for start in range(0, count, _ROWS)]
@@ -95,6 +102,20 @@ class ParquetFile:
                     self._reading = row_group, name
                     return batch.column(name)
             raise ValueError(f"row group {row_group} has fewer rows than the footer says")
+
+
+def _fingerprint(path: Path, metadata: pq.FileMetaData) -> str:
+    """sha256 (hex) of the footer and the beginning of each column of each row group: other rows there are noticed."""
+    found = hashlib.sha256()
+    with path.open("rb") as raw:
+        raw.seek(-8, os.SEEK_END)  # the file ends with the footer, its length and the four bytes PAR1
+        raw.seek(-8 - int.from_bytes(raw.read(4), "little"), os.SEEK_END)
+        found.update(raw.read())
+        for row_group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for column in map(row_group.column, range(row_group.num_columns)):
+                raw.seek(column.data_page_offset)
+                found.update(raw.read(_BEGINNING))
+    return found.hexdigest()
 
 
 TableFile = ArrowFile | ParquetFile
@@ -135,7 +156,9 @@ def split_files(root: Path, split: str) -> list[TableFile]:
 
 
 def _saved(directory: Path) -> list[TableFile]:
-    return [ArrowFile(directory / name) for name in _names(directory / _STATE, "_data_files")]
+    state = directory / _STATE
+    fingerprint = str(_content(state).get("_fingerprint"))
+    return [ArrowFile(directory / name, fingerprint) for name in _names(state, "_data_files")]
 
 
 def _names(file: Path, key: str) -> list[str]:

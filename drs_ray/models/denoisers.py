@@ -114,10 +114,6 @@ def new_denoiser(
         if start_from is None:
             return new_diffusion(config.arguments, sigma, image_shape, who)
         return load_diffusion(start_from, config.arguments, sigma, image_shape, who)[0]
-    if config.architecture in FLAGS:
-        raise ClassifierError(
-            f"{who}: files of this kind are only read; train a denoiser of the architecture diffusers"
-        )
     module = _built(config, image_shape, who)
     if start_from is not None:
         load_tensors(module, load_checkpoint(start_from, remedy="correct training.start_from")[0], start_from)
@@ -128,7 +124,8 @@ def denoiser_file(config: DenoiserConfig, sub_image: int) -> str:
     """The file with the weights of a denoiser's checkpoint, which training writes: a local path or an s3:// URI.
 
     Raises:
-        ClassifierError: the config names no checkpoint.
+        ClassifierError: the config names no checkpoint, or the directory of a pipeline, whose U-Net would be loaded in
+            place of the trained one.
     """
     checkpoint = _needed(config, _name(config, sub_image), sub_image)
     return weights_file(checkpoint) if config.architecture == "diffusers" else checkpoint

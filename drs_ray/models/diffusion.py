@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import brief
 from drs_ray.models.checkpoints import CheckpointMetadata, parse_checkpoint, save_checkpoint
-from drs_ray.models.files import read_file, read_json, write_file
+from drs_ray.models.files import read_file, read_if_there, read_json, write_file
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import identity_of, load_tensors
 
@@ -69,9 +69,9 @@ class OneShotDenoiser(nn.Module):
         self.register_buffer("identity", identity_of([timestep, level, prediction, dict(settings)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Noisy pixels [N, C, h, w] -> denoised pixels, the same shape; in eval mode they are clipped to [0, 1].
+        """Noisy pixels [N, C, h, w] -> denoised pixels in [0, 1], the same shape.
 
-        In training nothing is clipped, because a clipped pixel has no gradient.
+        In training a pixel that is clipped has the gradient of one that is not: without any it could not be learned.
         """
         noisy = self.signal * (2 * x - 1)
         timesteps = torch.full((len(x),), self.timestep, device=x.device)
@@ -82,7 +82,10 @@ class OneShotDenoiser(nn.Module):
             clean = (noisy - self.noise * found) / self.signal
         else:
             clean = self.signal * noisy - self.noise * found
-        denoised: Tensor = ((clean if self.training else clean.clamp(-1, 1)) + 1) / 2
+        clipped = clean.clamp(-1, 1)
+        if self.training:
+            clipped = clean + (clipped - clean).detach()
+        denoised: Tensor = (clipped + 1) / 2
         return denoised
 
 
@@ -120,7 +123,10 @@ def load_diffusion(
     )
     if config is None or schedule is None:
         missing = "config.json" if config is None else "scheduler_config.json"
-        raise ClassifierError(f"{who}: no {missing} in {location}; name a directory that diffusers has saved")
+        raise ClassifierError(
+            f"{who}: no {missing} in {location}; name a directory that diffusers has saved, or train one with `drs-ray "
+            "train` (training.method: mse)"
+        )
     weights = f"{folder}/{WEIGHTS}"
     with as_one_line(f"{who}: {folder}/config.json"):
         check_network(config, image_shape)
@@ -178,8 +184,19 @@ def save_diffusion(file: str, denoiser: OneShotDenoiser, metadata: CheckpointMet
 
 
 def weights_file(location: str) -> str:
-    """The file with the weights in a directory or s3:// prefix that training writes."""
-    return f"{location.rstrip('/')}/{WEIGHTS}"
+    """The file with the weights in a directory or s3:// prefix that training writes.
+
+    Raises:
+        ClassifierError: the directory has a pipeline's files, which would be loaded in place of the trained ones.
+    """
+    location = location.rstrip("/")
+    for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        if read_if_there(f"{location}/{name}") is not None:
+            raise ClassifierError(
+                f"{location} has {name}, a pipeline's: name another directory for what is trained, and this one in "
+                "training.start_from"
+            )
+    return f"{location}/{WEIGHTS}"
 
 
 def need_diffusers(who: str) -> Any:

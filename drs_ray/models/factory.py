@@ -154,7 +154,12 @@ def load_network(
                 architecture, checkpoint, arguments, image_shape, num_classes, classes, pixels, sub_image
             )
             module = build_module(architecture, directory.arguments, image_shape, num_classes, directory.pixels)
-            tensors, _ = load_checkpoint(directory.weights, entry, correct)
+            tensors, metadata = load_checkpoint(directory.weights, entry, correct)
+            if metadata is not None:
+                raise ClassifierError(
+                    f"checkpoint {directory.weights}: written by drs-ray; name this file, not its directory, in "
+                    f"classifiers.{sub_image}.{key}"
+                )
             load_tensors(module, tensors, directory.weights, directory.pixels)
             module.register_buffer("identity", identity_of(directory.decided), persistent=False)
             warnings.extend(directory.warnings)
@@ -188,7 +193,13 @@ def load_network(
     first = network(checkpoint, "checkpoint")
     if not members:
         return first, warnings
-    return Ensemble([first, *(network(member, "members") for member in members)]), warnings
+    ensemble = Ensemble([first, *(network(member, "members") for member in members)])
+    if len(list(ensemble.parameters())) < sum(len(list(member.parameters())) for member in ensemble.members):
+        raise ClassifierError(
+            f"sub-image {sub_image}: {architecture} returns networks that share weights, so that all members would be "
+            "one; let each call make a new network"
+        )
+    return ensemble, warnings
 
 
 def _needed(checkpoint: str | None, architecture: str, sub_image: int) -> str:

@@ -115,7 +115,7 @@ def as_diffusers(
         try:
             settings = _settings(tensors)
         except KeyError as error:
-            raise ClassifierError(f"has no {error}: it is no UNetModel of {' or '.join(FLAGS)}") from error
+            raise ClassifierError(f"has no {error}: it is no UNetModel of {' or '.join(FLAGS)}; name one") from error
         check_network(settings, image_shape)
         network: nn.Module = need_diffusers(where).UNet2DModel(**settings)
         _set_heads(network, flags)

@@ -31,10 +31,13 @@ from drs_ray.models.torch_state import plain_torch
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 _FOREIGN = (
-    *("auto_map", "fusion_config", "quantization_config"),
+    *("attribute_map", "auto_map", "fusion_config", "quantization_config"),
     *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
 )
-"""Keys that make the library load code or kernels from elsewhere, or change the network in ways that are not read."""
+"""Keys that make the library load code or kernels from elsewhere, or change the network in ways that are not read.
+
+attribute_map gives settings other names, under which those keys would not be found.
+"""
 _SIDE = 1024
 """Height and width of the images on which a processor is measured: larger than what it crops."""
 
@@ -120,6 +123,9 @@ def load_transformers(
 
 def _check_keys(where: str, settings: object) -> None:
     """Refuse settings, at any depth, that need code or kernels from elsewhere."""
+    if isinstance(settings, list):
+        for value in settings:
+            _check_keys(where, value)
     for key, value in settings.items() if isinstance(settings, Mapping) else ():
         if key in _FOREIGN and value:
             raise ClassifierError(

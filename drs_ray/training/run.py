@@ -13,10 +13,12 @@ from torch import nn
 from drs_ray.config import ClassifierConfig, DenoiserConfig, RunConfig, TrainingConfig
 from drs_ray.data.datasets import Dataset
 from drs_ray.errors import ClassifierError, ConfigError
+from drs_ray.models.building import PROGRAM, TRANSFORMERS
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, parse_checkpoint, save_checkpoint
 from drs_ray.models.denoisers import check_denoiser, denoiser_file, save_denoiser
 from drs_ray.models.files import check_writable, delete_file, read_if_there
+from drs_ray.models.openai_diffusion import FLAGS
 from drs_ray.models.tensors import load_tensors, module_digest
 from drs_ray.models.torch_state import plain_torch
 from drs_ray.training.images import in_memory_if_small
@@ -111,7 +113,10 @@ def _train_one(
     module, behind = job.build(dataset), job.classifier_behind(dataset)
     learned: dict[str, JsonValue] = {"data": job.digest}
     if behind is not None:
-        learned["classifier"] = module_digest(behind)
+        section = job.classifier.model_dump(mode="json", include={"architecture", "arguments", "pixels"})
+        learned["classifier"] = {"digest": module_digest(behind), **section}
+    if job.denoiser is not None and job.start_from is not None:
+        learned["start"] = module_digest(module)
     precisions = (True, False) if training.mixed_precision == "auto" else (training.mixed_precision,)
     outcomes = {bfloat16: _metadata(job, dataset, learned | _learned(training, bfloat16)) for bfloat16 in precisions}
     settings = {bfloat16: _settings(metadata) for bfloat16, metadata in outcomes.items()}
@@ -272,12 +277,22 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
         )
     network = networks[sub_image]
     if network is None:
-        raise ConfigError(f"{key}: the method {config.training.method} trains denoisers, and the config has none here")
+        raise ConfigError(
+            f"{key}: the method {config.training.method} trains denoisers, and the config has none here; add one, or "
+            "set training.method to one that trains classifiers"
+        )
+    if network.architecture in (TRANSFORMERS, PROGRAM, *FLAGS):
+        raise ConfigError(
+            f"{key}.architecture: {network.architecture} is only read, not trained; certify with it, or name an "
+            "architecture that drs-ray builds"
+        )
     checkpoint, directory = network.checkpoint, network.architecture == "diffusers"
     if checkpoint is None or not (directory or checkpoint.endswith(".safetensors")):
         raise ConfigError(
             f"{key}.checkpoint: training writes {'a directory' if directory else 'a .safetensors file'}, got "
-            f"{checkpoint}; give a path or s3:// URI such as checkpoints/{config.partition.label}-{sub_image}"
+            f"{checkpoint or 'null'}; give a path or s3:// URI such as checkpoints/"
+            + ("denoiser-" if config.training.of_denoisers else "")
+            + f"{config.partition.label}-{sub_image}"
             + ("" if directory else ".safetensors")
         )
     if network.entry is not None:
@@ -290,9 +305,21 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
     if sum(other is not None and other.checkpoint == checkpoint for other in networks) > 1:
         raise ConfigError(
             f"{key}.checkpoint: every sub-image needs a checkpoint of its own, got {checkpoint} twice; rename one"
+            + (
+                ", or train it with partition: {name: none} if all share it"
+                if config.training.method == "clean"
+                else ""
+            )
         )
-    file = checkpoint if isinstance(network, ClassifierConfig) else denoiser_file(network, sub_image)
+    denoisers = [classifier.denoiser for classifier in config.classifiers]
+    others = config.classifiers if config.training.of_denoisers else denoisers
+    if any(other is not None and other.checkpoint == checkpoint for other in others):
+        raise ConfigError(
+            f"{key}.checkpoint: a classifier and a denoiser need a checkpoint each, got {checkpoint} for both; rename "
+            "one"
+        )
     try:
+        file = checkpoint if isinstance(network, ClassifierConfig) else denoiser_file(network, sub_image)
         check_writable(file)
     except ClassifierError as error:
         raise ConfigError(f"{key}.checkpoint: {error}") from error

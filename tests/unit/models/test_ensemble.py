@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
-from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
+from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, save_checkpoint
 from drs_ray.models.ensemble import Ensemble
 from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.models.inference import inference_module, voting_classifier
@@ -107,6 +108,26 @@ def test_a_member_of_another_network_or_place_is_named(files: list[str], tmp_pat
         _loaded([*files, str(tmp_path / "wide.pt")])
     with pytest.raises(ClassifierError, match=r"nowhere.pt: not found; correct classifiers.1.members$"):
         _loaded([*files, str(tmp_path / "nowhere.pt")])
+
+
+_ONE: list[nn.Module] = []
+
+
+def always_one(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A factory that keeps what it made."""
+    if not _ONE:
+        _ONE.append(build_architecture("digits-cnn", image_shape, num_classes, {"width": 4}))
+    return _ONE[0]
+
+
+def test_members_that_share_weights_are_refused(files: list[str], tmp_path: Path) -> None:
+    plain = []
+    for number, file in enumerate(files[:2]):
+        tensors, _ = load_checkpoint(file)
+        save_file(tensors, tmp_path / f"plain-{number}.safetensors")
+        plain.append(str(tmp_path / f"plain-{number}.safetensors"))
+    with pytest.raises(ClassifierError, match=r"always_one returns networks that share weights, so that all members w"):
+        _loaded(plain, architecture=f"{__name__}:always_one", arguments={})
 
 
 def test_a_members_other_sigma_is_a_warning(files: list[str], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from drs_ray.config import PixelsConfig
 from drs_ray.errors import ClassifierError
+from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
 from drs_ray.models.factory import BaseClassifier, load_classifier
 
 timm = pytest.importorskip("timm", reason="the extra timm is not installed")
@@ -145,3 +146,13 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(ClassifierError, match=r"no config.json in it; name a directory .* or a file that ends"):
         load("timm:resnet10t", place)
+
+
+def test_what_drs_ray_wrote_into_a_directory_is_named_as_a_file(tmp_path: Path) -> None:
+    """Its metadata say for which sub-image it was trained; a directory has none."""
+    place = saved(tmp_path, "resnet10t")
+    metadata = CheckpointMetadata("timm:resnet10t", "none", "packed", 0, 0.5, 10, (3, 32, 32), "cifar10")
+    save_checkpoint(tmp_path / "model.safetensors", network("resnet10t"), metadata)
+    with pytest.raises(ClassifierError, match=r"model.safetensors: written by drs-ray; name this file, not its direct"):
+        load("timm:resnet10t", place)
+    assert load("timm:resnet10t", tmp_path / "model.safetensors").warnings == ()

@@ -283,6 +283,8 @@ CODE = {"AutoModelForImageClassification": "modeling.Network"}
         ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "p.P"}}, "r_config.json: has auto_map, which"),
         ("config.json", {"inner": {"attn_implementation": "kernels-community/a"}}, "has attn_implementation, which"),
         ("config.json", {"quantization_config": {"quant_method": "x"}}, "has quantization_config, which needs"),
+        ("config.json", {"attribute_map": {"x": "_attn_implementation"}, "x": "a/b"}, "has attribute_map, which needs"),
+        ("config.json", {"inner": [{"attn_implementation": "a/b"}]}, "has attn_implementation, which needs"),
         (
             "config.json",
             {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},

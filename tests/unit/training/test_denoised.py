@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from drs_ray import certify, verify
@@ -86,7 +86,7 @@ def changed(config: RunConfig, **values: Any) -> RunConfig:
     data = config.model_dump(mode="json")
     section = data["classifiers"][0]
     for key, value in values.items():
-        section[key] = {**section[key], **value} if isinstance(value, dict) else value
+        section[key] = {**(section[key] or {}), **value} if isinstance(value, dict) else value
     return parse_config(data)
 
 
@@ -262,10 +262,36 @@ def test_another_classifier_behind_it_makes_another_training(tmp_path: Path) -> 
     train_classifiers(tmp_path, "packed")
     config = config_of(tmp_path, method="stability")
     train_run(config, sub_images=[0])
-    train_run(config_of(tmp_path, method="clean", seed=1), sub_images=[0])
     notes: list[str] = []
+    for other in (config, changed(config, pixels={"range": [0, 255]})):
+        train_run(changed(other, checkpoint=config.classifiers[0].checkpoint), sub_images=[0], on_note=notes.append)
+    assert ["kept" in note for note in notes] == [True]  # with other pixels it is trained again
+    train_run(config, sub_images=[0])
+    train_run(config_of(tmp_path, method="clean", seed=1), sub_images=[0])
     train_run(config, sub_images=[0], on_note=notes.append)
-    assert notes == []  # trained again, not kept
+    assert len(notes) == 1  # trained again, not kept
+
+
+def test_another_start_under_the_same_name_makes_another_training(tmp_path: Path) -> None:
+    start = str(tmp_path / "denoiser-1.safetensors")
+    config = config_of(tmp_path, method="mse", start_from=start)
+    notes: list[str] = []
+    for seed in (1, 1, 2):
+        train_run(config_of(tmp_path, method="mse", seed=seed), sub_images=[1])
+        train_run(config, sub_images=[0], on_note=notes.append)
+    assert ["kept" in note for note in notes] == [True]
+
+
+def test_a_unet_is_not_trained_into_the_directory_of_a_pipeline(tmp_path: Path) -> None:
+    """certify would load the pipeline's."""
+    DDPMPipeline(UNet2DModel(**{**UNET, "in_channels": 1, "out_channels": 1}), DDPMScheduler()).save_pretrained(
+        tmp_path / "denoiser-0"
+    )
+    with pytest.raises(ConfigError, match=r"denoiser-0 has model_index.json, a pipeline's: name another directory for"):
+        train_run(config_of(tmp_path, denoiser="diffusers", method="mse"), sub_images=[0])
+    start = str(tmp_path / "denoiser-{sub_image}")
+    config = config_of(tmp_path, denoiser="diffusers", method="mse", start_from=start)
+    train_run(changed(config, denoiser={"checkpoint": str(tmp_path / "new")}), sub_images=[0])
 
 
 EXAMPLES = Path(__file__).parents[3] / "jobs" / "configs"
@@ -356,8 +382,8 @@ def test_arguments_must_agree_with_the_stored_settings(tmp_path: Path) -> None:
         (
             "mse",
             {"denoiser": {"architecture": "diffusers", "checkpoint": None}},
-            r"classifiers.0.denoiser.checkpoint: training writes a directory, got None; give a path or s3:// URI such "
-            r"as checkpoints/checkerboard-0$",
+            r"classifiers.0.denoiser.checkpoint: training writes a directory, got null; give a path or s3:// URI such "
+            r"as checkpoints/denoiser-checkerboard-0$",
         ),
         ("mse", {"denoiser": {"entry": "ema"}}, r"classifiers.0.denoiser.entry: training writes a file that has no"),
         ("stability", {}, r"checkpoint .*half-0.safetensors: not found; correct classifiers.0.checkpoint, or train it"),
@@ -374,7 +400,7 @@ def test_arguments_must_agree_with_the_stored_settings(tmp_path: Path) -> None:
         (
             "mse",
             {"denoiser": {"architecture": "guided-diffusion", "arguments": {}}},
-            r"denoiser guided-diffusion: files of this kind are only read; train a denoiser of the architecture diff",
+            r"denoiser.architecture: guided-diffusion is only read, not trained; certify with it, or name an archite",
         ),
     ],
 )
@@ -389,3 +415,15 @@ def test_one_denoiser_for_two_sub_images_is_refused(tmp_path: Path) -> None:
     one = changed(config, denoiser={"checkpoint": str(tmp_path / "denoiser-1.safetensors")})
     with pytest.raises(ConfigError, match=r"denoiser.checkpoint: every sub-image needs a checkpoint of its own, got "):
         train_run(one)
+
+
+@pytest.mark.parametrize("method", ["clean", "mse"])
+def test_one_file_for_classifier_and_denoiser_is_refused(tmp_path: Path, method: str) -> None:
+    """The second training would replace what the first wrote."""
+    config = config_of(tmp_path, method=method)
+    both = changed(config, denoiser={"checkpoint": config.classifiers[0].checkpoint})
+    with pytest.raises(ConfigError, match=r"a classifier and a denoiser need a checkpoint each, got .*half-0.safeten"):
+        train_run(both, sub_images=[0])
+    shared = config_of(tmp_path, "masked", method="clean")
+    with pytest.raises(ConfigError, match=r"twice; rename one, or train it with partition: {name: none} if all share"):
+        train_run(shared)
