@@ -38,7 +38,7 @@ def pack(
 
 
 def train(config: ConfigArgument, set_: SetOption = None, quiet: QuietOption = False) -> None:
-    """Train the config's sub-image classifiers under noise and write checkpoints; resumes an interrupted training."""
+    """Train the config's classifiers or denoisers (training.method) and write checkpoints; resumes when interrupted."""
     from drs_ray.cli.interrupts import interruptible
     from drs_ray.cli.progress import train_with_progress
 

@@ -79,7 +79,11 @@ class DatasetConfig(Section):
         pattern=r"^https?://[^@\s]+$",
         description="parquet: endpoint of an S3-compatible server; null: AWS_ENDPOINT_URL or AWS.",
     )
-    split: str = Field("test", description="train or test; a sub-directory of root for folder; parquet: as packed.")
+    split: str = Field(
+        "test",
+        description="train or test; folder: a sub-directory of root; huggingface: as the data set names it; "
+        "parquet: as packed.",
+    )
     download: bool = Field(False, description="Let torchvision download the data set into root.")
     image_size: int | None = Field(
         None,

@@ -76,7 +76,8 @@ def load_denoiser(
         module = _built(config, image_shape, who)
         if config.checkpoint is not None or ":" not in config.architecture:
             source = _needed(config, who, sub_image)
-            tensors, metadata = load_checkpoint(source, config.entry, correct)
+            trained = ", or train it with `drs-ray train`" if source.endswith(".safetensors") else ""
+            tensors, metadata = load_checkpoint(source, config.entry, correct + trained)
             load_tensors(module, tensors, source)
     if metadata is not None:
         expected = {

@@ -1,1 +1,1 @@
-"""Training sub-image classifiers under noise."""
+"""Training sub-image classifiers under noise, and denoisers."""
