@@ -250,7 +250,7 @@ def test_imagenet_is_denoised_at_one_size_and_classified_at_another(
     assert certify(config).record.dataset.image_shape == (3, 32, 32)
 
     classifier = config.classifiers[0]
-    denoiser, _ = load_denoiser(classifier.denoiser, classifier.sigma, (3, 32, 32), 0)
+    denoiser, _ = load_denoiser(classifier.denoiser, classifier.sigma, (3, 32, 32), 0, "none", "packed")
     partition, of_data = make_partition("none", 32, 32, "packed"), ((3, 32, 32), 3, "folder", None)
     x = torch.rand(2, 3, 32, 32) + classifier.sigma * torch.randn(2, 3, 32, 32)
     mean, std = (torch.tensor(classifier.pixels.record[name]).view(3, 1, 1) for name in ("mean", "std"))

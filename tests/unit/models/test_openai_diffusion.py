@@ -51,7 +51,7 @@ def saved(place: Path, tensors: dict[str, Tensor]) -> str:
 
 def loaded(name: str, file: str, sigma: float = 0.5, **arguments: Any) -> OneShotDenoiser:
     config = DenoiserConfig(architecture=name, checkpoint=file, arguments=arguments)
-    denoiser, warnings = load_denoiser(config, sigma, SHAPE, 0)
+    denoiser, warnings = load_denoiser(config, sigma, SHAPE, 0, "none", "packed")
     assert isinstance(denoiser, OneShotDenoiser)
     assert warnings == []
     return denoiser
@@ -218,6 +218,6 @@ def test_mistakes_in_flags(tmp_path: Path, arguments: dict[str, Any], message: s
 
 def test_a_file_is_needed() -> None:
     with pytest.raises(ClassifierError, match=r"guided-diffusion needs a checkpoint; set classifiers\.0\.denoiser"):
-        load_denoiser(DenoiserConfig(architecture="guided-diffusion"), 0.5, SHAPE, 0)
+        load_denoiser(DenoiserConfig(architecture="guided-diffusion"), 0.5, SHAPE, 0, "none", "packed")
     with pytest.raises(ClassifierError, match=r"none\.pt: not found; correct classifiers\.0\.denoiser\.checkpoint"):
         loaded("guided-diffusion", "none.pt")

@@ -361,7 +361,7 @@ def test_bad_values_are_named(tmp_path: Path, training: dict[str, Any], message:
     [
         (
             None,
-            r"classifiers.1.checkpoint: training writes a .safetensors file, got None; give a path or s3://",
+            r"classifiers.1.checkpoint: training writes a .safetensors file, got null; give a path or s3://",
         ),
         ("gs://bucket/a.safetensors", r"classifiers.1.checkpoint: .* gs://bucket: cannot store there; allowed: a dir"),
         ("a.pt", r"classifiers.1.checkpoint: training writes a .safetensors file, got a.pt"),
