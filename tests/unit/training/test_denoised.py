@@ -294,7 +294,7 @@ def test_a_unet_is_not_trained_into_the_directory_of_a_pipeline(tmp_path: Path) 
     train_run(changed(config, denoiser={"checkpoint": str(tmp_path / "new")}), sub_images=[0])
 
 
-EXAMPLES = Path(__file__).parents[3] / "jobs" / "configs"
+EXAMPLES = Path(__file__).parents[3] / "jobs" / "configs" / "denoised"
 
 
 def test_the_commands_of_the_examples_certify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,11 +302,11 @@ def test_the_commands_of_the_examples_certify(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     small = ["--set", "training.epochs=1", "--set", "dataset.images.stop=2", "--set", "budget.estimation=30"]
     small += ["--set", "budget.selection=10", "--set", "noise.block=10", "--quiet"]
-    for example in ("mnist5k-denoised-rs.yaml", "mnist5k-denoised-drs.yaml"):
+    for example in ("rs.yaml", "drs.yaml"):
         commands = re.findall(r"^#   drs-ray (.*)$", (EXAMPLES / example).read_text(), re.MULTILINE)
         assert len(commands) == 3
         for command in commands:
-            arguments = command.replace("jobs/configs", str(EXAMPLES)).split()
+            arguments = command.replace("jobs/configs/denoised", str(EXAMPLES)).split()
             done = drs_ray_here([*arguments, *small])
             assert done.returncode == 0, done.stderr
     for run in ("rs", "drs"):
