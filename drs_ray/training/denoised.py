@@ -39,7 +39,7 @@ def mse_loss(trainee: Trainee, values: Tensor, clean: Tensor, noise: NoiseSource
     """Mean squared error of the denoised images, per pixel and channel; see `drs_ray.training.trainee.Loss`.
 
     At one noise level, the errors of a prediction of the noise, of the clean image and of the velocity are the same up
-    to a factor.
+    to a factor, but for the clipping of the clean image.
     """
     return functional.mse_loss(trainee(values + noise(values)), clean), None
 
