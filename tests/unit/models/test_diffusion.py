@@ -144,7 +144,7 @@ def test_the_files_that_are_read_are_those_that_a_job_is_checked_for(
 
         return note
 
-    for reader in ("read_file", "read_if_there"):
+    for reader in ("read_file", "read_json"):
         monkeypatch.setattr(diffusion, reader, noting(getattr(diffusion, reader)))
     for layout in ("pipeline", "flat"):
         found_in(str(tmp_path / layout), 0.5, (1, 28, 28), "denoiser")
