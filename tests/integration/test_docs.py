@@ -105,6 +105,8 @@ def test_readme_commands_and_snippets_run(tmp_path, moto_endpoint, monkeypatch):
         for number, snippet in enumerate(_blocks(document, "python")):
             if "import ray" in snippet:
                 continue  # test_readers runs it, on a Ray that is ended
+            if "robustbench" in snippet:
+                continue  # a package that drs-ray does not install: test_robustbench has a factory like it
             place = f"{document.name}, snippet {number}"
             exec(compile(snippet, place, "exec"), {"__name__": place})
 
