@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drs_ray.data.listing import few
-from drs_ray.errors import DataError
+from drs_ray.errors import DataError, counted
 
 _DICT, _STATE = "dataset_dict.json", "state.json"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
@@ -206,7 +206,7 @@ def _parquet_files(root: Path, split: str, who: str) -> list[Path]:
         )
     if len(found[split]) > 1:
         raise DataError(
-            f"{who} has the split {split!r} in {len(found[split])} directories "
+            f"{who} has the split {split!r} in {counted(len(found[split]), 'directory', 'directories')} "
             f"({few([str(directory.relative_to(root)) for directory in found[split]])}); set dataset.root to one of "
             "them, or to the directory above it"
         )
