@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import brief
 from drs_ray.models.checkpoints import CheckpointMetadata, parse_checkpoint, save_checkpoint
-from drs_ray.models.files import read_file, read_if_there, read_json, write_file
+from drs_ray.models.files import is_there, read_file, read_json, write_file
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import identity_of, load_tensors
 
@@ -191,7 +191,7 @@ def weights_file(location: str) -> str:
     """
     location = location.rstrip("/")
     for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
-        if read_if_there(f"{location}/{name}") is not None:
+        if is_there(f"{location}/{name}"):
             raise ClassifierError(
                 f"{location} has {name}, a pipeline's: name another directory for what is trained, and this one in "
                 "training.start_from"

@@ -10,7 +10,7 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
-from drs_ray.config import ClassifierConfig, DenoiserConfig, RunConfig, TrainingConfig
+from drs_ray.config import ClassifierConfig, DenoiserConfig, RunConfig, Section, TrainingConfig
 from drs_ray.data.datasets import Dataset
 from drs_ray.errors import ClassifierError, ConfigError
 from drs_ray.models.building import PROGRAM, TRANSFORMERS
@@ -172,7 +172,7 @@ def _train_one(
 
 def _learned(training: TrainingConfig, bfloat16: bool) -> dict[str, JsonValue]:
     """Everything in the training section that the weights depend on, with the decided precision."""
-    unused = {"consistency", "smoothadv", "macer", "smoothmix"} - {training.method}
+    unused = {name for name, value in training if isinstance(value, Section)} - {training.method}
     settings = training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)
     return {**settings, "mixed_precision": bfloat16}
 
