@@ -56,6 +56,7 @@ def load_classifier(
     denoiser: DenoiserConfig | None = None,
     entry: str | None = None,
     members: Sequence[str] = (),
+    denoised: bool = False,
 ) -> BaseClassifier:
     """Build the base classifier of one sub-image, load its checkpoints, and check it.
 
@@ -79,65 +80,18 @@ def load_classifier(
         denoiser: a denoiser of this sub-image, before pixels and network.
         entry: position of the weights in the checkpoint, see `load_checkpoint`.
         members: further checkpoints, each as `checkpoint`, whose logits are averaged with those of the first.
+        denoised: whether another denoiser will stand before it. Behind a denoiser a checkpoint that was trained without
+            noise is as good as any, and in a layout of full size also one of whole images.
 
     Raises:
         ClassifierError: the classifier cannot be built or loaded, or does not fit. Another training sigma or data set
             gives only a warning.
     """
-    module, warnings = load_network(
-        architecture=architecture,
-        arguments=arguments,
-        checkpoint=checkpoint,
-        sub_image=sub_image,
-        partition=partition,
-        layout=layout,
-        sigma=sigma,
-        image_shape=image_shape,
-        num_classes=num_classes,
-        dataset=dataset,
-        classes=classes,
-        pixels=pixels,
-        entry=entry,
-        members=members,
-        denoised=denoiser is not None,
-    )
-    if denoiser is not None:
-        before, further = load_denoiser(denoiser, sigma, image_shape, sub_image, partition, layout)
-        warnings.extend(further)
-        module = nn.Sequential(OrderedDict([("denoiser", before), ("classifier", module)]))
-    module.eval()
-    probe = check_classifier(module, image_shape, num_classes, sub_image)  # lazy layers get their shape here
-    module.requires_grad_(False)
-    return BaseClassifier(module, module_digest(module), tuple(warnings), probe)
-
-
-def load_network(
-    *,
-    architecture: str,
-    arguments: Mapping[str, JsonValue],
-    checkpoint: str | None,
-    sub_image: int,
-    partition: str,
-    layout: str,
-    sigma: float,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    dataset: str | None = None,
-    classes: Sequence[str] | None = None,
-    pixels: PixelsConfig | None = None,
-    entry: str | None = None,
-    members: Sequence[str] = (),
-    denoised: bool = False,
-) -> tuple[nn.Module, list[str]]:
-    """Build pixels and network, or an ensemble of them, and load the checkpoints: the module, not tried, and warnings.
-
-    Args and errors: see `load_classifier`. denoised: whether a denoiser stands before it. Then a checkpoint without
-    noise is as good as any, and in a layout of full size also one of whole images.
-    """
     check_channels(pixels, image_shape[0], sub_image)
     if architecture in (PROGRAM, TRANSFORMERS) and arguments:
         raise ClassifierError(f"sub-image {sub_image}: {architecture} takes no arguments, got {dict(arguments)}")
     warnings: list[str] = []
+    denoised = denoised or denoiser is not None
 
     def network(checkpoint: str | None, key: str) -> nn.Module:
         correct = f"correct classifiers.{sub_image}.{key}"
@@ -190,16 +144,22 @@ def load_network(
             warnings.extend(f"sub-image {sub_image}: {text}" for text in kept)
         return module
 
-    first = network(checkpoint, "checkpoint")
-    if not members:
-        return first, warnings
-    ensemble = Ensemble([first, *(network(member, "members") for member in members)])
-    if len(list(ensemble.parameters())) < sum(len(list(member.parameters())) for member in ensemble.members):
-        raise ClassifierError(
-            f"sub-image {sub_image}: {architecture} returns networks that share weights, so that all members would be "
-            "one; let each call make a new network"
-        )
-    return ensemble, warnings
+    module = network(checkpoint, "checkpoint")
+    if members:
+        module = ensemble = Ensemble([module, *(network(member, "members") for member in members)])
+        if len(list(ensemble.parameters())) < sum(len(list(member.parameters())) for member in ensemble.members):
+            raise ClassifierError(
+                f"sub-image {sub_image}: {architecture} returns networks that share weights, so that all members would "
+                "be one; let each call make a new network"
+            )
+    if denoiser is not None:
+        before, further = load_denoiser(denoiser, sigma, image_shape, sub_image, partition, layout)
+        warnings.extend(further)
+        module = nn.Sequential(OrderedDict([("denoiser", before), ("classifier", module)]))
+    module.eval()
+    probe = check_classifier(module, image_shape, num_classes, sub_image)  # lazy layers get their shape here
+    module.requires_grad_(False)
+    return BaseClassifier(module, module_digest(module), tuple(warnings), probe)
 
 
 def _needed(checkpoint: str | None, architecture: str, sub_image: int) -> str:

@@ -14,7 +14,7 @@ from drs_ray.data.split import Subset
 from drs_ray.errors import ConfigError, DataError, counted
 from drs_ray.models.building import build_module
 from drs_ray.models.denoisers import new_denoiser
-from drs_ray.models.factory import load_network
+from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.models.pixel_convention import check_channels
 from drs_ray.smoothing.partition import make_partition, partition_of
 from drs_ray.training.denoised import Denoising
@@ -80,7 +80,7 @@ class TrainingJob:
                 classifier.architecture, classifier.arguments, shape, dataset.num_classes, classifier.pixels
             )
 
-    def classifier_behind(self, dataset: Dataset) -> nn.Module | None:
+    def classifier_behind(self, dataset: Dataset) -> BaseClassifier | None:
         """The finished classifier behind the denoiser, on the CPU, for the method `stability`; None for other methods.
 
         Raises:
@@ -88,7 +88,7 @@ class TrainingJob:
         """
         if self.config.training.method != "stability":
             return None
-        module, _ = load_network(
+        return load_classifier(
             **{name: value for name, value in self.classifier if name != "denoiser"},
             sub_image=self.sub_image,
             partition=self.config.partition.label,
@@ -98,7 +98,6 @@ class TrainingJob:
             classes=dataset.classes,
             denoised=True,
         )
-        return module.eval().requires_grad_(False)
 
     def train(self, dataset: Dataset, place: Place, start: TrainingState, on_report: Callable[[Report], None]) -> None:
         """Train from `start` to the last epoch, and report every epoch.
@@ -113,7 +112,7 @@ class TrainingJob:
         denoising = None
         if self.denoiser is not None:
             behind = self.classifier_behind(dataset)
-            denoising = Denoising(*clean, None if behind is None else behind.to(place.device))
+            denoising = Denoising(*clean, None if behind is None else behind.module.to(place.device))
         elif self.config.training.method == "clean":
             seen = clean
         train_network(

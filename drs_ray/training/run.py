@@ -114,7 +114,7 @@ def _train_one(
     learned: dict[str, JsonValue] = {"data": job.digest}
     if behind is not None:
         section = job.classifier.model_dump(mode="json", include={"architecture", "arguments", "pixels"})
-        learned["classifier"] = {"digest": module_digest(behind), **section}
+        learned["classifier"] = {"digest": behind.digest, **section}
     if job.denoiser is not None and job.start_from is not None:
         learned["start"] = module_digest(module)
     precisions = (True, False) if training.mixed_precision == "auto" else (training.mixed_precision,)
