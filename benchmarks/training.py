@@ -136,25 +136,28 @@ def tune() -> Iterator[tuple[str, str]]:
 
 
 def _config(folder: Path, partition: str, training: dict[str, Any]) -> RunConfig:
+    return parse_config(digits(folder, partition, training, IMAGES, ESTIMATION))
+
+
+def digits(folder: Path, partition: str, training: dict[str, Any], images: int, estimation: int) -> dict[str, Any]:
+    """The config of a run on mnist5k with the demo's network and total sigma 1, all of its files in `folder`."""
     count = 2 if partition == "checkerboard" else 1
-    return parse_config(
-        {
-            "dataset": {"name": "mnist5k", "images": {"stop": IMAGES}},
-            "partition": {"name": partition},
-            "classifiers": [
-                {
-                    "architecture": "digits-cnn",
-                    "checkpoint": str(folder / f"{index}.safetensors"),
-                    "sigma": TOTAL_SIGMA / count**0.5,
-                }
-                for index in range(count)
-            ],
-            "budget": {"estimation": ESTIMATION},
-            "engine": {"address": "inline", "device": "cpu"},
-            "training": {"mixed_precision": False, **training},  # the same on every CPU
-            "output": str(folder / "run"),
-        }
-    )
+    return {
+        "dataset": {"name": "mnist5k", "images": {"stop": images}},
+        "partition": {"name": partition},
+        "classifiers": [
+            {
+                "architecture": "digits-cnn",
+                "checkpoint": str(folder / f"{index}.safetensors"),
+                "sigma": TOTAL_SIGMA / count**0.5,
+            }
+            for index in range(count)
+        ],
+        "budget": {"estimation": estimation},
+        "engine": {"address": "inline", "device": "cpu"},
+        "training": {"mixed_precision": False, **training},  # the same on every CPU
+        "output": str(folder / "run"),
+    }
 
 
 def _part(dataset: ArrayDataset, chosen: NDArray[np.bool_]) -> ArrayDataset:

@@ -8,7 +8,7 @@ import math
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeGuard
@@ -151,6 +151,19 @@ def check_metadata(source: str, metadata: CheckpointMetadata, expected: Mapping[
                 f"checkpoint {source}: trained for {key.replace('_', '-')} {got}, the run needs {value}; "
                 f"name the checkpoint of {'this sub-image' if key == 'sub_image' else 'this setting'}, or train one"
             )
+
+
+def metadata_warnings(
+    source: str, metadata: CheckpointMetadata, sub_image: int, sigma: float, dataset: str | None = None
+) -> Iterator[str]:
+    """Warnings about another noise level (pixel units) or data set than the run's, which make no certificate wrong."""
+    if not math.isclose(metadata.sigma, sigma, rel_tol=1e-6):  # the config rounds sigma to float32
+        yield (
+            f"sub-image {sub_image}: {source} was trained with sigma {metadata.sigma:.9g}, the run uses "
+            f"{sigma:.9g}; the certificates hold, but radii may be smaller than they could be"
+        )
+    if dataset is not None and metadata.dataset != dataset:
+        yield f"sub-image {sub_image}: {source} was trained on {metadata.dataset}, the run uses {dataset}"
 
 
 def parse_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,7 +6,6 @@ and classifier together. A denoiser of the whole noisy image does not fit (docs/
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -16,7 +15,13 @@ from torch import Tensor, nn
 from drs_ray.config import DenoiserConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import brief, call, find_function
-from drs_ray.models.checkpoints import CheckpointMetadata, check_metadata, load_checkpoint, save_checkpoint
+from drs_ray.models.checkpoints import (
+    CheckpointMetadata,
+    check_metadata,
+    load_checkpoint,
+    metadata_warnings,
+    save_checkpoint,
+)
 from drs_ray.models.diffusion import OneShotDenoiser, load_diffusion, new_diffusion, save_diffusion, weights_file
 from drs_ray.models.openai_diffusion import FLAGS, load_openai
 from drs_ray.models.pixel_convention import Shape
@@ -90,11 +95,7 @@ def load_denoiser(
         if config.architecture != "diffusers":  # whose arguments may be left out, and are compared already
             expected["arguments"] = dict(config.arguments)
         check_metadata(source, metadata, expected)
-        if not math.isclose(metadata.sigma, sigma, rel_tol=1e-6):  # the config rounds sigma to float32
-            warnings.append(
-                f"sub-image {sub_image}: {source} was trained with sigma {metadata.sigma:.9g}, the run uses "
-                f"{sigma:.9g}; the certificates hold, but radii may be smaller than they could be"
-            )
+        warnings.extend(metadata_warnings(source, metadata, sub_image, sigma))
     check_denoiser(module, image_shape, who)
     return module, warnings
 

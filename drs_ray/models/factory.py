@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -15,7 +14,7 @@ from drs_ray.config.class_names import first_difference
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import PROGRAM, TRANSFORMERS, build_module, is_factory
 from drs_ray.models.check import check_classifier
-from drs_ray.models.checkpoints import CheckpointMetadata, check_metadata, load_checkpoint
+from drs_ray.models.checkpoints import CheckpointMetadata, check_metadata, load_checkpoint, metadata_warnings
 from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.ensemble import Ensemble
 from drs_ray.models.pixel_convention import check_channels, with_pixels
@@ -139,7 +138,7 @@ def load_classifier(
                 }
                 check_metadata(source, metadata, expected)
                 expected_sigma = 0.0 if denoised and metadata.sigma == 0 else sigma
-                warnings.extend(_warnings(source, metadata, sub_image, expected_sigma, dataset))
+                warnings.extend(metadata_warnings(source, metadata, sub_image, expected_sigma, dataset))
             kept = load_tensors(module, tensors, source, pixels)
             warnings.extend(f"sub-image {sub_image}: {text}" for text in kept)
         return module
@@ -169,18 +168,6 @@ def _needed(checkpoint: str | None, architecture: str, sub_image: int) -> str:
             f"set classifiers.{sub_image}.checkpoint, or train one with `drs-ray train`"
         )
     return checkpoint
-
-
-def _warnings(
-    source: str, metadata: CheckpointMetadata, sub_image: int, sigma: float, dataset: str | None
-) -> Iterator[str]:
-    if not math.isclose(metadata.sigma, sigma, rel_tol=1e-6):  # the config rounds sigma to float32
-        yield (
-            f"sub-image {sub_image}: {source} was trained with sigma {metadata.sigma:.9g}, "
-            f"the run uses {sigma:.9g}; the certificates hold, but radii may be smaller than they could be"
-        )
-    if dataset is not None and metadata.dataset != dataset:
-        yield f"sub-image {sub_image}: {source} was trained on {metadata.dataset}, the run uses {dataset}"
 
 
 def _check_classes(source: str, metadata: CheckpointMetadata, classes: Sequence[str] | None) -> None:
