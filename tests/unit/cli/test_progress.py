@@ -144,6 +144,29 @@ def test_a_training_in_a_terminal_has_bars_over_epochs_and_within_them(tmp_path:
     assert "epoch 1 of 2" not in seen
 
 
+@pytest.mark.parametrize(
+    ("method", "accuracy", "name", "note"),
+    [
+        ("clean", 0.75, "digits-cnn", "loss 0.012, accuracy without noise 0.750"),
+        ("mse", None, "dncnn", "loss 0.0123"),
+        ("stability", 0.75, "dncnn", "loss 0.012, accuracy under noise 0.750"),
+    ],
+)
+def test_denoised_smoothing_shows_what_is_trained(
+    tmp_path: Path, method: str, accuracy: float | None, name: str, note: str
+) -> None:
+    data = _config(tmp_path).model_dump(mode="json")
+    data["training"]["method"] = method
+    for number, classifier in enumerate(data["classifiers"]):
+        classifier["denoiser"] = {"architecture": "dncnn", "checkpoint": f"{number}.safetensors"}
+    console, file = _console(terminal=True)
+    with TrainingView(parse_config(data), console, quiet=False, clock=Clock()) as view:
+        view.images(0, 1, 0, 4000)
+        view.epoch(0, 1, 2, 0.01234, accuracy)
+    seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).replace("\r", "\n")
+    assert re.search(rf"^train {name} 0 \S+ 1/2 +epochs {note} ", seen, re.MULTILINE)
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_training_is_shown_as_it_goes(tmp_path: Path, quiet: bool) -> None:
     console, file = _console()

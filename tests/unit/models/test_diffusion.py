@@ -92,6 +92,27 @@ def test_it_is_the_best_denoiser_of_gaussian_data(prediction: str, schedule: str
     assert torch.allclose(denoiser(x), expected, atol=1e-9)
 
 
+def test_a_clipped_pixel_has_a_gradient_in_training() -> None:
+    """Its value is the same in training and in voting."""
+    denoiser = OneShotDenoiser(nn.Identity(), 500, 0.5, "sample", {})
+
+    def scaled(noisy: Tensor, timesteps: Tensor, return_dict: bool) -> tuple[Tensor]:
+        return (denoiser.gain * noisy,)
+
+    denoiser.gain = nn.Parameter(torch.tensor(3.0))
+    denoiser.network.forward = scaled  # type: ignore[method-assign, assignment]
+    x = torch.tensor([[[[0.0, 0.45, 1.0]]]])  # the outer two are clipped
+    trained = denoiser.train()(x)
+    voted = denoiser.eval()(x)
+    assert voted[0, 0, 0, 0] == 0
+    assert voted[0, 0, 0, 2] == 1
+    assert torch.allclose(trained, voted, atol=1e-6)
+    for pixel, is_clipped in ((0, True), (1, False), (2, True)):
+        for outputs, has_gradient in ((trained, True), (voted, not is_clipped)):
+            (slope,) = torch.autograd.grad(outputs[0, 0, 0, pixel], denoiser.gain, retain_graph=True)
+            assert (slope != 0) == has_gradient
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_timestep_is_the_one_with_the_noise_of_the_run(tmp_path: Path, schedule: str) -> None:
     place = saved(tmp_path / "model", **SCHEDULES[schedule])

@@ -262,13 +262,13 @@ def test_an_interrupted_training_of_a_unet_goes_on_to_the_same_weights(tmp_path:
 def test_another_classifier_behind_it_makes_another_training(tmp_path: Path) -> None:
     train_classifiers(tmp_path, "packed")
     save_file(load_checkpoint(tmp_path / "half-0.safetensors")[0], tmp_path / "half-0.safetensors")  # no metadata
-    config = config_of(tmp_path, method="stability")
+    config = changed(config_of(tmp_path, method="stability"), pixels={"range": [0, 1]})
     notes: list[str] = []
-    for other in (config, config, changed(config, pixels={"range": [0, 255]})):
+    for other in (config, config, changed(config, pixels={"range": [0, 255]})):  # of one digest
         train_run(other, sub_images=[0], on_note=notes.append)
     assert ["kept" in note for note in notes] == [True]  # with other pixels it is trained again
     train_run(config, sub_images=[0])
-    train_run(config_of(tmp_path, method="clean", seed=1), sub_images=[0])
+    train_run(changed(config_of(tmp_path, method="clean", seed=1), pixels={"range": [0, 1]}), sub_images=[0])
     train_run(config, sub_images=[0], on_note=notes.append)
     assert len(notes) == 1  # trained again, not kept
 
