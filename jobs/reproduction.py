@@ -35,7 +35,8 @@ SECONDS_BETWEEN_LINES = 60.0
 class Experiment:
     """One run. config: name of its config; changes: overrides of the config; seed: of training and noise.
 
-    after: the experiment whose classifier training starts from.
+    after: the experiment whose classifier training starts from. behind: the experiment that trains the classifiers, if
+    this one trains denoisers before them. certified: whether the images are certified, or only classifiers trained.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Experiment:
     seed: int = 0
     changes: tuple[str, ...] = ()
     after: str | None = None
+    behind: Experiment | None = None
+    certified: bool = True
 
     @property
     def file(self) -> Path:
@@ -60,14 +63,18 @@ class Experiment:
             return self
         networks = (f"classifiers.{k}.architecture={name}" for k in range(self.classifiers))
         after = None if self.after is None else f"{self.after}-{name}"
-        return replace(self, name=f"{self.name}-{name}", changes=(*self.changes, *networks), after=after)
+        behind = None if self.behind is None else self.behind.with_architecture(name)
+        return replace(self, name=f"{self.name}-{name}", changes=(*self.changes, *networks), after=after, behind=behind)
 
     def settings(self, common: Sequence[str]) -> list[str]:
         """All overrides of the config file: checkpoints and output by the experiment's name, then `common`."""
         count = self.classifiers
         start = [] if self.after is None else [f"training.start_from={checkpoint(self.after, 0, 1)}"]
+        own = self if self.behind is None else self.behind
+        if self.behind is not None:
+            start += (f"classifiers.{k}.denoiser.checkpoint={denoiser(self.name, k, count)}" for k in range(count))
         return [
-            *(f"classifiers.{k}.checkpoint={checkpoint(self.name, k, count)}" for k in range(count)),
+            *(f"classifiers.{k}.checkpoint={checkpoint(own.name, k, own.classifiers)}" for k in range(count)),
             f"output=runs/reproduction/{self.name}",
             f"training.seed={self.seed}",
             f"noise.seed={self.seed}",
@@ -79,7 +86,12 @@ class Experiment:
 
 def checkpoint(name: str, sub_image: int, count: int) -> str:
     """Path of an experiment's classifier."""
-    return f"checkpoints/reproduction/{name}{f'-{sub_image}' if count > 1 else ''}.safetensors"
+    return f"{denoiser(name, sub_image, count)}.safetensors"
+
+
+def denoiser(name: str, sub_image: int, count: int) -> str:
+    """Directory of an experiment's denoiser."""
+    return f"checkpoints/reproduction/{name}{f'-{sub_image}' if count > 1 else ''}"
 
 
 _CONSISTENCY = ("training.method=consistency", "training.consistency.kl_weight=5")
@@ -93,6 +105,12 @@ def _pair(sigma: str, seed: int) -> list[Experiment]:
     ending = f"-seed{seed}" if seed else ""
     return [Experiment(f"{kind}-{sigma}{ending}", f"{kind}-{sigma}", seed, _FEWER) for kind in ("rs", "drs")]
 
+
+_CLEAN = {
+    kind: Experiment(f"{kind}-clean", f"{kind}-0.50", changes=(*_FEWER, "training.method=clean"), certified=False)
+    for kind in ("rs", "drs")
+}
+"""Classifiers without noise, for the denoisers to stand before."""
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("rs-0.50", "rs-0.50"),
@@ -111,6 +129,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         for sigma in ("0.50", "0.25")
         for kind in ("rs", "drs")
     ),
+    *_CLEAN.values(),
+    Experiment("rs-denoised-0.50", "rs-denoised-0.50", behind=_CLEAN["rs"]),
+    Experiment("drs-denoised-0.50", "drs-denoised-0.50", behind=_CLEAN["drs"]),
+    Experiment("drs-denoised-masked-0.50", "drs-denoised-masked-0.50", behind=_CLEAN["rs"]),
 )
 """In order of importance: the first ones answer the main question, later ones its details."""
 
@@ -192,10 +214,11 @@ def weight(config: RunConfig) -> float:
     """Expected cost, in forward passes of full-size images."""
     training = config.training
     copies = training.consistency.copies if training.method == "consistency" else 1
+    networks = sum(1 if classifier.denoiser is None else 5 for classifier in config.classifiers)  # a U-Net is dearer
     share = 1 / config.partition.sub_images if config.partition.layout == "packed" else 1.0
     trained = 50_000 * training.epochs * copies * 3  # a backward pass costs about two forward passes
     certified = 500 * config.budget.estimation / 8  # stages draw about an eighth
-    return len(config.classifiers) * share * (trained + certified)
+    return networks * share * (trained + certified)
 
 
 def warn_of_other_data(config: RunConfig) -> None:
@@ -220,12 +243,13 @@ def run(experiment: Experiment, common: Sequence[str], earlier: dict[str, Future
     Raises:
         RuntimeError: a command failed; with its last line.
     """
-    if experiment.after in earlier:
-        earlier[experiment.after].result()
+    for needed in (experiment.after, experiment.behind and experiment.behind.name):
+        if needed in earlier:
+            earlier[needed].result()
     sets = [argument for setting in experiment.settings(common) for argument in ("--set", setting)]
     log = Path("runs/reproduction") / f"{experiment.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    for command in ("train", "certify"):
+    for command in ("train", "certify") if experiment.certified else ("train",):
         arguments = [sys.executable, "-m", "drs_ray", command, str(experiment.file), *sets]
         child = board.start(experiment.name, arguments)
         last = ""

@@ -16,7 +16,7 @@ from drs_ray import certify
 from drs_ray.counts.schema import COUNTS_PREFIX
 from drs_ray.errors import MissingObjectError, StoreError
 from drs_ray.storage import LocalStore
-from tests.support.runs import counts_digest, drs_ray, run_config, run_data, write_config
+from tests.support.runs import counts_digest, drs_ray, resumed_line, run_config, run_data, write_config
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -139,7 +139,7 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_resumes_when_there_is_space(t
     assert not [line for line in left if Path(line).name.startswith(".")]
     parts = sum(line.startswith(f"{disk}/run/{COUNTS_PREFIX}") for line in left)
     assert 0 < parts < 20
-    assert f"{parts} units are stored, {24 - parts} are to do" in done.stderr
+    assert resumed_line(parts, 24 - parts) in done.stderr
     assert counts_digest(copy) == counts_digest(undisturbed.uri)
 
 
@@ -229,7 +229,7 @@ def test_a_run_killed_between_write_and_rename_resumes(tmp_path, name, part, nth
     done = drs_ray(["certify", str(config)], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     if parts is not None:
-        assert f"{parts} units are stored, {8 - parts} are to do" in done.stderr
+        assert resumed_line(parts, 8 - parts) in done.stderr
     assert counts_digest(store) == counts_digest(undisturbed.uri)
     assert leftover.exists()  # another host may be writing: nothing but its writer knows that it is stale
     assert not [item.key for item in store.list() if leftover.name in item.key]

@@ -11,7 +11,7 @@ import pytest
 from drs_ray import certify
 from drs_ray.config import parse_config
 from tests.support.ray_cluster import QUICK_HEALTH_CHECKS, WORKER_TITLE, RayCluster
-from tests.support.runs import BATCH, Driver, counts_digest, run_data, stored_parts, write_config
+from tests.support.runs import BATCH, Driver, counts_digest, resumed_line, run_data, stored_parts, write_config
 
 pytestmark = [
     pytest.mark.ray,
@@ -157,5 +157,5 @@ def test_a_lost_head_ends_the_driver_and_a_new_one_resumes(run, undisturbed):
         cluster.add_node()
         run.start(cluster)
         assert run.hurry() == 0, run.text
-        assert f"{before} units are stored, {16 - before} are to do" in run.text
+        assert resumed_line(before, 16 - before) in run.text
         assert counts_digest(run.place) == undisturbed

@@ -74,6 +74,27 @@ def test_an_experiment_is_trained_and_certified_and_what_is_done_is_kept(data: P
     assert log.count("is kept; delete it to train again") == 2
 
 
+@pytest.mark.parametrize(("name", "classifiers"), [("drs-denoised", 2), ("drs-denoised-masked", 1)])
+def test_denoisers_stand_before_the_classifiers_of_an_earlier_experiment(
+    data: Path, tmp_path: Path, name: str, classifiers: int
+) -> None:
+    clean = "drs-clean" if classifiers == 2 else "rs-clean"
+    unet = ("block_out_channels=[4]", "down_block_types=[DownBlock2D]", "up_block_types=[UpBlock2D]")
+    small = [word for k in (0, 1) for key in unet for word in ("--set", f"classifiers.{k}.denoiser.arguments.{key}")]
+    trained = _run(tmp_path, _command(data, *_only(clean)))
+    assert trained.returncode == 0, trained.stderr
+    done = _run(tmp_path, _command(data, *small, *_only(f"{name}-0.50")))
+    assert done.returncode == 0, done.stderr
+    files = {file.relative_to(tmp_path / "checkpoints/reproduction") for file in tmp_path.rglob("*.safetensors")}
+    whole = {Path("rs-clean.safetensors")}
+    assert {file for file in files if len(file.parts) == 1} == (
+        whole if classifiers == 1 else {Path(f"drs-clean-{k}.safetensors") for k in (0, 1)}
+    )
+    assert {file.parts[0] for file in files if len(file.parts) == 2} == {f"{name}-0.50-{k}" for k in (0, 1)}
+    assert not (tmp_path / f"runs/reproduction/{clean}").exists()  # trained only
+    assert (tmp_path / f"runs/reproduction/{name}-0.50/certificates.parquet").exists()
+
+
 def test_an_interrupted_command_ends_its_children_and_can_be_run_again(data: Path, tmp_path: Path) -> None:
     long = ["--set", "training.epochs=10000", *_only("rs-0.50", "rs-0.25")]
     command = [*_command(data), *long]
@@ -133,13 +154,24 @@ def test_experiments_are_valid_and_comparable() -> None:
         assert sum(sigma**2 for sigma in config.sigmas) == pytest.approx(total**2)
         assert config.dataset.images.skip == 20
         first = configs["rs-0.50" if experiment.name in ("rs-0.50", "drs-0.50") else "rs-0.50-seed1"]
-        assert (config.budget, config.certificate) == (first.budget, first.certificate)
-        assert experiment.after is None or names.index(experiment.after) < names.index(experiment.name)
+        assert config.certificate == first.certificate
+        if experiment.behind is None:
+            assert config.budget == first.budget
+        for needed in (experiment.after, experiment.behind and experiment.behind.name):
+            assert needed is None or names.index(needed) < names.index(experiment.name)
         other = experiment.with_architecture("resnet110")
         larger = load_config(other.file, other.settings([]))
         assert {classifier.architecture for classifier in larger.classifiers} == {"resnet110"}
         assert other.name == f"{experiment.name}-resnet110"
     outputs = [config.output.uri for config in configs.values()]
-    files = [classifier.checkpoint for config in configs.values() for classifier in config.classifiers]
+    trained = [
+        classifier.checkpoint if classifier.denoiser is None else classifier.denoiser.checkpoint
+        for config in configs.values()
+        for classifier in config.classifiers
+    ]
     assert len(set(outputs)) == len(outputs)
-    assert len(set(files)) == len(files)
+    assert len(set(trained)) == len(trained)
+    for experiment in reproduction.EXPERIMENTS:
+        if experiment.behind is not None:
+            behind = {classifier.checkpoint for classifier in configs[experiment.behind.name].classifiers}
+            assert {classifier.checkpoint for classifier in configs[experiment.name].classifiers} == behind

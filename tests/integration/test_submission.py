@@ -17,7 +17,7 @@ import pytest
 import drs_ray
 from tests.servers import BUCKET, S3Server
 from tests.support.ray_cluster import QUICK_HEALTH_CHECKS, WORKER_TITLE, RayCluster
-from tests.support.runs import command, counts_digest
+from tests.support.runs import command, counts_digest, resumed_line
 
 pytestmark = [
     pytest.mark.ray,
@@ -129,6 +129,8 @@ def test_a_submitted_run_survives_the_loss_of_its_node(place: Place, cluster: Ra
 
 
 def test_a_stopped_job_ends_cleanly_and_another_resumes_it(place: Place, cluster: RayCluster) -> None:
+    if not cluster.nodes:
+        cluster.add_node()
     environment = cluster.environment()
     job = [RAY, "job", "submit", "--working-dir", ".", "--runtime-env-json"]
     job += ['{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}', "--submission-id"]
@@ -146,7 +148,7 @@ def test_a_stopped_job_ends_cleanly_and_another_resumes_it(place: Place, cluster
     assert 1 <= stored < 24
     again = _run([*job, "second", *entry], environment)
     assert again.returncode == 0, again.stdout
-    assert f"{stored} units are stored" in again.stdout
+    assert resumed_line(stored, 24 - stored) in again.stdout
     assert _same_as_inline(place, "resumed")
 
 

@@ -69,6 +69,11 @@ def counts_digest(store: Store | Path | str) -> str:
     return hashlib.sha256("\n".join(decoded_counts(store)).encode()).hexdigest()
 
 
+def resumed_line(stored: int, todo: int) -> str:
+    """What a resumed run prints of its units."""
+    return f"{stored} unit{' is' if stored == 1 else 's are'} stored, {todo} {'is' if todo == 1 else 'are'} to do"
+
+
 def stored_parts(run: Path) -> int:
     """How many parts a run in a directory has."""
     return len(list((run / "counts").rglob("i*.parquet")))
