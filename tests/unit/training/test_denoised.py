@@ -22,6 +22,7 @@ from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint
 from drs_ray.models.denoisers import load_denoiser
 from drs_ray.models.factory import load_classifier
 from drs_ray.smoothing.partition import make_partition
+from drs_ray.training import methods
 from drs_ray.training.denoised import clean_loss, mse_loss, stability_loss
 from drs_ray.training.methods import loss_of
 from drs_ray.training.run import state_file, train_run
@@ -209,6 +210,27 @@ def test_a_denoiser_learns_to_return_the_clean_image(tmp_path: Path, layout: str
     error = (denoised - target).square().mean().item()
     assert error < 0.5 * target.var().item()
     assert losses[-1] == pytest.approx(error, rel=0.5)
+
+
+@pytest.mark.parametrize("layout", ["packed", "masked"])
+def test_the_target_is_the_image_as_it_was_augmented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def spy(trainee: Trainee, values: Tensor, clean: Tensor, noise: Any) -> tuple[Tensor, None]:
+        seen.append((values, clean))
+        return mse_loss(trainee, values, clean, noise)
+
+    monkeypatch.setattr(methods, "mse_loss", spy)
+    train_run(config_of(tmp_path, layout, method="mse", shift=3, flip=True), sub_images=[0])
+    cut = make_partition("checkerboard", 28, 28, layout)
+    assert seen
+    for values, clean in seen:
+        assert torch.equal(
+            clean if layout == "packed" else cut.extract(clean, 0),
+            cut.arrange(values, 0) if layout == "packed" else values,
+        )
 
 
 @pytest.mark.parametrize("layout", ["packed", "masked"])
