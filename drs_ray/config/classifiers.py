@@ -36,12 +36,12 @@ class PixelsConfig(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-DIFFUSERS_FILES = (
+DIRECTORY_FILES = (
+    *("config.json", "preprocessor_config.json", "model.safetensors"),
     *("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
-    *("scheduler/scheduler_config.json", "scheduler_config.json"),
-    *("config.json", "diffusion_pytorch_model.safetensors"),
+    *("scheduler/scheduler_config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"),
 )
-"""Files that are read of a directory of diffusers, if they exist: of a pipeline, or of a model and its schedule."""
+"""Files that are read, if they exist, of a checkpoint that is a directory: of transformers, timm or diffusers."""
 
 
 def _check_entry(entry: str | None, checkpoint: str | None) -> None:

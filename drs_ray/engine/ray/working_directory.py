@@ -10,7 +10,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env import packaging  # Ray has no public function for the list of packed files
 
 from drs_ray.config import RunConfig, parse_config, read_config
-from drs_ray.config.classifiers import DIFFUSERS_FILES
+from drs_ray.config.classifiers import DIRECTORY_FILES
 from drs_ray.errors import ConfigError
 
 LIMIT_BYTES = 100 * 2**20
@@ -113,16 +113,16 @@ def _check_names(config: RunConfig, config_path: str, files: Mapping[str, int], 
             f"output: {place} would be thrown away with the job's working directory; use s3://bucket/prefix, or the "
             "absolute path of a directory that all nodes share"
         )
-    named = [("config", config_path)]
+    checkpoints: list[tuple[str, str]] = []
     for number, classifier in enumerate(config.classifiers):
-        named.append((f"classifiers.{number}.checkpoint", classifier.checkpoint or ""))
+        checkpoints.append((f"classifiers.{number}.checkpoint", classifier.checkpoint or ""))
         for member, checkpoint in enumerate(classifier.members):
-            named.append((f"classifiers.{number}.members.{member}", checkpoint))
+            checkpoints.append((f"classifiers.{number}.members.{member}", checkpoint))
         if classifier.denoiser is not None:
-            place = classifier.denoiser.checkpoint or ""
-            inside = (f"{place}/{file}" for file in DIFFUSERS_FILES)  # of a directory: a part of it may be left out
-            needed = [place, *(file for file in inside if (directory / file).exists())]
-            named += [(f"classifiers.{number}.denoiser.checkpoint", file) for file in needed]
+            checkpoints.append((f"classifiers.{number}.denoiser.checkpoint", classifier.denoiser.checkpoint or ""))
+    named = [("config", config_path), *checkpoints]
+    for key, place in checkpoints:  # of a directory, a part may be left out
+        named += [(key, f"{place}/{file}") for file in DIRECTORY_FILES if (directory / place / file).is_file()]
     if not config.dataset.download:
         named.append(("dataset.root", config.dataset.root or ""))
     _check_packed(named, files, directory)

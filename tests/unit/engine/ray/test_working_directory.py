@@ -151,6 +151,20 @@ def test_all_that_is_read_of_a_denoisers_directory_must_be_packed(tmp_path: Path
         _check(tmp_path, data)
 
 
+@pytest.mark.parametrize("architecture", ["transformers", "timm:resnet18"])
+def test_all_that_is_read_of_a_classifiers_directory_must_be_packed(tmp_path: Path, architecture: str) -> None:
+    read = ["config.json", "preprocessor_config.json", "model.safetensors"]
+    _write(tmp_path, "config.yaml", "models/vit/pytorch_model.bin", *(f"models/vit/{file}" for file in read))
+    data = _data()
+    data["classifiers"][1] |= {"architecture": architecture, "checkpoint": "models/vit"}
+    (tmp_path / ".gitignore").write_text("*.bin\n")  # not read beside the other
+    _check(tmp_path, data)
+    for left in read:
+        (tmp_path / ".gitignore").write_text(f"{left}\n")
+        with pytest.raises(ConfigError, match=rf"^classifiers\.1\.checkpoint: models/vit/{left} is left out by"):
+            _check(tmp_path, data)
+
+
 def test_a_file_of_class_names_must_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
     _write(work, "config.yaml", "images/test/cat/1.png", ".rayignore")
