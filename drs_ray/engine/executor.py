@@ -78,12 +78,18 @@ def check_this_machine(engine: EngineConfig) -> None:
         raise ConfigError(
             "engine.device: cuda needs a GPU and this machine has none; use device cpu, or a cluster (address auto)"
         )
-    for key, have, want in (
-        ("gpus_per_worker", gpus, engine.gpus_per_worker or 0),
-        ("cpus_per_worker", os.cpu_count() or 1, engine.cpus_per_worker),
-    ):
-        if want > have:
-            raise ConfigError(
-                f"engine.{key}: must be <= {have}, what this machine has, got {exact_text(want)}; "
-                "lower it or use a cluster (engine.address: auto)"
-            )
+    check_fits("gpus_per_worker", engine.gpus_per_worker or 0, gpus)
+    check_fits("cpus_per_worker", engine.cpus_per_worker, os.cpu_count() or 1)
+
+
+def check_fits(key: str, wanted: float, there: float) -> None:
+    """Refuse a worker that wants more CPUs or GPUs than this machine has. key: of `engine`, which wants them.
+
+    Raises:
+        ConfigError: it wants more.
+    """
+    if wanted > there:
+        raise ConfigError(
+            f"engine.{key}: must be <= {exact_text(there)}, what this machine has, got {exact_text(wanted)}; lower it "
+            "or use a cluster (engine.address: auto)"
+        )

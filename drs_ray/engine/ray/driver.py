@@ -9,10 +9,10 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
-from drs_ray.certificates.rounding import exact_text
 from drs_ray.config import EngineConfig
 from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord
+from drs_ray.engine.executor import check_fits
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.placement import Placement
@@ -187,13 +187,8 @@ def _check_room(engine: EngineConfig, placement: Placement, observer: Observer) 
         )
         return
     have = ray.cluster_resources()
-    for key, name, want in (("cpus_per_worker", "CPU", placement.cpus), ("gpus_per_worker", "GPU", placement.gpus)):
-        if want > have.get(name, 0.0):
-            raise ConfigError(
-                f"engine.{key}: must be <= {exact_text(have.get(name, 0.0))}, what this machine has, got "
-                f"{exact_text(want)}; "
-                "lower it or use a cluster (engine.address: auto)"
-            )
+    check_fits("cpus_per_worker", placement.cpus, have.get("CPU", 0.0))
+    check_fits("gpus_per_worker", placement.gpus, have.get("GPU", 0.0))
     raise ConfigError(
         f"engine: this machine's Ray cannot hold a worker: asked for {placement.needs}; there: "
         f"{placement.nodes_text(nodes)}; remove engine.resources and engine.labels, or use a cluster "
