@@ -117,7 +117,16 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("drs-0.50", "drs-0.50"),
     *_pair("0.50", seed=1),
     *_pair("0.25", seed=0),
-    Experiment("drs-0.50-finetuned", "drs-0.50", 1, (*_FEWER, "training.learning_rate=0.002"), after="rs-0.50-seed1"),
+    *(
+        Experiment(
+            f"{kind}-0.50-finetuned",
+            f"{kind}-0.50",
+            1,
+            (*_FEWER, "training.learning_rate=0.002"),
+            after="rs-0.50-seed1",
+        )
+        for kind in ("drs", "rs")
+    ),
     *(
         Experiment(f"{kind}-{sigma}", f"{kind}-{sigma}", changes=_FEWER)
         for sigma in ("0.50", "0.25")

@@ -45,7 +45,8 @@ def key_value_table(values: Mapping[str, str]) -> Table:
 def status_values(status: RunStatus) -> dict[str, str]:
     """The state of a run."""
     record = status.record
-    at_least = "at least " if len(record.schedule.samples) > 1 else ""
+    later = status.later_samples
+    bound = "at least " if later is None else "about " if later else ""
     age, left = status.seconds_since_part, status.seconds_left
     sessions = f"{status.sessions:,} ended, {duration_text(status.session_seconds)} in all" if status.sessions else "-"
     values = {
@@ -59,7 +60,7 @@ def status_values(status: RunStatus) -> dict[str, str]:
         "driver": _DRIVERS[status.driver],
         "last part": "-" if age is None else f"{duration_text(age)} ago",
         "speed": rate_text(status.samples_per_second),
-        "time left": "unknown" if left is None else "none" if left == 0 else f"{at_least}{duration_text(left)}",
+        "time left": "unknown" if left is None else "none" if left == 0 else f"{bound}{duration_text(left)}",
         "sessions": sessions,
         "reduced": "yes" if status.reduced else "no",
     }

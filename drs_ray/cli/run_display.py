@@ -30,14 +30,14 @@ class _SampleRate(ProgressColumn):
 
 
 class _TimeLeft(ProgressColumn):
-    """Time to the end of the known units; adaptive stages may add units."""
+    """Time to the end; in an adaptive run ">= " for that of the known units, "about " for an estimate."""
 
     def render(self, task: Task) -> Text:
         ends = task.fields["ends"]
         if ends is None:
             return Text("left -:--:--")
         left = timedelta(seconds=round(max(ends - task.get_time(), 0.0)))
-        return Text(f"left {task.fields['at_least']}{left}")
+        return Text(f"left {task.fields['bound']}{left}")
 
 
 class ConsoleObserver(Display, Observer):
@@ -51,10 +51,10 @@ class ConsoleObserver(Display, Observer):
         self._phase = "starting"
         columns = (TextColumn("{task.fields[units]}"), _SampleRate(), TimeElapsedColumn(), _TimeLeft())
         self._progress = bar(console, quiet, *columns, get_time=clock)
-        self._task = self._progress.add_task(label, total=None, units="? units", rate=None, ends=None, at_least="")
+        self._task = self._progress.add_task(label, total=None, units="? units", rate=None, ends=None, bound="")
         self._units = self._stored = self._done = self._done_since_line = 0
         self._samples_left = 0
-        self._at_least = ""
+        self._later: float | None = 0.0
         self._workers: dict[int, int] = {}
         self._meter = Meter(clock())
         self._rate: float | None = None
@@ -67,8 +67,8 @@ class ConsoleObserver(Display, Observer):
         self._lines.show(message)
 
     def began(self, record: RunRecord) -> None:
-        """In an adaptive run, mark the time left as a lower bound."""
-        self._at_least = ">= " if len(record.schedule.samples) > 1 else ""
+        """In an adaptive run, what later stages need is not known yet."""
+        self._later = None if len(record.schedule.samples) > 1 else 0.0
 
     def planned(self, todo: Sequence[Unit], stored: int) -> None:
         """Set the length of the bar. Stored units count as done, but not for the speed."""
@@ -84,7 +84,7 @@ class ConsoleObserver(Display, Observer):
             units=self._fraction(),  # reset clears all other fields
             rate=None,
             ends=None,
-            at_least=self._at_least,
+            bound=self._bound(),
         )
         self._lines.show(
             f"{len(todo):,} of {counted(self._units, 'unit')} to do, {counted(self._samples_left, 'noise sample')}"
@@ -93,10 +93,13 @@ class ConsoleObserver(Display, Observer):
     def added(self, units: Sequence[Unit]) -> None:
         """Make the bar longer."""
         self._units += len(units)
-        samples = sum(unit.samples for unit in units)
-        self._samples_left += samples
-        total = (self._progress.tasks[0].total or 0) + samples
-        self._progress.update(self._task, total=total, units=self._fraction())
+        self._samples_left += sum(unit.samples for unit in units)
+        self._show_total()
+
+    def expected(self, samples: float | None) -> None:
+        """Count the samples of later stages into the time left and the length of the bar."""
+        self._later = samples
+        self._show_total()
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """Advance the bar, and measure the speed once a second."""
@@ -109,7 +112,7 @@ class ConsoleObserver(Display, Observer):
         if now - self._measured >= _MEASURED_EVERY or self._done == self._units:
             self._measured = now
             self._rate = self._meter.throughput(now).samples_per_second
-            ends = now + self._samples_left / self._rate if self._rate else None
+            ends = now + self._all_left() / self._rate if self._rate else None
             self._progress.update(self._task, rate=self._rate, ends=ends)
         self._progress.update(self._task, advance=unit.samples, units=self._fraction(), description=self._label)
         if 10 * self._done_since_line >= self._units - self._stored or self._done == self._units:
@@ -134,10 +137,20 @@ class ConsoleObserver(Display, Observer):
         self._done_since_line = 0
         parts = [f"{self._fraction()} done", rate_text(self._rate)]
         if self._rate and self._samples_left:
-            parts.append(f"{self._at_least}{duration_text(self._samples_left / self._rate)} left")
+            parts.append(f"{self._bound()}{duration_text(self._all_left() / self._rate)} left")
         if self._workers:
             parts.append(counted(sum(self._workers.values()), "worker"))
         return ", ".join(parts)
+
+    def _show_total(self) -> None:
+        total = self._progress.tasks[0].completed + self._all_left()
+        self._progress.update(self._task, total=total, units=self._fraction(), bound=self._bound())
+
+    def _all_left(self) -> float:
+        return self._samples_left + (self._later or 0.0)
+
+    def _bound(self) -> str:
+        return ">= " if self._later is None else "about " if self._later else ""
 
     def _fraction(self) -> str:
         return f"{self._done}/{self._units} {'unit' if self._units == 1 else 'units'}"

@@ -87,6 +87,7 @@ class InlineExecutor:
                 observer.unit_done(unit, outcome)
                 further = remaining.done(unit, outcome)
                 observer.added(further)
+                observer.expected(remaining.later_samples)
                 queue.extendleft(reversed(further))
         return failures.set_aside
 

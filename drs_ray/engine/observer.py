@@ -24,6 +24,9 @@ class Observer:
     def added(self, units: Sequence[Unit]) -> None:
         """A finished stage has added these units."""
 
+    def expected(self, samples: float | None) -> None:
+        """Noise samples that an adaptive run will probably need besides those of known units; None: not known yet."""
+
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """The unit's part is stored."""
 
@@ -65,6 +68,10 @@ class Observers(Observer):
     def added(self, units: Sequence[Unit]) -> None:
         """See `Observer.added`."""
         self._pass_on(lambda observer: observer.added(units))
+
+    def expected(self, samples: float | None) -> None:
+        """See `Observer.expected`."""
+        self._pass_on(lambda observer: observer.expected(samples))
 
     def unit_done(self, unit: Unit, outcome: Outcome) -> None:
         """See `Observer.unit_done`."""

@@ -11,7 +11,8 @@ votes: one part of each stage after the first shows the images of this stage. Ot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,6 +50,9 @@ class RemainingUnits:
         self._store = store
         self._stages = len(record.schedule.samples)
         self._unfinished: dict[Block, _Unfinished] = {}
+        self._decided: Counter[int] = Counter()  # by stage: images of which it was decided whether they need it,
+        self._needed: Counter[int] = Counter()  # those that need it,
+        self._waiting: Counter[int] = Counter()  # and images of unfinished blocks by the last stage that is known
         self.stored: list[Unit] = []
         self.parts = Parts({}, {}, {})
 
@@ -56,6 +60,26 @@ class RemainingUnits:
     def adaptive(self) -> bool:
         """Whether the run has several stages, so that `done` needs the parts of finished units."""
         return self._stages > 1
+
+    @property
+    def later_samples(self) -> float | None:
+        """Expected noise samples of units that are not known yet; None: no decision was made to estimate them from.
+
+        The estimate: of the images of a stage, the same share as so far will need the next one. For a stage that was
+        never decided, this share is that of the stage before.
+        """
+        if not self.adaptive:
+            return 0.0
+        if not self._decided:
+            return None if any(self._waiting.values()) else 0.0
+        share, images, samples = 1.0, 0.0, 0.0
+        for stage, (_, each) in enumerate(self._record.schedule.ranges()):
+            if self._decided[stage]:
+                share = self._needed[stage] / self._decided[stage]
+            images *= share
+            samples += images * each * self._record.sub_images
+            images += self._waiting[stage]
+        return samples
 
     def missing(self) -> list[Unit]:
         """The units that can be computed now and are not stored.
@@ -118,6 +142,11 @@ class RemainingUnits:
                 if block in voting:
                     self._unfinished[block].rows.append(read.rows.between(where.start, where.stop))
         for block in some:
+            for stage in range(1, self._stages):
+                if stage in positions[block] and stage - 1 in positions[block]:
+                    self._decide(stage, positions[block][stage - 1], positions[block][stage])
+            if block in self._unfinished:
+                self._wait(positions[block], 1)
             for stage, group in enumerate(stored_by_stage[block]):
                 if group:
                     stored_keys = set(group)
@@ -134,15 +163,19 @@ class RemainingUnits:
             stages = range(self._stages)
             stage = next((s for s in stages if not state.stored.issuperset(self._keys(block, s))), self._stages)
             if stage == self._stages:
-                del self._unfinished[block]
+                self._wait(self._unfinished.pop(block).positions, -1)
             elif stage in state.positions:
                 units = stage_units(self._record, block, stage, state.positions[stage])
                 todo[block] = [unit for unit in units if unit.key not in state.stored]
             else:
                 deciding.append((block, stage))
         for (block, stage), positions in zip(deciding, self._open(deciding), strict=True):
+            state = self._unfinished[block]
+            self._decide(stage, state.positions[stage - 1], positions)
+            self._wait(state.positions, -1)
             if positions:
-                self._unfinished[block].positions[stage] = positions
+                state.positions[stage] = positions
+                self._wait(state.positions, 1)
                 todo[block] = stage_units(self._record, block, stage, positions)
             else:
                 del self._unfinished[block]
@@ -168,6 +201,15 @@ class RemainingUnits:
             found.append([position for position in state.positions[stage - 1] if answer[start + position - first]])
             start += last - first + 1
         return found
+
+    def _decide(self, stage: int, before: Sequence[int], positions: Sequence[int]) -> None:
+        """Note that of the images of the stage before, `positions` need this stage."""
+        self._decided[stage] += len(before)
+        self._needed[stage] += len(positions)
+
+    def _wait(self, positions: Mapping[int, Sequence[int]], sign: int) -> None:
+        """Add a block's images to those that wait for the decision after their stage, or remove them."""
+        self._waiting[max(positions)] += sign * len(positions[max(positions)])
 
     def _keys(self, block: Block, stage: int) -> list[str]:
         return [unit.key for unit in stage_units(self._record, block, stage, ())]

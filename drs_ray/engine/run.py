@@ -83,6 +83,7 @@ def complete_run(config: RunConfig, observer: Observer, executor: Executor | Non
                 todo=len(todo),
             )
         observer.planned(todo, len(remaining.stored))
+        observer.expected(remaining.later_samples)
         set_aside: dict[Unit, str] = {}
         if todo:
             counter = SessionCounter()

@@ -26,8 +26,9 @@ _SHORTEST_SILENCE = 60.0
 class RunStatus:
     """Numbers of known and of stored units and noise samples. In an adaptive run, finished stages can add units.
 
-    driver: whether a driver seems to be at work. samples_per_second: recent speed, None if no driver is at work or
-    before its first part. seconds_since_part: age of the newest small part, None if there is none.
+    later_samples: of units that are not known yet, see `RemainingUnits`. driver: whether a driver seems to be at work.
+    samples_per_second: recent speed, None if no driver is at work or before its first part. seconds_since_part: age of
+    the newest small part, None if there is none.
     sessions, session_seconds: driver sessions that ended, and their wall time.
     set_aside: reason by key, for missing units that a session set aside. set_aside_unnamed: how many more there may be.
     unknown_parts: keys below counts/ that belong to no planned unit; readers ignore keys that cannot be parts.
@@ -38,6 +39,7 @@ class RunStatus:
     units_done: int
     samples: int
     samples_done: int
+    later_samples: float | None
     driver: Driver
     samples_per_second: float | None
     seconds_since_part: float | None
@@ -50,8 +52,11 @@ class RunStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds to the end of the known units at the present speed; 0 if finished, None if the speed is unknown."""
-        left = self.samples - self.samples_done
+        """Seconds to the end at the present speed; 0 if finished, None if the speed is unknown.
+
+        In an adaptive run this is an estimate, or if `later_samples` is None the time of the known units.
+        """
+        left = self.samples - self.samples_done + (self.later_samples or 0.0)
         if left == 0:
             return 0.0
         return left / self.samples_per_second if self.samples_per_second else None
@@ -80,6 +85,7 @@ def run_status(store: Store) -> RunStatus:
         units_done=len(done),
         samples=sum(unit.samples for unit in [*done, *todo]),
         samples_done=sum(unit.samples for unit in done),
+        later_samples=remaining.later_samples,
         driver=driver,
         samples_per_second=speed,
         seconds_since_part=max(now - max(small)[0], 0.0) if small else None,

@@ -37,11 +37,28 @@ def test_images_stop_at_different_stages_and_save_samples(undisturbed):
     assert undisturbed.samples < IMAGES * 2 * (LARGEST + 50)
 
 
+class _Forecasts(Observer):
+    """All estimates of the samples of later stages."""
+
+    def __init__(self):
+        self.samples = []
+
+    def expected(self, samples):
+        self.samples.append(samples)
+
+    def check(self):
+        assert self.samples[0] is None
+        assert max(samples for samples in self.samples if samples is not None) > 0
+        assert self.samples[-1] == 0
+
+
 @pytest.mark.parametrize("size", [1, 16])
 def test_the_size_of_units_changes_nothing(tmp_path, undisturbed, size):
     data = adaptive(tmp_path / "run")
     data["engine"]["images_per_unit"] = size
-    assert certify(parse_config(data)).certificates.equals(undisturbed.certificates)
+    forecasts = _Forecasts()
+    assert certify(parse_config(data), forecasts).certificates.equals(undisturbed.certificates)
+    forecasts.check()
     assert counts_digest(tmp_path / "run") == counts_digest(undisturbed.uri)
 
 
@@ -49,7 +66,9 @@ def test_the_size_of_units_changes_nothing(tmp_path, undisturbed, size):
 def test_ray_draws_the_same_stages(tmp_path, undisturbed, local_ray):
     data = adaptive(tmp_path / "run", address="local")
     data["engine"]["workers"] = 3
-    assert certify(parse_config(data)).certificates.equals(undisturbed.certificates)
+    forecasts = _Forecasts()
+    assert certify(parse_config(data), forecasts).certificates.equals(undisturbed.certificates)
+    forecasts.check()
     assert counts_digest(tmp_path / "run") == counts_digest(undisturbed.uri)
 
 

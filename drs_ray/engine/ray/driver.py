@@ -108,7 +108,9 @@ def run_on_ray(
 
     def done(unit: Unit, outcome: Outcome) -> list[Unit]:
         observer.unit_done(unit, outcome)
-        return remaining.done(unit, outcome)
+        further = remaining.done(unit, outcome)
+        observer.expected(remaining.later_samples)
+        return further
 
     return _dispatch(
         units,

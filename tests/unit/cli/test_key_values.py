@@ -25,6 +25,7 @@ STATUS = RunStatus(
     units_done=1999,
     samples=3_000_000,
     samples_done=1_500_000,
+    later_samples=0.0,
     driver="at work",
     samples_per_second=2500.4,
     seconds_since_part=12.3,
@@ -118,9 +119,12 @@ def test_what_is_said_of_the_driver(driver: Driver, words: str) -> None:
     assert status_values(replace(STATUS, driver=driver))["driver"] == words
 
 
-def test_with_stages_the_time_left_is_a_lower_bound() -> None:
-    assert status_values(replace(STATUS, record=record_of(stages=3)))["time left"] == "at least 10 min 00 s"
-    done = replace(STATUS, record=record_of(stages=3), samples_done=STATUS.samples)
+def test_with_stages_the_time_left_is_a_lower_bound_until_it_can_be_estimated() -> None:
+    unknown = replace(STATUS, record=record_of(stages=3), later_samples=None)
+    assert status_values(unknown)["time left"] == "at least 10 min 00 s"
+    estimated = replace(unknown, later_samples=1_500_000.0)
+    assert status_values(estimated)["time left"] == "about 20 min 00 s"
+    done = replace(unknown, samples_done=STATUS.samples, later_samples=0.0)
     assert status_values(done)["time left"] == "none"
 
 

@@ -119,6 +119,24 @@ def test_further_stages_make_the_time_left_a_lower_bound() -> None:
     ]
 
 
+def test_the_time_left_counts_what_later_stages_will_probably_need() -> None:
+    screen = Screen()
+    with screen.observer as observer:
+        observer.began(record_of(stages=3))
+        observer.planned([large(number) for number in range(4)], 0)
+        observer.expected(None)
+        screen.work(range(1), 4.0)
+        observer.expected(2000.0)
+        screen.work(range(1, 2), 4.0)
+        observer.expected(0.0)
+        screen.work(range(2, 3), 4.0)
+    assert screen.lines[1:] == [
+        "certify: 1/4 units done, 250 samples/s, >= 12.0 s left",
+        "certify: 2/4 units done, 250 samples/s, about 16.0 s left",
+        "certify: 3/4 units done, 250 samples/s, 4.0 s left",
+    ]
+
+
 def test_units_that_need_no_time_at_all_are_no_division_by_zero() -> None:
     screen = Screen()
     with screen.observer as observer:

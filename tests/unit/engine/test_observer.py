@@ -41,6 +41,7 @@ def tell_everything(observer: Observer) -> list[tuple[Any, ...]]:
     observer.planned([unit(1)], 3)
     observer.unit_done(unit(1), OUTCOME)
     observer.added([unit(2)])
+    observer.expected(2.5)
     observer.workers(0, 2, 1)
     observer.event("lost", "worker_lost", sub_image=0)
     return [
@@ -49,6 +50,7 @@ def tell_everything(observer: Observer) -> list[tuple[Any, ...]]:
         ("planned", [unit(1)], 3),
         ("unit_done", unit(1), OUTCOME),
         ("added", [unit(2)]),
+        ("expected", 2.5),
         ("workers", 0, 2, 1),
         ("event", "lost", "worker_lost", ("sub_image", 0)),
     ]

@@ -77,6 +77,33 @@ def test_the_last_part_of_a_stage_calls_for_the_images_that_are_open(record: Run
     assert others == stage_units(record, (3, 5), 0, [3, 4, 5])
 
 
+def test_the_samples_of_later_stages_are_estimated_from_the_decisions_so_far(record: RunRecord) -> None:
+    """One image of three is open, for ever; each of the two blocks has three images and two sub-images."""
+    store = MemoryStore()
+    remaining = RemainingUnits(record, store)
+    first, second, *others = remaining.missing()
+    assert remaining.later_samples is None
+    further = finish(remaining, record, [first, second], store)
+    new_images, both_blocks = 2 * 3 * (1 / 3), 2 * (1 / 3 + 3 * (1 / 3) ** 2)  # of stages 1 and 2, as 1 of 3 went on
+    assert remaining.later_samples == pytest.approx(100 * new_images + 200 * both_blocks)
+    further = finish(remaining, record, further, store)
+    assert remaining.later_samples == pytest.approx(100 * 2 + 200 * 2)  # now known: what goes on once goes on twice
+    resumed = RemainingUnits(record, store)
+    assert set(resumed.missing()) == {*others, *further}
+    assert resumed.later_samples == pytest.approx(600)
+    finish(remaining, record, further)
+    further = finish(remaining, record, others)
+    assert remaining.later_samples == pytest.approx(200 * 2)
+    finish(remaining, record, finish(remaining, record, further))
+    assert remaining.later_samples == 0.0
+
+
+def test_nothing_is_expected_of_a_fixed_number_of_samples() -> None:
+    remaining = RemainingUnits(record_of(6), MemoryStore())
+    remaining.missing()
+    assert remaining.later_samples == 0.0
+
+
 def test_blocks_go_on_without_each_other_in_any_order(record: RunRecord) -> None:
     remaining = RemainingUnits(record, MemoryStore())
     a0, a1, b0, b1 = remaining.missing()
