@@ -91,12 +91,12 @@ def published(result: RunResult) -> tuple[NDArray[np.float64], NDArray[np.bool_]
 
 
 def _pairs(results: dict[str, RunResult]) -> Iterator[str]:
-    """RS compared with every other run of the same total sigma and seed."""
+    """RS compared with every other run of the same total sigma, training and seed."""
 
     def rows() -> Iterator[list[str]]:
         for name, other in results.items():
             kind, _, rest = name.partition("-")
-            base = f"rs-{rest.removeprefix('filled-').removesuffix('-finetuned')}"
+            base = f"rs-{rest.removeprefix('filled-').replace('masked-', '')}"
             if kind == "rs" or base not in results:
                 continue
             (pair,) = paired_differences([results[base], other], [float(r) for r in other.curve["radius"].to_numpy()])

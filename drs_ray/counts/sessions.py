@@ -94,11 +94,12 @@ def read_sessions(store: Store) -> list[SessionNote]:
     return notes
 
 
-def total_seconds(store: Store) -> float | None:
-    """Seconds of all sessions that ended; None if none has ended.
+def total_seconds(store: Store) -> tuple[float | None, bool]:
+    """Seconds of all sessions that ended, None if none has; and whether all have: a killed one leaves no time.
 
     Raises:
         CountsError: a note cannot be read.
     """
-    seconds = [note.seconds for note in read_sessions(store) if note.seconds is not None]
-    return sum(seconds) if seconds else None
+    notes = read_sessions(store)
+    seconds = [note.seconds for note in notes if note.seconds is not None]
+    return sum(seconds) if seconds else None, len(seconds) == len(notes)

@@ -108,6 +108,7 @@ class ImportedResult(CertifiedImages):
     certificates: pa.Table
     curve: pa.Table
     seconds: None = None
+    all_timed: bool = True
     variant: str = MARK
     progress: None = None
     whole: int | None = None

@@ -60,12 +60,14 @@ def export(results: Sequence[ReportedRun], kind: str, radii: Sequence[float] | N
 def tsv(result: ReportedRun) -> str:
     """One row per image, `idx label predict radius correct time`, as certify.py of Cohen et al. 2019 writes.
 
-    predict is -1 and radius 0 where abstaining. time: of a batch run, its wall time divided by its images, `nan` if not
-    measured; of an imported log, as published. A log of predictions has no radius, as predict.py writes.
+    predict is -1 and radius 0 where abstaining. time: of a batch run, its wall time divided by its images, `nan` if the
+    time of a session is not known; of an imported log, as published. A log of predictions has no radius, as predict.py
+    writes.
     """
     table = result.certificates
-    seconds = None if result.seconds is None else datetime.timedelta(seconds=result.seconds / result.images)
-    time = "nan" if seconds is None else str(seconds)
+    time = "nan"
+    if result.seconds is not None and result.all_timed:
+        time = str(datetime.timedelta(seconds=result.seconds / result.images))
     columns = {
         "idx": table["image_id"].to_pylist(),
         "label": table["label"].to_pylist(),

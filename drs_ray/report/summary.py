@@ -89,11 +89,12 @@ class RunSummary:
     """One run as plain data.
 
     sigmas, radii and acr are in pixel units; selection, estimation: samples of the budget, per image and sub-image;
-    samples: noise samples of the whole run; seconds: None if not measured. variant: empty for the run's own
-    certificates, else the name of the comparison. split_size: images of the split, None if the record does not have
-    it. stages: cumulative estimation samples. image_rules: (rule, number of images with it). progress: None for a
-    finished run. asked: the radius of a rule for a fixed radius, else None. has_radii: False for a log of predictions.
-    whole: images of the run, if only those that all runs have are shown; else None.
+    samples: noise samples of the whole run; seconds: None if not measured. all_timed: False if `seconds` lacks the time
+    of a session, which was killed or is not over. variant: empty for the run's own certificates, else the name of the
+    comparison. split_size: images of the split, None if the record does not have it. stages: cumulative estimation
+    samples. image_rules: (rule, number of images with it). progress: None for a finished run. asked: the radius of a
+    rule for a fixed radius, else None. has_radii: False for a log of predictions. whole: images of the run, if only
+    those that all runs have are shown; else None.
     """
 
     name: str
@@ -122,6 +123,7 @@ class RunSummary:
     acr: float
     samples: int
     seconds: float | None
+    all_timed: bool
     at_radii: tuple[AtRadius, ...]
     provenance: tuple[tuple[str, str], ...]
     progress: Progress | None = None
@@ -202,7 +204,8 @@ class RunSummary:
         """The run's duration as text."""
         if self.seconds is None:
             return "not recorded"
-        return duration_text(self.seconds) + ("" if self.whole is None else f" for all {self.whole:,} images")
+        text = duration_text(self.seconds) if self.all_timed else f">= {duration_text(self.seconds)}"
+        return text + ("" if self.whole is None else f" for all {self.whole:,} images")
 
     @property
     def common_text(self) -> str:
@@ -254,6 +257,7 @@ def summarise(result: ReportedRun, name: str, *, radii: Sequence[float] | None =
         acr=result.average_certified_radius,
         samples=result.samples,
         seconds=result.seconds,
+        all_timed=result.all_timed,
         at_radii=at_radii(
             result, radius_grid([result]) if radii is None else radii, result.planned, has_radii=result.has_radii
         ),

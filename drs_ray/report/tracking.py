@@ -59,7 +59,7 @@ def log_to_mlflow(run: ReportedRun) -> str:
     }
     if summary.has_radii:
         metrics["acr"] = summary.acr
-    if summary.seconds is not None:
+    if summary.seconds is not None and summary.all_timed:
         metrics["seconds"] = summary.seconds
     for row in summary.at_radii:
         metrics[f"certified_accuracy_at_{row.radius_text}"] = row.certified / row.images

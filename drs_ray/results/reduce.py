@@ -51,10 +51,11 @@ class Progress:
 class RunResult(CertifiedImages):
     """A reduced run: its URI, its record, and its two tables (see `schema.CERTIFICATES` and `schema.CURVE`).
 
-    seconds: wall time of the driver sessions that ended, None if none did. variant: name of a comparison derived in
-    memory from the same counts; empty for the run's stored certificates. progress: None for a finished run; an
-    unfinished run has certificates of the images reached so far, which are never stored. whole: number of images of the
-    run, if the tables have only the images that other runs have too (`in_common`); None if they have all.
+    seconds: wall time of the driver sessions that ended, None if none did. all_timed: whether all have ended, so that
+    this is the run's time. variant: name of a comparison derived in memory from the same counts; empty for the run's
+    stored certificates. progress: None for a finished run; an unfinished run has certificates of the images reached so
+    far, which are never stored. whole: number of images of the run, if the tables have only the images that other runs
+    have too (`in_common`); None if they have all.
     """
 
     uri: str
@@ -62,6 +63,7 @@ class RunResult(CertifiedImages):
     certificates: pa.Table
     curve: pa.Table
     seconds: float | None = None
+    all_timed: bool = True
     variant: str = ""
     progress: Progress | None = None
     whole: int | None = None
@@ -123,7 +125,7 @@ def reduce_history(
     curve = _curve(certificates, record, certificate.grid, certificate.alpha, rule)
     store.put(CERTIFICATES_KEY, parquet_bytes(certificates))
     store.put(CURVE_KEY, parquet_bytes(curve))
-    return RunResult(store.uri, record, certificates, curve, total_seconds(store))
+    return RunResult(store.uri, record, certificates, curve, *total_seconds(store))
 
 
 def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, CountsHistory]:
@@ -146,7 +148,7 @@ def reduce_unfinished(store: Store, record: RunRecord) -> tuple[RunResult, Count
     curve = _curve(certificates, record, certificate.grid, certificate.alpha, rule, planned=len(record.image_ids))
     progress = Progress(len(record.image_ids), len(certificates), int(waiting_images(history, record).sum()))
     finished = progress.certified == progress.planned and not progress.waiting
-    result = RunResult(store.uri, record, certificates, curve, total_seconds(store))
+    result = RunResult(store.uri, record, certificates, curve, *total_seconds(store))
     return (result if finished else replace(result, progress=progress)), history
 
 
@@ -172,7 +174,7 @@ def read_result(store: Store) -> RunResult:
         read_table(store, key, schema, record.run_id, missing=_UNREDUCED, remedy=_REMEDY)
         for key, schema in ((CERTIFICATES_KEY, CERTIFICATES), (CURVE_KEY, CURVE))
     )
-    result = RunResult(store.uri, record, certificates, curve, total_seconds(store))
+    result = RunResult(store.uri, record, certificates, curve, *total_seconds(store))
     if result.certificates["image_id"].to_pylist() != list(record.image_ids):
         raise CountsError(f"{store.uri}/{CERTIFICATES_KEY}: not the images of this run; {_REMEDY}")
     made_from = metadata(result.curve.schema)

@@ -27,11 +27,13 @@ def test_a_session_is_noted_while_it_lasts_and_when_it_ended() -> None:
     with noted_session(store, lambda: FACTS):
         (begun,) = read_sessions(store)
         assert (begun.seconds, begun.summary) == (None, SessionSummary())
-        assert total_seconds(store) is None
+        assert total_seconds(store) == (None, False)
     (ended,) = read_sessions(store)
     assert ended.started == begun.started
     assert ended.summary == FACTS
-    assert total_seconds(store) == ended.seconds >= 0.0
+    assert ended.seconds is not None
+    assert ended.seconds >= 0.0
+    assert total_seconds(store) == (ended.seconds, True)
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()], ids=repr)
@@ -58,7 +60,7 @@ def test_seconds_of_all_sessions_that_ended_are_added() -> None:
     for number, content in enumerate([{"seconds": 2.5}, {}, {"seconds": 4}]):
         content["started"] = "2026-01-01T00:00:00+00:00"
         store.put(f"{SESSIONS_PREFIX}{number}.json", json.dumps(content).encode())
-    assert total_seconds(store) == 6.5
+    assert total_seconds(store) == (6.5, False)  # the second was killed
 
 
 def test_notes_of_older_versions_are_read() -> None:

@@ -67,6 +67,8 @@ def test_time_is_the_runs_wall_time_over_its_images() -> None:
     log = export([replace(make_result(4), seconds=6.0)], "tsv")
     assert {line.split("\t")[5] for line in log.splitlines()[1:]} == {"0:00:01.500000"}
     assert pd.to_timedelta(pd.read_csv(io.StringIO(log), delimiter="\t")["time"]).sum().total_seconds() == 6.0
+    killed = export([replace(make_result(4), seconds=6.0, all_timed=False)], "tsv")
+    assert {line.split("\t")[5] for line in killed.splitlines()[1:]} == {"nan"}
 
 
 def test_there_and_back() -> None:

@@ -22,7 +22,9 @@ def test_numbers_of_a_run_are_those_of_its_result() -> None:
     assert run.accuracy == result.accuracy
     assert run.abstention_rate == result.abstention_rate
     assert run.samples == result.samples == 40 * 2 * 1100
-    assert run.seconds == 8.0
+    assert (run.seconds, run.time_text) == (8.0, "8.0 s")
+    killed = summarise(dataclasses.replace(result, seconds=8.0, all_timed=False), "drs")
+    assert killed.time_text == ">= 8.0 s"
     assert run.run_id == result.record.run_id
     curve = result.curve.to_pylist()
     assert [row.radius for row in run.at_radii] == [row["radius"] for row in curve]
