@@ -150,14 +150,14 @@ def test_swapped_checkpoints_with_metadata_are_told_on_the_command_line(tmp_path
 
 
 class Mean(nn.Module):
-    """What an ensemble is, by hand."""
+    """What an ensemble is, by hand; the networks may compute in bfloat16, their mean does not."""
 
     def __init__(self, networks: list[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(network(x) for network in self.networks) / len(self.networks)  # type: ignore[return-value]
+        return sum(network(x).float() for network in self.networks) / len(self.networks)  # type: ignore[return-value]
 
 
 def test_an_ensemble_is_certified_and_verified(tmp_path: Path) -> None:
