@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -61,6 +62,8 @@ def seaweed_server() -> Iterator[S3Server]:
 @pytest.fixture
 def moto_endpoint(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of moto, with credentials (but not the address) in the environment."""
+    with closing(moto_server.client()) as client:
+        client.create_bucket(Bucket=servers.BUCKET)  # a test of moto's AWS empties all of moto
     return _use(moto_server, monkeypatch).endpoint
 
 
