@@ -130,6 +130,34 @@ def call(
     return built
 
 
+@contextlib.contextmanager
+def library_errors(library: str, where: str) -> Iterator[None]:
+    """Name the file whatever a library raises, and keep its notes, warnings and progress bars off the screen.
+
+    library: diffusers or transformers, which have the same functions for this.
+
+    Raises:
+        ClassifierError: in one line, for any exception within the block.
+    """
+    logging = importlib.import_module(f"{library}.utils.logging")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ClassifierError as error:
+        text = str(error)
+        raise ClassifierError(text if text.startswith(where) else f"{where}: {text}") from error
+    except Exception as error:  # for example a setting that this version of the library does not know
+        raise ClassifierError(f"{where}: {library} cannot read it ({brief(error)})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def brief(error: Exception) -> str:
     """An exception of foreign code in short: its type and its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
-from drs_ray.models.building import brief
+from drs_ray.models.building import library_errors
 from drs_ray.models.checkpoints import CheckpointMetadata, parse_checkpoint, save_checkpoint
 from drs_ray.models.files import is_there, read_file, read_json, write_file
 from drs_ray.models.pixel_convention import Shape
@@ -128,13 +127,13 @@ def load_diffusion(
             "train` (training.method: mse)"
         )
     weights = f"{folder}/{WEIGHTS}"
-    with as_one_line(f"{who}: {folder}/config.json"):
+    with library_errors("diffusers", f"{who}: {folder}/config.json"):
         check_network(config, image_shape)
         for key, value in arguments.items():
             if json.dumps(config.get(key)) != json.dumps(value):
                 raise ClassifierError(f"{key} is {config.get(key)}, the config has {value}; remove it from arguments")
         network = library.UNet2DModel.from_config(config)
-    with as_one_line(f"{who}: scheduler_config.json in {location}"):
+    with library_errors("diffusers", f"{who}: scheduler_config.json in {location}"):
         _check_schedule(schedule)
         scheduler = library.DDPMScheduler.from_config(schedule)
     remedy = "save it with `save_pretrained(..., safe_serialization=True)`, in one file; pickles are not read"
@@ -157,7 +156,7 @@ def new_diffusion(arguments: Mapping[str, JsonValue], sigma: float, image_shape:
     library = need_diffusers(who)
     channels, *size = image_shape
     config = {"sample_size": size, "in_channels": channels, "out_channels": channels, **arguments}
-    with as_one_line(f"{who}: arguments"):
+    with library_errors("diffusers", f"{who}: arguments"):
         check_network(config, image_shape)
         network = library.UNet2DModel(**config)
     return _one_shot(network, library.DDPMScheduler(), sigma, who)[0]
@@ -208,23 +207,6 @@ def need_diffusers(who: str) -> Any:
             raise
         raise ClassifierError(f"{who} needs diffusers; install it with `pip install drs-ray[diffusion]`") from error
     return diffusers
-
-
-@contextmanager
-def as_one_line(where: str) -> Iterator[None]:
-    """Name the file whatever diffusers raises, and keep its notes on settings off the screen."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    except ClassifierError as error:
-        raise ClassifierError(f"{where}: {error}") from error
-    except Exception as error:  # for example a block that this version of diffusers does not know
-        raise ClassifierError(f"{where}: diffusers cannot read it ({brief(error)})") from error
-    finally:
-        logging.set_verbosity(before)
 
 
 def _present_name(name: str) -> str:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from drs_ray.config import DenoiserConfig
 from drs_ray.errors import ClassifierError
+from drs_ray.models.building import library_errors
 from drs_ray.models.checkpoints import load_checkpoint
-from drs_ray.models.diffusion import OneShotDenoiser, as_one_line, check_network, matching_timestep, need_diffusers
+from drs_ray.models.diffusion import OneShotDenoiser, check_network, matching_timestep, need_diffusers
 from drs_ray.models.pixel_convention import Shape
 from drs_ray.models.tensors import load_tensors
 
@@ -111,7 +112,7 @@ def as_diffusers(
         ClassifierError: the tensors are of another network, of one that diffusers does not have, or of one that does
             not fit the sub-image.
     """
-    with as_one_line(where):
+    with library_errors("diffusers", where):
         try:
             settings = _settings(tensors)
         except KeyError as error:

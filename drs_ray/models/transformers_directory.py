@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from drs_ray.config import PixelsConfig
 from drs_ray.errors import ClassifierError
-from drs_ray.models.building import brief
+from drs_ray.models.building import library_errors
 from drs_ray.models.checkpoints import parse_checkpoint
 from drs_ray.models.class_order import check_channels_of, check_number, check_order
 from drs_ray.models.files import read_file, read_json
@@ -104,7 +102,7 @@ def load_transformers(
     for file, settings in ((CONFIG, config), (PROCESSOR, processor)):
         _check_keys(f"checkpoint {location}/{file}", settings)
     kind = _kind(config, location)
-    with _as_one_line(f"checkpoint {location}/{CONFIG}"):
+    with library_errors("transformers", f"checkpoint {location}/{CONFIG}"):
         settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
     found = _check_labels(settings, image_shape, num_classes, classes, f"checkpoint {location}/{CONFIG}")
     if processor is not None:
@@ -169,7 +167,7 @@ def _processor(config: Mapping[str, Any], processor: Mapping[str, Any], location
     """The library's processor, from nothing but the two JSON files."""
     from transformers import AutoImageProcessor
 
-    with _as_one_line(f"checkpoint {location}/{PROCESSOR}"), tempfile.TemporaryDirectory() as place:
+    with library_errors("transformers", f"checkpoint {location}/{PROCESSOR}"), tempfile.TemporaryDirectory() as place:
         for file, settings in ((CONFIG, config), (PROCESSOR, processor)):
             Path(place, file).write_text(json.dumps(settings), encoding="utf-8")
         return AutoImageProcessor.from_pretrained(place, local_files_only=True, trust_remote_code=False)
@@ -182,7 +180,7 @@ def _convention(processor: Any, image_shape: Shape, location: str, sub_image: in
         ClassifierError: it does more than to scale, normalise, resize and crop.
     """
     where, channels = f"checkpoint {location}/{PROCESSOR}", image_shape[0]
-    with _as_one_line(where):
+    with library_errors("transformers", where):
         said = _read(processor)
         agreed(None, said, channels, where, sub_image)
         # Resizing and cropping leave images of one colour as they are.
@@ -238,7 +236,7 @@ def _network(kind: Any, settings: Any, location: str) -> nn.Module:
     weights = f"{location}/{WEIGHTS}"
     remedy = "save the model with `save_pretrained`, in one file; pickles and weights in several files are not read"
     data = read_file(weights, remedy)
-    with _as_one_line(f"checkpoint {weights}"), plain_torch():
+    with library_errors("transformers", f"checkpoint {weights}"), plain_torch():
         tensors, _ = parse_checkpoint(weights, data)
         network, found = kind.from_pretrained(
             None,
@@ -262,26 +260,3 @@ def _network(kind: Any, settings: Any, location: str) -> nn.Module:
         )
     trained: nn.Module = network
     return trained
-
-
-@contextmanager
-def _as_one_line(where: str) -> Iterator[None]:
-    """Name the file whatever transformers raises, and keep its notes and progress bars off the screen."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ClassifierError as error:
-        text = str(error)
-        raise ClassifierError(text if text.startswith(where) else f"{where}: {text}") from error
-    except Exception as error:  # for example a setting that this version of transformers does not know
-        raise ClassifierError(f"{where}: transformers cannot read it ({brief(error)})") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

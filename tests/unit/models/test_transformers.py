@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from drs_ray import certify, verify
 from drs_ray.config import PixelsConfig, Precision, parse_config
+from drs_ray.config.classifiers import DIRECTORY_FILES
 from drs_ray.errors import ClassifierError
+from drs_ray.models import transformers_directory
 from drs_ray.models.building import build_module
 from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.models.inference import voting_classifier
@@ -369,6 +371,11 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(ClassifierError, match=r"no config.json in it; name a directory \(or s3:// prefix\)"):
         load(place)
+
+
+def test_the_files_that_are_read_are_those_that_a_job_is_checked_for() -> None:
+    names = (transformers_directory.CONFIG, transformers_directory.PROCESSOR, transformers_directory.WEIGHTS)
+    assert set(names) <= set(DIRECTORY_FILES)
 
 
 def test_names_of_tensors_from_earlier_versions_are_read(tmp_path: Path) -> None:
