@@ -52,7 +52,7 @@ class RemainingUnits:
         self._unfinished: dict[Block, _Unfinished] = {}
         self._decided: Counter[int] = Counter()  # by stage: images of which it was decided whether they need it,
         self._needed: Counter[int] = Counter()  # those that need it,
-        self._waiting: Counter[int] = Counter()  # and images of unfinished blocks by the last stage that is known
+        self._waiting: Counter[int] = Counter()  # and images by the last stage that their block is known to need
         self.stored: list[Unit] = []
         self.parts = Parts({}, {}, {})
 
@@ -145,8 +145,7 @@ class RemainingUnits:
             for stage in range(1, self._stages):
                 if stage in positions[block] and stage - 1 in positions[block]:
                     self._decide(stage, positions[block][stage - 1], positions[block][stage])
-            if block in self._unfinished:
-                self._wait(positions[block], 1)
+            self._wait(positions[block], 1)
             for stage, group in enumerate(stored_by_stage[block]):
                 if group:
                     stored_keys = set(group)
@@ -163,7 +162,7 @@ class RemainingUnits:
             stages = range(self._stages)
             stage = next((s for s in stages if not state.stored.issuperset(self._keys(block, s))), self._stages)
             if stage == self._stages:
-                self._wait(self._unfinished.pop(block).positions, -1)
+                del self._unfinished[block]
             elif stage in state.positions:
                 units = stage_units(self._record, block, stage, state.positions[stage])
                 todo[block] = [unit for unit in units if unit.key not in state.stored]

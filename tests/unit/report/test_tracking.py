@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def test_a_run_is_logged_whole(mlflow: Any, tmp_path: Path) -> None:
     assert pq.read_table(place / "certificates.parquet").equals(run.certificates)
     assert pq.read_table(place / "curve.parquet").equals(run.curve)
     assert json.loads((place / "run.json").read_text())["run_id"] == run.record.run_id
+
+
+def test_the_time_is_logged_only_where_it_is_that_of_the_whole_run(mlflow: Any) -> None:
+    run = make_result(5)
+    whole, killed = (
+        mlflow.get_run(drs_ray.log_to_mlflow(replace(run, seconds=2.0, all_timed=all_timed))).data.metrics
+        for all_timed in (True, False)
+    )
+    assert whole["seconds"] == 2.0
+    assert "seconds" not in killed
 
 
 def test_an_active_run_is_used_and_left_open(mlflow: Any) -> None:

@@ -18,8 +18,9 @@ from drs_ray.config import CertificateConfig
 from drs_ray.counts.encoding import CountsRow, encode_part
 from drs_ray.counts.history import Counts
 from drs_ray.counts.run_record import RunRecord, create_or_join
+from drs_ray.counts.sessions import SESSIONS_PREFIX
 from drs_ray.errors import CountsError
-from drs_ray.results.reduce import certify_counts, read_result, reduce_run
+from drs_ray.results.reduce import certify_counts, read_result, reduce_run, reduce_unfinished
 from drs_ray.results.tables import ABSTAIN
 from drs_ray.storage import LocalStore, Store
 from tests.unit.counts.factories import CLASSES, MemoryStore, make_record
@@ -188,6 +189,18 @@ def test_what_is_stored_is_what_is_returned(sub_images: int) -> None:
         assert point["certified_accuracy"] == (correct & (radius >= point["radius"])).sum() / IMAGES
         assert point["ci_low"] <= point["certified_accuracy"] <= point["ci_high"]
         assert point["guaranteed_low"] <= point["certified_accuracy"]
+
+
+def test_the_time_of_a_run_lacks_that_of_a_killed_session() -> None:
+    store, record = MemoryStore(), make_record(IMAGES, 2)
+    fill(store, record, random_votes(record))
+    for number, session in enumerate(['{"started": "-", "seconds": 4.0}', '{"started": "-"}']):
+        store.put(f"{SESSIONS_PREFIX}{number}.json", session.encode())
+        timed = (4.0, number == 0)
+        reduced = reduce_run(store, record, record.config.certificate)
+        stored = read_result(store)
+        unfinished, _ = reduce_unfinished(store, record)
+        assert {(result.seconds, result.all_timed) for result in (reduced, stored, unfinished)} == {timed}
 
 
 def test_the_same_counts_at_another_alpha() -> None:
