@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 
 from drs_ray.counts.plan import Unit
@@ -20,7 +22,9 @@ STDERR = "-"
 
 
 class EventLog(Observer):
-    """Appends to a file. Each line is one write, so several drivers may share a file, and a kill leaves whole lines.
+    """Appends to a file. Each line is one write, so several drivers may share a file.
+
+    A driver that is killed while it writes may leave a part of its last line; the next one begins a line of its own.
 
     Every line has `time` (UTC), `run_id` (null until the run is known), `kind` and `message`. Besides the kinds of
     `Observer.event` there are step, began, planned, added, unit_done, workers, and ended, the last one, with
@@ -43,6 +47,8 @@ class EventLog(Observer):
                 f"--log: cannot write {file} ({getattr(error, 'strerror', None) or error}); name a file in a directory "
                 "that exists and that you may write to, or - for stderr"
             ) from error
+        if file != STDERR and _ends_within_a_line(file, self._descriptor):
+            os.write(self._descriptor, b"\n")
         self._run_id: str | None = None
         self._workers: dict[int, tuple[int, int]] = {}
 
@@ -117,3 +123,14 @@ class EventLog(Observer):
         data = json.dumps(line).encode() + b"\n"
         while data:  # a pipe may not accept all bytes at once
             data = data[os.write(self._descriptor, data) :]
+
+
+def _ends_within_a_line(file: str, descriptor: int) -> bool:
+    """Whether a writer was killed in the middle of a line. False for what is not a file on a disk, such as a pipe."""
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode) or not state.st_size:
+        return False
+    with suppress(OSError), Path(file).open("rb") as content:
+        content.seek(-1, os.SEEK_END)
+        return content.read(1) != b"\n"
+    return False  # it may be written to, but not read

@@ -273,7 +273,7 @@ def test_a_full_disk_does_not_hide_how_a_run_ended() -> None:
         raise UnitsSetAsideError("2 units were set aside")
 
 
-def test_a_writer_that_is_killed_leaves_whole_lines(tmp_path: Path) -> None:
+def test_a_writer_that_is_killed_cuts_at_most_its_last_line(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     code = (
         "import sys; from drs_ray.cli.event_log import EventLog\n"
@@ -289,4 +289,31 @@ def test_a_writer_that_is_killed_leaves_whole_lines(tmp_path: Path) -> None:
         writer.kill()
         writer.wait()
     assert writer.returncode == -signal.SIGKILL
-    assert len(read(file)) >= 90
+    whole, _, _ = file.read_text(encoding="ascii").rpartition("\n")
+    assert len(lines(whole + "\n")) >= 90
+
+
+@pytest.mark.parametrize("cut", [b'{"message": "a"}\n', b'{"message": "a"}\n{"mess'])
+def test_the_next_writer_begins_a_line_of_its_own(tmp_path: Path, cut: bytes) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(cut)
+    with EventLog(str(file)) as log:
+        log.event("b")
+    added = file.read_bytes().removeprefix(cut).decode()
+    messages = [line["message"] for line in lines(added.removeprefix("\n"))]
+    assert messages == ["b", "done"]
+    assert added.startswith("\n") == (not cut.endswith(b"\n"))
+
+
+def test_a_file_that_may_only_be_written_to_is_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"{")
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with EventLog(str(file)) as log:
+        log.event("b")
+    monkeypatch.undo()
+    assert file.read_bytes().startswith(b'{{"time"')
