@@ -42,13 +42,13 @@ class EventLog(Observer):
                 self._descriptor = os.dup(2)
             else:
                 self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                if _ends_within_a_line(file, self._descriptor):
+                    os.write(self._descriptor, b"\n")
         except (OSError, ValueError) as error:  # ValueError: a null character in the name
             raise ConfigError(
                 f"--log: cannot write {file} ({getattr(error, 'strerror', None) or error}); name a file in a directory "
                 "that exists and that you may write to, or - for stderr"
             ) from error
-        if file != STDERR and _ends_within_a_line(file, self._descriptor):
-            os.write(self._descriptor, b"\n")
         self._run_id: str | None = None
         self._workers: dict[int, tuple[int, int]] = {}
 

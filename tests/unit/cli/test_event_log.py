@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -303,6 +304,18 @@ def test_the_next_writer_begins_a_line_of_its_own(tmp_path: Path, cut: bytes) ->
     messages = [line["message"] for line in lines(added.removeprefix("\n"))]
     assert messages == ["b", "done"]
     assert added.startswith("\n") == (not cut.endswith(b"\n"))
+
+
+def test_a_full_disk_at_the_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"{")
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(ConfigError, match=rf"^--log: cannot write {file} \(No space left on device\); "):
+        EventLog(str(file))
 
 
 def test_a_file_that_may_only_be_written_to_is_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
