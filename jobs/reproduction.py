@@ -35,15 +35,16 @@ SECONDS_BETWEEN_LINES = 60.0
 class Experiment:
     """One run. config: name of its config; changes: overrides of the config; seed: of training and noise.
 
-    after: the experiment whose classifier training starts from. behind: the experiment that trains the classifiers, if
-    this one trains denoisers before them. certified: whether the images are certified, or only classifiers trained.
+    after: the experiment of one network, from which training starts. behind: the experiment that trains the
+    classifiers, if this one trains denoisers before them. certified: whether the images are certified, or only
+    classifiers trained.
     """
 
     name: str
     config: str
     seed: int = 0
     changes: tuple[str, ...] = ()
-    after: str | None = None
+    after: Experiment | None = None
     behind: Experiment | None = None
     certified: bool = True
 
@@ -57,24 +58,31 @@ class Experiment:
         """Number of classifiers in its config."""
         return len(load_config(self.file).classifiers)
 
+    @property
+    def needs(self) -> tuple[Experiment, ...]:
+        """The experiments whose networks it uses."""
+        return tuple(other for other in (self.after, self.behind) if other is not None)
+
+    def network(self, sub_image: int) -> str:
+        """Path of a network that it trains: of a denoiser's directory, or of a classifier's file without its ending."""
+        return f"checkpoints/reproduction/{self.name}{f'-{sub_image}' if self.classifiers > 1 else ''}"
+
     def with_architecture(self, name: str | None) -> Experiment:
         """The same experiment with another architecture and another name; None: unchanged."""
         if name is None:
             return self
         networks = (f"classifiers.{k}.architecture={name}" for k in range(self.classifiers))
-        after = None if self.after is None else f"{self.after}-{name}"
-        behind = None if self.behind is None else self.behind.with_architecture(name)
+        after, behind = (other and other.with_architecture(name) for other in (self.after, self.behind))
         return replace(self, name=f"{self.name}-{name}", changes=(*self.changes, *networks), after=after, behind=behind)
 
     def settings(self, common: Sequence[str]) -> list[str]:
         """All overrides of the config file: checkpoints and output by the experiment's name, then `common`."""
-        count = self.classifiers
-        start = [] if self.after is None else [f"training.start_from={checkpoint(self.after, 0, 1)}"]
-        own = self if self.behind is None else self.behind
+        indices, classifiers = range(self.classifiers), self.behind or self
+        start = [] if self.after is None else [f"training.start_from={self.after.network(0)}.safetensors"]
         if self.behind is not None:
-            start += (f"classifiers.{k}.denoiser.checkpoint={denoiser(self.name, k, count)}" for k in range(count))
+            start += (f"classifiers.{k}.denoiser.checkpoint={self.network(k)}" for k in indices)
         return [
-            *(f"classifiers.{k}.checkpoint={checkpoint(own.name, k, own.classifiers)}" for k in range(count)),
+            *(f"classifiers.{k}.checkpoint={classifiers.network(k)}.safetensors" for k in indices),
             f"output=runs/reproduction/{self.name}",
             f"training.seed={self.seed}",
             f"noise.seed={self.seed}",
@@ -82,16 +90,6 @@ class Experiment:
             *self.changes,
             *common,
         ]
-
-
-def checkpoint(name: str, sub_image: int, count: int) -> str:
-    """Path of an experiment's classifier."""
-    return f"{denoiser(name, sub_image, count)}.safetensors"
-
-
-def denoiser(name: str, sub_image: int, count: int) -> str:
-    """Directory of an experiment's denoiser."""
-    return f"checkpoints/reproduction/{name}{f'-{sub_image}' if count > 1 else ''}"
 
 
 _CONSISTENCY = ("training.method=consistency", "training.consistency.kl_weight=5")
@@ -112,10 +110,12 @@ _CLEAN = {
 }
 """Classifiers without noise, for the denoisers to stand before."""
 
+_SECOND_SEEDS = _pair("0.50", seed=1)
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("rs-0.50", "rs-0.50"),
     Experiment("drs-0.50", "drs-0.50"),
-    *_pair("0.50", seed=1),
+    *_SECOND_SEEDS,
     *_pair("0.25", seed=0),
     *(
         Experiment(
@@ -123,7 +123,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             f"{kind}-0.50",
             1,
             (*_FEWER, "training.learning_rate=0.002"),
-            after="rs-0.50-seed1",
+            after=_SECOND_SEEDS[0],
         )
         for kind in ("drs", "rs")
     ),
@@ -252,9 +252,9 @@ def run(experiment: Experiment, common: Sequence[str], earlier: dict[str, Future
     Raises:
         RuntimeError: a command failed; with its last line.
     """
-    for needed in (experiment.after, experiment.behind and experiment.behind.name):
-        if needed in earlier:
-            earlier[needed].result()
+    for needed in experiment.needs:
+        if needed.name in earlier:
+            earlier[needed.name].result()
     sets = [argument for setting in experiment.settings(common) for argument in ("--set", setting)]
     log = Path("runs/reproduction") / f"{experiment.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -152,8 +152,8 @@ def test_experiments_are_valid_and_comparable() -> None:
         assert config.certificate == first.certificate
         if experiment.behind is None:
             assert config.budget == first.budget
-        for needed in (experiment.after, experiment.behind and experiment.behind.name):
-            assert needed is None or names.index(needed) < names.index(experiment.name)
+        for needed in experiment.needs:
+            assert names.index(needed.name) < names.index(experiment.name)
         other = experiment.with_architecture("resnet110")
         larger = load_config(other.file, other.settings([]))
         assert {classifier.architecture for classifier in larger.classifiers} == {"resnet110"}
