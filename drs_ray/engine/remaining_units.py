@@ -50,9 +50,10 @@ class RemainingUnits:
         self._store = store
         self._stages = len(record.schedule.samples)
         self._unfinished: dict[Block, _Unfinished] = {}
-        self._decided: Counter[int] = Counter()  # by stage: images of which it was decided whether they need it,
-        self._needed: Counter[int] = Counter()  # those that need it,
-        self._waiting: Counter[int] = Counter()  # and images by the last stage that their block is known to need
+        # Images by stage: of which the need of it was decided; that need it; whose last known stage it is.
+        self._decided: Counter[int] = Counter()
+        self._needed: Counter[int] = Counter()
+        self._waiting: Counter[int] = Counter()
         self.stored: list[Unit] = []
         self.parts = Parts({}, {}, {})
 
