@@ -77,7 +77,7 @@ def _rate(dataset: ArrayDataset, architecture: str, training: TrainingConfig) ->
     partition = make_partition("checkerboard", height, width, "packed")
     module = build_module(architecture, {}, partition.layout_shape(0, channels), 10)
     started = time.process_time()
-    train_network(module, in_memory_if_small(dataset), partition, 0, 0.35, training)
+    train_network(module, in_memory_if_small(dataset), partition, [0], 0.35, training)
     return len(dataset) / (time.process_time() - started)
 
 

@@ -5,12 +5,20 @@ A message gives the name of the faulty thing, the rule, the value and the remedy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun, for messages: `1 image`, `1,200 images`, `2 classes`."""
     if plural is None:
         plural = noun + ("es" if noun.endswith(("s", "x", "ch")) else "s")
     return f"{count:,} {noun if count == 1 else plural}"
+
+
+def sub_images_text(sub_images: Sequence[int]) -> str:
+    """Sub-images for messages: `sub-image 0`, `sub-images 0 and 1`, `sub-images 0, 1 and 2`."""
+    *others, last = map(str, sub_images)
+    return f"sub-images {', '.join(others)} and {last}" if others else f"sub-image {last}"
 
 
 class DrsError(Exception):

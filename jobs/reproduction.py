@@ -65,7 +65,8 @@ class Experiment:
 
     def network(self, sub_image: int) -> str:
         """Path of a network that it trains: of a denoiser's directory, or of a classifier's file without its ending."""
-        return f"checkpoints/reproduction/{self.name}{f'-{sub_image}' if self.classifiers > 1 else ''}"
+        ending = f"-{sub_image}" if len(load_config(self.file).networks) > 1 else ""
+        return f"checkpoints/reproduction/{self.name}{ending}"
 
     def with_architecture(self, name: str | None) -> Experiment:
         """The same experiment with another architecture and another name; None: unchanged."""
@@ -126,6 +127,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             after=_SECOND_SEEDS[0],
         )
         for kind in ("drs", "rs")
+    ),
+    *(
+        Experiment(f"{kind}-{sigma}{ending}", f"{kind}-{sigma}", seed, _FEWER)
+        for sigma in ("0.50", "0.25")
+        for seed, ending in enumerate(("", "-seed1"))
+        for kind in ("drs-shared", "k4-shared")
     ),
     *(
         Experiment(f"{kind}-{sigma}", f"{kind}-{sigma}", changes=_FEWER)
@@ -223,11 +230,11 @@ def weight(config: RunConfig) -> float:
     """Expected cost, in forward passes of full-size images."""
     training = config.training
     copies = training.consistency.copies if training.method == "consistency" else 1
-    networks = sum(1 if classifier.denoiser is None else 5 for classifier in config.classifiers)  # a U-Net is dearer
+    dearer = 5 if config.classifiers[0].denoiser is not None else 1  # a U-Net
     share = 1 / config.partition.sub_images if config.partition.layout == "packed" else 1.0
-    trained = 50_000 * training.epochs * copies * 3  # a backward pass costs about two forward passes
-    certified = 500 * config.budget.estimation / 8  # stages draw about an eighth
-    return networks * share * (trained + certified)
+    trained = len(config.networks) * 50_000 * training.epochs * copies * 3  # a backward pass costs about two forward
+    certified = len(config.classifiers) * 500 * config.budget.estimation / 8  # stages draw about an eighth
+    return dearer * share * (trained + certified)
 
 
 def warn_of_other_data(config: RunConfig) -> None:

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from drs_ray.config import DatasetConfig, RunConfig
-from drs_ray.errors import counted
+from drs_ray.errors import counted, sub_images_text
 from drs_ray.report.summary import duration_text
 from drs_ray.storage import Store
 
@@ -140,62 +140,61 @@ def pack_with_progress(config: DatasetConfig, store: Store, console: Console, qu
 class TrainingView(Display):
     """Shows a training: bars of epochs and of the present epoch, or a line per epoch and more in long epochs.
 
-    The speed is the mean since a classifier's training began or resumed. The time left is that of all classifiers.
+    The speed is the mean since a network's training began or resumed. The time left is that of all networks.
     """
 
     def __init__(
         self, config: RunConfig, console: Console, quiet: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._console, self._quiet, self._clock = console, quiet, clock
-        self._epochs, self._classifiers = config.training.epochs, len(config.classifiers)
+        self._epochs, self._networks = config.training.epochs, config.networks
         self._under = "without noise" if config.training.method == "clean" else "under noise"
-        networks = [(config.training.of_denoisers and each.denoiser) or each for each in config.classifiers]
+        labels = [f"{config.trained(k[0]).architecture} {', '.join(map(str, k))}" for k in self._networks]
         texts = (TextColumn("{task.fields[unit]}"), TextColumn("{task.fields[note]}"))
         self._progress = bar(console, quiet, MofNCompleteColumn(), *texts, TimeElapsedColumn())
         self._tasks = [
-            self._progress.add_task(f"train {network.architecture} {index}", total=self._epochs, unit="epochs", note="")
-            for index, network in enumerate(networks)
+            self._progress.add_task(f"train {label}", total=self._epochs, unit="epochs", note="") for label in labels
         ]
         self._epoch = self._progress.add_task("this epoch", total=None, unit="images", note="", visible=False)
         self._state = "still loading"
         self._lines = Lines(console, "train", quiet, lambda: self._state, clock)
-        self._sub_image, self._of = -1, 0
+        self._network, self._of = -1, 0
         self._began, self._first, self._done = clock(), 0, 0
 
-    def images(self, sub_image: int, epoch: int, images: int, of: int) -> None:
+    def images(self, network: int, epoch: int, images: int, of: int) -> None:
         """See `drs_ray.training.run.ImagesReport`."""
         self._of = of
         done = (epoch - 1) * of + images
-        if sub_image != self._sub_image or done < self._done:  # another classifier, or a restarted group
-            self._sub_image, self._began, self._first = sub_image, self._clock(), done
+        if network != self._network or done < self._done:  # another network, or a restarted group
+            self._network, self._began, self._first = network, self._clock(), done
         self._done = done
         speed = self._speed()
         self._state = f"{self._where(epoch)}: {images:,} of {counted(of, 'image')}, {speed}"
         self._progress.update(self._epoch, completed=images, total=of, note=speed, visible=True)
         self._lines.show_if_late()
 
-    def epoch(self, sub_image: int, epoch: int, epochs: int, loss: float, accuracy: float | None) -> None:
+    def epoch(self, network: int, epoch: int, epochs: int, loss: float, accuracy: float | None) -> None:
         """See `drs_ray.training.run.TrainingReport`."""
         self._done = epoch * self._of
         note = f"loss {loss:.3g}" if accuracy is None else f"loss {loss:.3f}, accuracy {self._under} {accuracy:.3f}"
-        self._progress.update(self._tasks[sub_image], completed=epoch, note=note)
+        self._progress.update(self._tasks[network], completed=epoch, note=note)
         self._lines.show(f"{self._where(epoch)}: {note}, {self._speed()}")
         if epoch == epochs and self._console.is_terminal and not self._quiet:
-            self.note(f"sub-image {sub_image}, {counted(epochs, 'epoch')}: {note}")
+            self.note(f"{sub_images_text(self._networks[network])}, {counted(epochs, 'epoch')}: {note}")
 
     def note(self, note: str) -> None:
         """Show a line, even if quiet."""
         self._console.print(f"train: {note}", markup=False, highlight=False, soft_wrap=True)
 
     def _where(self, epoch: int) -> str:
-        return f"sub-image {self._sub_image}, epoch {epoch} of {self._epochs}"
+        return f"{sub_images_text(self._networks[self._network])}, epoch {epoch} of {self._epochs}"
 
     def _speed(self) -> str:
         seconds, images = self._clock() - self._began, self._done - self._first
         if not images or seconds <= 0:
             return "- images/s"
         rate = images / seconds
-        left = (self._classifiers - self._sub_image) * self._epochs * self._of - self._done
+        left = (len(self._networks) - self._network) * self._epochs * self._of - self._done
         return f"{rate:,.0f} images/s" + (f", {duration_text(left / rate)} left" if left else "")
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from drs_ray.config.base import Section
 from drs_ray.config.certificate import CertificateConfig
-from drs_ray.config.classifiers import ClassifierConfig, pixels_warning, sigma_warning
+from drs_ray.config.classifiers import ClassifierConfig, DenoiserConfig, pixels_warning, sigma_warning
 from drs_ray.config.dataset import DatasetConfig, PartitionConfig
 from drs_ray.config.engine import EngineConfig, OutputConfig
 from drs_ray.config.messages import validated
@@ -57,6 +57,19 @@ class RunConfig(Section):
     def sigmas(self) -> tuple[float, ...]:
         """Noise standard deviation of each sub-image, in pixel units."""
         return tuple(classifier.sigma for classifier in self.classifiers)
+
+    @property
+    def networks(self) -> tuple[tuple[int, ...], ...]:
+        """The sub-images of each network that `drs-ray train` trains: those that name the same checkpoint share one."""
+        groups: dict[str | int, list[int]] = {}
+        for k in range(len(self.classifiers)):
+            groups.setdefault(self.trained(k).checkpoint or k, []).append(k)
+        return tuple(tuple(group) for group in groups.values())
+
+    def trained(self, sub_image: int) -> ClassifierConfig | DenoiserConfig:
+        """The section of the network that `drs-ray train` trains for a sub-image: its classifier, or its denoiser."""
+        classifier = self.classifiers[sub_image]
+        return (self.training.of_denoisers and classifier.denoiser) or classifier
 
     @property
     def unlikely_settings(self) -> tuple[str, ...]:

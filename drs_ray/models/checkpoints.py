@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from drs_ray.errors import ClassifierError
+from drs_ray.errors import ClassifierError, sub_images_text
 from drs_ray.models.files import read_file, write_file
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pt.tar", ".pth.tar")
@@ -39,16 +39,16 @@ METADATA_KEY = "drs_ray"
 class CheckpointMetadata:
     """The settings for which a checkpoint was trained.
 
-    image_shape: (C, h, w) of the sub-image as laid out for the network; sigma: in pixel units, 0 if it was trained
-    without noise; num_classes: 0 for a denoiser; arguments: of the architecture; pixels: the config's section, {} if it
-    has none; training: a free text about the training; classes: names in order of class number, () if unknown (files of
-    earlier versions) or of a denoiser.
+    sub_images: one, or all that the network is for; image_shape: (C, h, w) of a sub-image as laid out for the network;
+    sigma: in pixel units, 0 if it was trained without noise; num_classes: 0 for a denoiser; arguments: of the
+    architecture; pixels: the config's section, {} if it has none; training: a free text about the training; classes:
+    names in order of class number, () if unknown (files of earlier versions) or of a denoiser.
     """
 
     architecture: str
     partition: str
     layout: str
-    sub_image: int
+    sub_images: tuple[int, ...]
     sigma: float
     num_classes: int
     image_shape: tuple[int, int, int]
@@ -57,6 +57,15 @@ class CheckpointMetadata:
     arguments: Mapping[str, JsonValue] = field(default_factory=dict)
     pixels: Mapping[str, JsonValue] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> dict[str, JsonValue]:
+        """As JSON data; that of a network for one sub-image is what earlier versions read and wrote."""
+        data: dict[str, JsonValue] = json.loads(json.dumps(asdict(self)))
+        if len(self.sub_images) == 1:
+            del data["sub_images"]
+            data["sub_image"] = self.sub_images[0]
+        return data
 
 
 def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMetadata) -> None:
@@ -71,7 +80,7 @@ def save_checkpoint(path: str | Path, module: nn.Module, metadata: CheckpointMet
     if not location.endswith(".safetensors"):
         raise ClassifierError(f"checkpoint {location}: drs-ray writes .safetensors only; change the suffix")
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
-    data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(asdict(metadata), sort_keys=True)})
+    data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(metadata.record, sort_keys=True)})
     write_file(location, data)
 
 
@@ -137,19 +146,26 @@ def parse_checkpoint(location: str, data: bytes) -> tuple[dict[str, Tensor], Che
 
 
 def check_metadata(source: str, metadata: CheckpointMetadata, expected: Mapping[str, object]) -> None:
-    """Compare the metadata of a checkpoint with some of a run's, by name.
+    """Compare the metadata of a checkpoint with some of a run's, by name; `sub_image` is the run's sub-image.
 
     Raises:
         ClassifierError: naming the first that differs.
     """
     for key, value in expected.items():
+        if key == "sub_image":
+            if value not in metadata.sub_images:
+                raise ClassifierError(
+                    f"checkpoint {source}: trained for {sub_images_text(metadata.sub_images)}, the run needs {value}; "
+                    "name the checkpoint of this sub-image, or train one"
+                )
+            continue
         got = getattr(metadata, key)
         if key in ("arguments", "pixels"):
             got, value = json.dumps(dict(got), sort_keys=True), json.dumps(value, sort_keys=True)
         if got != value:
             raise ClassifierError(
                 f"checkpoint {source}: trained for {key.replace('_', '-')} {got}, the run needs {value}; "
-                f"name the checkpoint of {'this sub-image' if key == 'sub_image' else 'this setting'}, or train one"
+                "name the checkpoint of this setting, or train one"
             )
 
 
@@ -178,13 +194,14 @@ def _parse_metadata(text: str) -> CheckpointMetadata:
     raw = json.loads(text)
     channels, height, width = (int(v) for v in raw["image_shape"])
     sigma = float(raw["sigma"])
-    if not math.isfinite(sigma):
-        raise ValueError(f"sigma {sigma}")
+    sub_images = tuple(int(k) for k in (raw["sub_images"] if "sub_images" in raw else [raw["sub_image"]]))
+    if not math.isfinite(sigma) or not sub_images:
+        raise ValueError(f"sigma {sigma}, sub-images {sub_images}")
     return CheckpointMetadata(
         architecture=str(raw["architecture"]),
         partition=str(raw["partition"]),
         layout=str(raw["layout"]),
-        sub_image=int(raw["sub_image"]),
+        sub_images=sub_images,
         sigma=sigma,
         num_classes=int(raw["num_classes"]),
         image_shape=(channels, height, width),

@@ -16,17 +16,19 @@ from drs_ray.training.trainee import NoiseSource, Trainee
 class Denoising:
     """What the training of a denoiser needs besides noisy sub-images.
 
-    partition, sub_image: the pixels that the denoiser should return. They are the whole image if the layout has full
-    size. classifier: the one behind the denoiser, in eval mode, without gradients of its weights; only for `stability`.
+    partition: the partition whose sub-images the denoiser should return; None: the whole image, as where the layout has
+    full size. classifier: the one behind the denoiser, in eval mode, without gradients of its weights; only for
+    `stability`.
     """
 
-    partition: Partition
-    sub_image: int
+    partition: Partition | None = None
     classifier: nn.Module | None = None
 
-    def clean(self, images: Tensor) -> Tensor:
+    def clean(self, images: Tensor, sub_image: int) -> Tensor:
         """What the denoiser should return for whole images: float32 [n, C, H, W] -> [n, C, h, w]."""
-        return self.partition.arrange(self.partition.extract(images, self.sub_image), self.sub_image)
+        if self.partition is None:
+            return images
+        return self.partition.arrange(self.partition.extract(images, sub_image), sub_image)
 
 
 def clean_loss(trainee: Trainee, values: Tensor, labels: Tensor, *, label_smoothing: float) -> tuple[Tensor, Tensor]:

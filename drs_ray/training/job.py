@@ -1,4 +1,4 @@
-"""The training of one sub-image's classifier or denoiser as a job that can be sent to a worker."""
+"""The training of one classifier or denoiser as a job that can be sent to a worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from drs_ray.config import ClassifierConfig, DenoiserConfig, RunConfig
 from drs_ray.data.datasets import Dataset, open_dataset, select_image_ids
 from drs_ray.data.split import Subset
-from drs_ray.errors import ConfigError, DataError, counted
+from drs_ray.errors import ConfigError, DataError, counted, sub_images_text
 from drs_ray.models.building import build_module
 from drs_ray.models.denoisers import new_denoiser
 from drs_ray.models.factory import BaseClassifier, load_classifier
@@ -27,18 +27,29 @@ Send = Callable[[Report, TrainingState | None], None]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """The training of one sub-image of a run's config. digest: of the training split.
+    """The training of one network of a run's config. digest: of the training split.
 
     The method decides what is trained: the classifier, or the denoiser before it.
+    sub_images: those that the network is for, one of `config.networks`.
     """
 
     config: RunConfig
-    sub_image: int
+    sub_images: tuple[int, ...]
     digest: str
 
     @property
+    def name(self) -> str:
+        """Its sub-images, for messages."""
+        return sub_images_text(self.sub_images)
+
+    @property
+    def sub_image(self) -> int:
+        """The first of its sub-images."""
+        return self.sub_images[0]
+
+    @property
     def classifier(self) -> ClassifierConfig:
-        """The section of the sub-image."""
+        """The section of its first sub-image; what the network depends on is the same in those of the others."""
         return self.config.classifiers[self.sub_image]
 
     @property
@@ -59,13 +70,24 @@ class TrainingJob:
 
     @property
     def seed(self) -> int:
-        """The sub-image's own seed, so that its weights do not depend on which other sub-images are trained."""
+        """The network's own seed, so that its weights do not depend on which other networks are trained."""
         return derived_seed(self.config.training.seed, self.sub_image)
 
     def layout_shape(self, dataset: Dataset) -> tuple[int, int, int]:
-        """(C, h, w) of the sub-image's layout."""
+        """(C, h, w) of the layout of a sub-image.
+
+        Raises:
+            ConfigError: sub-images of one network have different shapes.
+        """
         partition = partition_of(self.config.partition, dataset.image_shape)
-        return partition.layout_shape(self.sub_image, dataset.image_shape[0])
+        shapes = [partition.layout_shape(k, dataset.image_shape[0]) for k in self.sub_images]
+        if len(set(shapes)) > 1:
+            sizes = ", ".join("x".join(map(str, shape[1:])) for shape in shapes)
+            raise ConfigError(
+                f"classifiers: {self.name} name one checkpoint, so their layouts must have one size, got {sizes}; "
+                "name a checkpoint for each, or set partition.layout to masked"
+            )
+        return shapes[0]
 
     def build(self, dataset: Dataset) -> nn.Module:
         """The untrained module, equal for equal configs. A denoiser has the weights of `start_from`."""
@@ -105,20 +127,21 @@ class TrainingJob:
         Raises:
             ClassifierError, DataError: as `train_network`.
         """
-        cut = partition_of(self.config.partition, dataset.image_shape)
-        seen, clean = (cut, self.sub_image), (cut, self.sub_image)
-        if self.config.partition.layout != "packed":  # of full size: a denoiser returns the whole image
-            clean = make_partition("none", cut.height, cut.width, "packed"), 0
+        partition, sub_images = partition_of(self.config.partition, dataset.image_shape), self.sub_images
+        whole = self.config.partition.layout != "packed"  # of full size: a denoiser returns the whole image
         denoising = None
         if self.denoiser is not None:
             behind = self.classifier_behind(dataset)
-            denoising = Denoising(*clean, None if behind is None else behind.module.to(place.device))
-        elif self.config.training.method == "clean":
-            seen = clean
+            denoising = Denoising(
+                None if whole else partition, None if behind is None else behind.module.to(place.device)
+            )
+        elif self.config.training.method == "clean" and whole:
+            partition, sub_images = make_partition("none", partition.height, partition.width, "packed"), (0,)
         train_network(
             self.build(dataset),
             dataset,
-            *seen,
+            partition,
+            sub_images,
             self.sigma,
             self.config.training,
             seed=self.seed,

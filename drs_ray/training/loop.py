@@ -1,11 +1,11 @@
-"""The training loop of one sub-image's network: seeded, resumable after any epoch, on one or several workers."""
+"""The training loop of one network: seeded, resumable after any epoch, on one or several workers."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from drs_ray.config import TrainingConfig
 from drs_ray.data.datasets import Dataset
-from drs_ray.errors import ClassifierError
+from drs_ray.errors import ClassifierError, sub_images_text
 from drs_ray.models.precision import has_bfloat16
 from drs_ray.smoothing.partition import Partition
 from drs_ray.training.denoised import Denoising
@@ -72,7 +72,7 @@ def train_network(
     module: nn.Module,
     dataset: Dataset,
     partition: Partition,
-    sub_image: int,
+    sub_images: Sequence[int],
     sigma: float,
     training: TrainingConfig,
     *,
@@ -82,10 +82,11 @@ def train_network(
     denoising: Denoising | None = None,
     on_report: Callable[[Report], None] | None = None,
 ) -> None:
-    """Train `module` in place on one sub-image of noisy images. It stays on the place's device, in eval mode.
+    """Train `module` in place on sub-images of noisy images. It stays on the place's device, in eval mode.
 
     Whole images are augmented. Then the sub-image is taken and noise is added only to its own pixels: empty cells of
-    its layout stay exactly 0, as they are when votes are counted. Every image gets new noise in every epoch. Equal
+    its layout stay exactly 0, as they are when votes are counted. Every image gets new noise in every epoch. Several
+    sub-images take turns from step to step, so that in an epoch each image is seen in one of them, at random. Equal
     arguments give equal weights on the same CPU, library versions, threads and number of workers, also after an
     interruption and a restart from a state; on a GPU, up to the order in which its kernels add. Mixed precision `auto`
     is decided at the start of the training, and the decision is part of its states.
@@ -95,7 +96,7 @@ def train_network(
             shape.
         dataset: the images to train on.
         partition: partition of the images into sub-images.
-        sub_image: index of the network's sub-image, 0 .. K - 1.
+        sub_images: indices of the network's sub-images, 0 .. K - 1, whose layouts have one shape.
         sigma: noise standard deviation in pixel units.
         training: method, optimizer, schedule, augmentation, epochs.
         seed: seed of the order, the augmentation, the noise and the module's own random numbers (not of the initial
@@ -110,7 +111,7 @@ def train_network(
     """
     generator = torch.Generator(device=place.device).manual_seed(seed)
     channels = dataset.image_shape[0]
-    layout = _memory_format(module.to(place.device), partition.layout_shape(sub_image, channels), place.device)
+    layout = _memory_format(module.to(place.device), partition.layout_shape(sub_images[0], channels), place.device)
     module.to(memory_format=layout).train()
     optimizer = make_optimizer(module, training)
     bfloat16 = None
@@ -126,14 +127,15 @@ def train_network(
     on_report = on_report if on_report is not None and place.rank == 0 else lambda report: None
     if bfloat16 and not has_bfloat16(place.device):
         on_report(
-            f"sub-image {sub_image}: computes in bfloat16, for which {place.device} has no units: slower than float32; "
-            "training.mixed_precision: auto, from the start, takes what is fast"
+            f"{sub_images_text(sub_images)}: computes in bfloat16, for which {place.device} has no units: slower than "
+            "float32; training.mixed_precision: auto, from the start, takes what is fast"
         )
     network = module
     if place.workers > 1:
         on_gpu = place.device.startswith("cuda")
         network = DistributedDataParallel(module, device_ids=[torch.device(place.device)] if on_gpu else None)
-    trainee, loss_function = Trainee(module, partition, sub_image, network, layout), loss_of(training, sigma, denoising)
+    turns = [(sub_image, Trainee(module, partition, sub_image, network, layout)) for sub_image in sub_images]
+    loss_function = loss_of(training, sigma, denoising)
 
     def noise(values: Tensor) -> Tensor:
         return sigma * torch.randn(values.shape, generator=generator, device=values.device)
@@ -151,7 +153,8 @@ def train_network(
                 for group in optimizer.param_groups:
                     group["lr"] = training.learning_rate * rate(training, step / steps)
                 whole = augment(images.to(place.device), training.shift, training.flip, generator)
-                targets = labels if denoising is None else denoising.clean(whole)
+                sub_image, trainee = turns[step % len(turns)]
+                targets = labels if denoising is None else denoising.clean(whole, sub_image)
                 with torch.autocast(place.device.partition(":")[0], torch.bfloat16, enabled=bfloat16):
                     loss, logits = loss_function(trainee, partition.extract(whole, sub_image), targets, noise, epoch)
                 optimizer.zero_grad(set_to_none=True)
@@ -168,7 +171,7 @@ def train_network(
         mean_loss, accuracy = _means(total, correct, seen, place)
         if not math.isfinite(mean_loss):
             raise ClassifierError(
-                f"sub-image {sub_image}: training diverged in epoch {epoch} (loss {mean_loss}); "
+                f"{sub_images_text(sub_images)}: training diverged in epoch {epoch} (loss {mean_loss}); "
                 f"lower training.learning_rate, which is {training.learning_rate}"
             )
         due = place.rank == 0 and (epoch % training.checkpoint_every == 0 or epoch == training.epochs)

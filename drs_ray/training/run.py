@@ -1,10 +1,11 @@
-"""`drs-ray train`: trains a config's classifiers or denoisers, each on its own sub-image, and writes checkpoints."""
+"""`drs-ray train`: trains a config's classifiers or denoisers on their sub-images, and writes checkpoints."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
 from pydantic import JsonValue
@@ -12,7 +13,7 @@ from torch import nn
 
 from drs_ray.config import ClassifierConfig, DenoiserConfig, RunConfig, Section, TrainingConfig
 from drs_ray.data.datasets import Dataset
-from drs_ray.errors import ClassifierError, ConfigError
+from drs_ray.errors import ClassifierError, ConfigError, sub_images_text
 from drs_ray.models.building import PROGRAM, TRANSFORMERS
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, parse_checkpoint, save_checkpoint
@@ -27,13 +28,15 @@ from drs_ray.training.loop import ImagesDone, Place, Report
 from drs_ray.training.state import TrainingState, load_state, save_state, weights_of
 
 TrainingReport = Callable[[int, int, int, float, float | None], None]
-"""Called after every epoch with: sub-image, epoch (from 1), epochs, mean loss, accuracy under the method's noise.
+"""Called after every epoch with: network, epoch (from 1), epochs, mean loss, accuracy under the method's noise.
+
+The network is a position in `RunConfig.networks`.
 
 The accuracy is None for the method `mse`, which has no classifier.
 """
 
 ImagesReport = Callable[[int, int, int, int], None]
-"""Called at the start of an epoch and about once a second with: sub-image, epoch, images done, images of the epoch."""
+"""Called at the start of an epoch and about once a second with: network, epoch, images done, images of the epoch."""
 
 _NOT_LEARNED = {"checkpoint_every", "loaders", "hold_out"}
 """Keys of the training section that are not settings of a state, because they do not change the weights.
@@ -61,24 +64,25 @@ def train_run(
     Args:
         config: the run. There are `training.workers` workers on the Ray of `engine.address`. One worker with address
             inline or local runs in this process.
-        sub_images: sub-images to train; None: all. The weights of one do not depend on which others are trained.
+        sub_images: sub-images whose networks are trained; None: all. The weights of a network do not depend on which
+            others are trained.
         on_progress: called after every epoch.
         on_images: called during every epoch.
         on_note: called with a line about anything unusual: a training that continues, was done, or is slow.
 
     Returns:
-        The checkpoints written or kept, in order of `sub_images`: local paths or s3:// URIs, as in the config.
+        The checkpoints written or kept, one of each network: local paths or s3:// URIs, as in the config.
 
     Raises:
-        ConfigError: a checkpoint is not a separate .safetensors file or cannot be written, settings contradict each
-            other or this machine, or a state belongs to other settings.
+        ConfigError: a checkpoint is no .safetensors file or cannot be written, settings contradict each other or this
+            machine, or a state belongs to other settings.
         DataError: the training split is missing.
         ClassifierError: an architecture cannot be built or started from `training.start_from`, the classifier behind
             a denoiser cannot be loaded, or training diverges.
         EngineError: workers cannot be started, or fail too often.
     """
-    chosen = tuple(range(config.partition.sub_images)) if sub_images is None else tuple(sub_images)
-    files = [_checkpoint_file(config, sub_image) for sub_image in chosen]
+    chosen = _chosen(config, sub_images)
+    files = [_checkpoint_file(config, config.networks[network]) for network in chosen]
     in_process = config.training.workers == 1 and config.engine.address in ("inline", "local")
     _check_workers(config)
     place = Place(_device(config)) if in_process else None
@@ -88,9 +92,21 @@ def train_run(
         on_note(f"warning: {warning}")
     if in_process:
         dataset = in_memory_if_small(dataset)
-    for sub_image, file in zip(chosen, files, strict=True):
-        job = TrainingJob(config, sub_image, dataset.digest)
-        _train_one(job, dataset, file, place, on_progress, on_images, on_note)
+    jobs = [TrainingJob(config, config.networks[network], dataset.digest) for network in chosen]
+    for job in jobs:
+        job.layout_shape(dataset)
+        if len(job.sub_images) > 1:
+            on_note(f"{job.name} name the same checkpoint: one network is trained for them")
+    for network, job, file in zip(chosen, jobs, files, strict=True):
+        _train_one(
+            job,
+            dataset,
+            file,
+            place,
+            on_progress and partial(on_progress, network),
+            on_images and partial(on_images, network),
+            on_note,
+        )
     return files
 
 
@@ -104,12 +120,12 @@ def _train_one(
     dataset: Dataset,
     file: str,
     place: Place | None,
-    on_progress: TrainingReport | None,
-    on_images: ImagesReport | None,
+    on_progress: Callable[[int, int, float, float | None], None] | None,
+    on_images: Callable[[int, int, int], None] | None,
     on_note: Callable[[str], None],
 ) -> None:
     """Train one network, in this process (at `place`) or on Ray, unless its checkpoint exists."""
-    label, training = f"sub-image {job.sub_image}", job.config.training
+    label, training = job.name, job.config.training
     module, behind = job.build(dataset), job.classifier_behind(dataset)
     learned: dict[str, JsonValue] = {"data": job.digest}
     if behind is not None:
@@ -143,14 +159,14 @@ def _train_one(
             return
         if isinstance(report, ImagesDone):
             if on_images is not None:
-                on_images(job.sub_image, report.epoch, report.images, report.of)
+                on_images(report.epoch, report.images, report.of)
             return
         epoch = report.epoch
         if report.state is not None:
             last = report.state
             save_state(state_path, last, settings[bool(last.bfloat16)])
         if on_progress is not None:
-            on_progress(job.sub_image, epoch, training.epochs, report.loss, report.accuracy)
+            on_progress(epoch, training.epochs, report.loss, report.accuracy)
 
     if place is not None:
         job.train(dataset, place, state, on_report)
@@ -180,8 +196,8 @@ def _learned(training: TrainingConfig, bfloat16: bool) -> dict[str, JsonValue]:
 def _settings(metadata: CheckpointMetadata) -> dict[str, JsonValue]:
     """The settings in the checkpoint's metadata, by key; they identify the training that a state belongs to."""
     learned = {f"training.{key}": value for key, value in json.loads(metadata.training).items()}
-    rest = {key: value for key, value in asdict(metadata).items() if key not in _NOT_SETTINGS}
-    return dict(json.loads(json.dumps(rest))) | learned
+    rest = {key: value for key, value in metadata.record.items() if key not in _NOT_SETTINGS}
+    return rest | learned
 
 
 def _metadata(job: TrainingJob, dataset: Dataset, learned: Mapping[str, JsonValue]) -> CheckpointMetadata:
@@ -194,7 +210,7 @@ def _metadata(job: TrainingJob, dataset: Dataset, learned: Mapping[str, JsonValu
         pixels={} if pixels is None or job.denoiser is not None else pixels.record,
         partition=cut.label,
         layout=cut.layout,
-        sub_image=job.sub_image,
+        sub_images=job.sub_images,
         sigma=job.sigma,
         num_classes=0 if job.denoiser is not None else dataset.num_classes,
         image_shape=job.layout_shape(dataset),
@@ -220,8 +236,8 @@ def _start_from(source: str, module: nn.Module, metadata: CheckpointMetadata) ->
     tensors, found = load_checkpoint(source, remedy="correct training.start_from")
     if found is not None and found.architecture != metadata.architecture:
         raise ClassifierError(
-            f"training.start_from: {source} holds {found.architecture}, sub-image {metadata.sub_image} is "
-            f"{metadata.architecture}; name a checkpoint of this architecture"
+            f"training.start_from: {source} holds {found.architecture}, the architecture of "
+            f"{sub_images_text(metadata.sub_images)} is {metadata.architecture}; name a checkpoint of this architecture"
         )
     try:
         load_tensors(module, tensors, source)
@@ -259,13 +275,36 @@ def _device(config: RunConfig) -> str:
     return device
 
 
-def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
+def _chosen(config: RunConfig, sub_images: Sequence[int] | None) -> list[int]:
+    """The networks of the chosen sub-images, as positions in `config.networks`."""
+    for sub_image in sub_images or ():
+        if not 0 <= sub_image < len(config.classifiers):
+            raise ConfigError(
+                f"sub_images: partition {config.partition.label} has the sub-images 0..{len(config.classifiers) - 1}, "
+                f"got {sub_image}"
+            )
+    every = enumerate(config.networks)
+    return [network for network, group in every if sub_images is None or not set(group).isdisjoint(sub_images)]
+
+
+def _check_one_network(config: RunConfig, sub_images: Sequence[int], checkpoint: str) -> None:
+    """Refuse sub-images that name one checkpoint, but different networks or noise levels for it."""
+    every = set(ClassifierConfig.model_fields)
+    used = {"clean": every - {"denoiser", "sigma"}, "mse": {"denoiser", "sigma"}}.get(config.training.method, every)
+    sections = [config.classifiers[k].model_dump(mode="json", include=used) for k in sub_images]
+    for k, section in zip(sub_images, sections, strict=True):
+        for key, value in section.items():
+            if value != sections[0][key]:
+                raise ConfigError(
+                    f"classifiers.{k}.{key}: must be equal for {sub_images_text(sub_images)}, which name one "
+                    f"checkpoint ({checkpoint}) and so have one network, got {sections[0][key]} and {value}; make them "
+                    "equal, or name a checkpoint for each"
+                )
+
+
+def _checkpoint_file(config: RunConfig, sub_images: Sequence[int]) -> str:
     """The checkpoint file of a classifier or denoiser, checked before training."""
-    if not 0 <= sub_image < len(config.classifiers):
-        raise ConfigError(
-            f"sub_images: partition {config.partition.label} has the sub-images 0..{len(config.classifiers) - 1}, "
-            f"got {sub_image}"
-        )
+    sub_image = sub_images[0]
     key = f"classifiers.{sub_image}"
     networks: list[ClassifierConfig] | list[DenoiserConfig | None] = list(config.classifiers)
     if config.training.of_denoisers:
@@ -302,15 +341,7 @@ def _checkpoint_file(config: RunConfig, sub_image: int) -> str:
             f"{key}.members: training is of one network; remove them, and train each member as the checkpoint of a "
             "config of its own, with another training.seed"
         )
-    if sum(other is not None and other.checkpoint == checkpoint for other in networks) > 1:
-        raise ConfigError(
-            f"{key}.checkpoint: every sub-image needs a checkpoint of its own, got {checkpoint} twice; rename one"
-            + (
-                ", or train it with partition: {name: none} if all share it"
-                if config.training.method == "clean"
-                else ""
-            )
-        )
+    _check_one_network(config, sub_images, checkpoint)
     denoisers = [classifier.denoiser for classifier in config.classifiers]
     others = config.classifiers if config.training.of_denoisers else denoisers
     if any(other is not None and other.checkpoint == checkpoint for other in others):

@@ -100,7 +100,7 @@ def _without_ray(rank: int, config: RunConfig, meeting: Path, kept: Path) -> Non
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     dataset = training_split(config)
-    job = TrainingJob(config, 0, dataset.digest)
+    job = TrainingJob(config, (0,), dataset.digest)
     states: list[TrainingState] = []
 
     def hear(report: Report) -> None:

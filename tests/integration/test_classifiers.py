@@ -138,7 +138,7 @@ def test_swapped_checkpoints_with_metadata_are_told_on_the_command_line(tmp_path
     shape = (1, 28, 14)
     for k, classifier in enumerate(data["classifiers"]):
         classifier |= {"architecture": "digits-cnn", "checkpoint": str(tmp_path / f"{k}.safetensors")}
-        metadata = CheckpointMetadata("digits-cnn", "checkerboard", "packed", k, 0.5, 10, shape, "mnist5k")
+        metadata = CheckpointMetadata("digits-cnn", "checkerboard", "packed", (k,), 0.5, 10, shape, "mnist5k")
         save_checkpoint(classifier["checkpoint"], build_module("digits-cnn", {}, shape, 10), metadata)
     config = write_config(tmp_path / "config.yaml", data)
     done = drs_ray_here(["certify", str(config), "--set", f"classifiers.0.checkpoint={tmp_path / '1.safetensors'}"])
@@ -171,7 +171,7 @@ def test_an_ensemble_is_certified_and_verified(tmp_path: Path) -> None:
             with torch.no_grad():  # no class is favoured: votes spread
                 network.get_parameter("fc2.bias").sub_(network(torch.randn(64, *shape)).mean(dim=0))
             sigma = classifier["sigma"]
-            metadata = CheckpointMetadata("digits-cnn", "checkerboard", "packed", k, sigma, 10, shape, "mnist5k")
+            metadata = CheckpointMetadata("digits-cnn", "checkerboard", "packed", (k,), sigma, 10, shape, "mnist5k")
             save_checkpoint(file, network, metadata)
             networks.append(network)
         classifier |= {"architecture": "digits-cnn", "arguments": {}, "checkpoint": files[0], "members": files[1:]}

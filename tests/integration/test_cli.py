@@ -229,7 +229,7 @@ def test_a_checkpoint_for_another_image_size_is_refused(tmp_path):
         architecture="digits-cnn",
         partition="checkerboard",
         layout="packed",
-        sub_image=0,
+        sub_images=(0,),
         sigma=0.5,
         num_classes=10,
         image_shape=(1, 28, 28),

@@ -85,7 +85,7 @@ def test_checkpoints_tell_two_by_two_from_one_by_four(tmp_path):
     ]
     train_run(parse_config(data), sub_images=[1])
     _, metadata = load_checkpoint(tmp_path / "1.safetensors")
-    assert (metadata.partition, metadata.sub_image, metadata.image_shape) == ("interleave-2x2", 1, (1, 14, 14))
+    assert (metadata.partition, metadata.sub_images, metadata.image_shape) == ("interleave-2x2", (1,), (1, 14, 14))
     data["partition"]["interleave"] = [1, 4]
     data["classifiers"][0] = interleaved(tmp_path, 1, 4)["classifiers"][0]
     with pytest.raises(ClassifierError, match="trained for partition interleave-2x2, the run needs interleave-1x4"):

@@ -159,11 +159,7 @@ def test_experiments_are_valid_and_comparable() -> None:
         assert {classifier.architecture for classifier in larger.classifiers} == {"resnet110"}
         assert other.name == f"{experiment.name}-resnet110"
     outputs = [config.output.uri for config in configs.values()]
-    trained = [
-        classifier.checkpoint if classifier.denoiser is None else classifier.denoiser.checkpoint
-        for config in configs.values()
-        for classifier in config.classifiers
-    ]
+    trained = [config.trained(group[0]).checkpoint for config in configs.values() for group in config.networks]
     assert len(set(outputs)) == len(outputs)
     assert len(set(trained)) == len(trained)
     for experiment in reproduction.EXPERIMENTS:

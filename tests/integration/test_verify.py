@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(file: Path, sub_image: int, seed: int) -> str:
     torch.manual_seed(seed)
     module = build_architecture("digits-cnn", SHAPE, 10)
-    metadata = CheckpointMetadata("digits-cnn", "checkerboard", "packed", sub_image, 0.5, 10, SHAPE, "mnist5k")
+    metadata = CheckpointMetadata("digits-cnn", "checkerboard", "packed", (sub_image,), 0.5, 10, SHAPE, "mnist5k")
     save_checkpoint(file, module, metadata)
     return str(file)
 

@@ -167,6 +167,20 @@ def test_denoised_smoothing_shows_what_is_trained(
     assert re.search(rf"^train {name} 0 \S+ 1/2 +epochs {note} ", seen, re.MULTILINE)
 
 
+def test_one_network_of_both_sub_images_is_shown_as_one(tmp_path: Path) -> None:
+    data = _config(tmp_path).model_dump(mode="json")
+    data["classifiers"] = [data["classifiers"][0]] * 2
+    console, file = _console()
+    clock = Clock()
+    with TrainingView(parse_config(data), console, quiet=False, clock=clock) as view:
+        view.images(0, 1, 0, 4000)
+        clock.now += 4
+        view.epoch(0, 1, 2, 0.5, 0.75)
+    (line,) = file.getvalue().splitlines()
+    assert line.startswith("train: sub-images 0 and 1, epoch 1 of 2: loss 0.500, ")
+    assert line.endswith("1,000 images/s, 4.0 s left")
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_training_is_shown_as_it_goes(tmp_path: Path, quiet: bool) -> None:
     console, file = _console()

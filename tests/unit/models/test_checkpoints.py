@@ -27,7 +27,7 @@ METADATA = CheckpointMetadata(
     architecture="digits-cnn",
     partition="checkerboard",
     layout="packed",
-    sub_image=1,
+    sub_images=(1,),
     sigma=2**-0.5,
     num_classes=10,
     image_shape=(1, 28, 14),
@@ -83,6 +83,20 @@ def test_the_names_in_a_checkpoint_are_what_they_were(tmp_path: Path, module: nn
     }
 
 
+def test_a_checkpoint_names_all_sub_images_of_its_network(tmp_path: Path, module: nn.Module) -> None:
+    both = replace(METADATA, sub_images=(0, 1))
+    save_checkpoint(tmp_path / "a.safetensors", module, both)
+    assert load_checkpoint(tmp_path / "a.safetensors")[1] == both
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        notes = json.loads(file.metadata()["drs_ray"])
+    assert notes["sub_images"] == [0, 1]
+    assert "sub_image" not in notes
+    notes["sub_images"] = []
+    safetensors.torch.save_file({"w": torch.zeros(1)}, tmp_path / "b.safetensors", {METADATA_KEY: json.dumps(notes)})
+    with pytest.raises(ClassifierError, match=r"b.safetensors: its drs-ray metadata cannot be read"):
+        load_checkpoint(tmp_path / "b.safetensors")
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.safetensors"
     save_checkpoint(file, module, METADATA)
@@ -93,7 +107,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, module: nn.Module, mo
 
     monkeypatch.setattr(local.os, "fsync", full)
     with pytest.raises(ClassifierError, match=r"a.safetensors: cannot be written: .*no space left on the disk"):
-        save_checkpoint(file, module, replace(METADATA, sub_image=0))
+        save_checkpoint(file, module, replace(METADATA, sub_images=(0,)))
     assert file.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 

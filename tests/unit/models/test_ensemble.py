@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
-from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, save_checkpoint
+from drs_ray.models.checkpoints import load_checkpoint, save_checkpoint
 from drs_ray.models.ensemble import Ensemble
 from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.models.inference import inference_module, voting_classifier
+from tests.support.checkpoints import trained_for
 
 SHAPE = (1, 28, 14)
 GIVEN: dict[str, Any] = {
@@ -41,7 +42,7 @@ def _saved(file: Path, seed: int, **changed: Any) -> str:
         if isinstance(part, nn.BatchNorm2d) and part.running_mean is not None and part.running_var is not None:
             part.running_mean.fill_(0.1 * seed)  # statistics as after a training
             part.running_var.fill_(1.5)
-    save_checkpoint(file, module, CheckpointMetadata(**given))
+    save_checkpoint(file, module, trained_for(**given))
     return str(file)
 
 

@@ -17,9 +17,10 @@ from drs_ray.config import DenoiserConfig, PixelsConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.architectures import build_architecture
 from drs_ray.models.check import check_classifier, same_probe
-from drs_ray.models.checkpoints import CheckpointMetadata, save_checkpoint
+from drs_ray.models.checkpoints import save_checkpoint
 from drs_ray.models.factory import load_classifier
 from drs_ray.models.tensors import load_tensors, module_digest
+from tests.support.checkpoints import trained_for
 
 SHAPE = (1, 28, 14)
 GIVEN: dict[str, Any] = {
@@ -40,7 +41,7 @@ def checkpoint(tmp_path: Path) -> str:
     torch.manual_seed(3)
     module = build_architecture("digits-cnn", SHAPE, 10, {"width": 4})
     file = tmp_path / "right.safetensors"
-    save_checkpoint(file, module, CheckpointMetadata(**GIVEN))
+    save_checkpoint(file, module, trained_for(**GIVEN))
     return str(file)
 
 
@@ -180,7 +181,7 @@ def test_nan_weights_are_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         next(iter(module.parameters()))[0] = math.nan
     file = tmp_path / "nan.safetensors"
-    save_checkpoint(file, module, CheckpointMetadata(**GIVEN))
+    save_checkpoint(file, module, trained_for(**GIVEN))
     with pytest.raises(ClassifierError, match=r"sub-image 1: the classifier returns NaN or infinite logits"):
         load_classifier(**GIVEN, checkpoint=str(file))
 

@@ -42,7 +42,7 @@ def test_what_is_written_is_read_until_it_is_deleted(folder: str) -> None:
 
 
 def test_checkpoints_are_written_and_read_there(folder: str) -> None:
-    metadata = CheckpointMetadata("a", "none", "packed", 0, 1.0, 2, (1, 2, 2), "mnist5k")
+    metadata = CheckpointMetadata("a", "none", "packed", (0,), 1.0, 2, (1, 2, 2), "mnist5k")
     module = torch.nn.Linear(2, 3)
     save_checkpoint(f"{folder}/a.safetensors", module, metadata)
     tensors, found = load_checkpoint(f"{folder}/a.safetensors")

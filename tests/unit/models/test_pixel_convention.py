@@ -12,10 +12,11 @@ from torch.nn import functional
 from drs_ray.config import PixelsConfig
 from drs_ray.errors import ClassifierError
 from drs_ray.models.building import build_module
-from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, save_checkpoint
+from drs_ray.models.checkpoints import load_checkpoint, save_checkpoint
 from drs_ray.models.factory import load_classifier
 from drs_ray.models.pixel_convention import Pixels, check_channels, shape_seen
 from drs_ray.models.tensors import module_digest
+from tests.support.checkpoints import trained_for
 
 GIVEN: dict[str, Any] = {
     "architecture": "resnet20",
@@ -76,7 +77,7 @@ def test_checkpoints_are_of_one_convention(tmp_path: Path) -> None:
     pixels = PixelsConfig(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     module = build_module("resnet20", {}, (3, 16, 8), 4, pixels)
     file = str(tmp_path / "a.safetensors")
-    save_checkpoint(file, module, CheckpointMetadata(**GIVEN, pixels=pixels.record, dataset="cifar10"))
+    save_checkpoint(file, module, trained_for(**GIVEN, pixels=pixels.record, dataset="cifar10"))
     _, metadata = load_checkpoint(file)
     assert metadata is not None
     assert metadata.pixels == pixels.record
@@ -94,5 +95,5 @@ def test_checkpoints_are_of_one_convention(tmp_path: Path) -> None:
 def test_a_checkpoint_of_old_has_no_convention(tmp_path: Path) -> None:
     module = build_module("resnet20", {}, (3, 16, 8), 4)
     file = str(tmp_path / "a.safetensors")
-    save_checkpoint(file, module, CheckpointMetadata(**GIVEN, dataset="cifar10"))
+    save_checkpoint(file, module, trained_for(**GIVEN, dataset="cifar10"))
     assert load_classifier(**GIVEN, checkpoint=file).warnings == ()

@@ -151,7 +151,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_what_drs_ray_wrote_into_a_directory_is_named_as_a_file(tmp_path: Path) -> None:
     """Its metadata say for which sub-image it was trained; a directory has none."""
     place = saved(tmp_path, "resnet10t")
-    metadata = CheckpointMetadata("timm:resnet10t", "none", "packed", 0, 0.5, 10, (3, 32, 32), "cifar10")
+    metadata = CheckpointMetadata("timm:resnet10t", "none", "packed", (0,), 0.5, 10, (3, 32, 32), "cifar10")
     save_checkpoint(tmp_path / "model.safetensors", network("resnet10t"), metadata)
     with pytest.raises(ClassifierError, match=r"model.safetensors: written by drs-ray; name this file, not its direct"):
         load("timm:resnet10t", place)

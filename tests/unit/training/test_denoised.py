@@ -101,6 +101,11 @@ def train_classifiers(folder: Path, layout: str) -> None:
     train_run(parse_config(data))
 
 
+def denoiser_of_both(folder: Path) -> dict[str, Any]:
+    """Changes the first denoiser's section, so that both halves share the denoiser of the second."""
+    return {"checkpoint": str(folder / "denoiser-1.safetensors")}
+
+
 def metadata_of(file: Path) -> CheckpointMetadata:
     metadata = load_checkpoint(file)[1]
     assert metadata is not None
@@ -156,7 +161,7 @@ def test_from_training_to_a_certificate(tmp_path: Path, layout: str, denoiser: s
     assert accuracies == [None, None]
     for k, file in enumerate(files):
         metadata = metadata_of(Path(file))
-        assert (metadata.sub_image, metadata.sigma, metadata.layout, metadata.num_classes) == (k, 0.5, layout, 0)
+        assert (metadata.sub_images, metadata.sigma, metadata.layout, metadata.num_classes) == ((k,), 0.5, layout, 0)
     first = certify(mse)
     shape = (1, 28, 14 if layout == "packed" else 28)
     assert loaded(mse, layout=layout, image_shape=shape) == ()
@@ -213,8 +218,9 @@ def test_a_denoiser_learns_to_return_the_clean_image(tmp_path: Path, layout: str
 
 
 @pytest.mark.parametrize("layout", ["packed", "masked"])
+@pytest.mark.parametrize("both", [False, True])
 def test_the_target_is_the_image_as_it_was_augmented(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, both: bool
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -223,14 +229,16 @@ def test_the_target_is_the_image_as_it_was_augmented(
         return mse_loss(trainee, values, clean, noise)
 
     monkeypatch.setattr(methods, "mse_loss", spy)
-    train_run(config_of(tmp_path, layout, method="mse", shift=3, flip=True), sub_images=[0])
+    config = config_of(tmp_path, layout, method="mse", shift=3, flip=True)
+    train_run(changed(config, denoiser=denoiser_of_both(tmp_path)) if both else config, sub_images=[0])
     cut = make_partition("checkerboard", 28, 28, layout)
-    assert seen
-    for values, clean in seen:
+    assert len(seen) == 4
+    for step, (values, clean) in enumerate(seen):
+        sub_image = step % 2 if both else 0
         if layout == "packed":
-            assert torch.equal(clean, cut.arrange(values, 0))
+            assert torch.equal(clean, cut.arrange(values, sub_image))
         else:
-            assert torch.equal(cut.extract(clean, 0), values)
+            assert torch.equal(cut.extract(clean, sub_image), values)
 
 
 @pytest.mark.parametrize("layout", ["packed", "masked"])
@@ -433,11 +441,23 @@ def test_mistakes_are_named_before_training(tmp_path: Path, method: str, values:
         train_run(config, sub_images=[0])
 
 
-def test_one_denoiser_for_two_sub_images_is_refused(tmp_path: Path) -> None:
-    config = config_of(tmp_path, method="mse")
-    one = changed(config, denoiser={"checkpoint": str(tmp_path / "denoiser-1.safetensors")})
-    with pytest.raises(ConfigError, match=r"denoiser.checkpoint: every sub-image needs a checkpoint of its own, got "):
+def test_one_denoiser_for_two_unlike_sub_images_is_refused(tmp_path: Path) -> None:
+    one = changed(config_of(tmp_path, method="mse"), denoiser=denoiser_of_both(tmp_path), sigma=0.25)
+    with pytest.raises(ConfigError, match=r"classifiers.1.sigma: must be equal for sub-images 0 and 1, which name one"):
         train_run(one)
+    behind = changed(config_of(tmp_path, method="stability"), denoiser=denoiser_of_both(tmp_path))
+    with pytest.raises(ConfigError, match=r"classifiers.1.checkpoint: must be equal for sub-images 0 and 1, which nam"):
+        train_run(behind)
+
+
+def test_halves_of_full_size_share_a_classifier_of_whole_images(tmp_path: Path) -> None:
+    """That of both halves is that of whole images, but for its metadata."""
+    (of_both,) = train_run(config_of(tmp_path, "masked", method="clean"))
+    weights = load_checkpoint(of_both)[0]
+    train_classifiers(tmp_path / "none", "masked")
+    assert metadata_of(Path(of_both)).sub_images == (0, 1)
+    other = load_checkpoint(tmp_path / "none" / "whole.safetensors")[0]
+    assert all(torch.equal(weights[name], other[name]) for name in weights)
 
 
 @pytest.mark.parametrize("method", ["clean", "mse"])
@@ -447,6 +467,3 @@ def test_one_file_for_classifier_and_denoiser_is_refused(tmp_path: Path, method:
     both = changed(config, denoiser={"checkpoint": config.classifiers[0].checkpoint})
     with pytest.raises(ConfigError, match=r"a classifier and a denoiser need a checkpoint each, got .*half-0.safeten"):
         train_run(both, sub_images=[0])
-    shared = config_of(tmp_path, "masked", method="clean")
-    with pytest.raises(ConfigError, match=r"twice; rename one, or train it with partition: {name: none} if all share"):
-        train_run(shared)

@@ -73,7 +73,7 @@ def _train(
         module,
         _dataset(channels=channels),
         partition,
-        sub_image,
+        [sub_image],
         sigma,
         TrainingConfig(**settings),
         seed=seed,
@@ -166,6 +166,57 @@ def test_training_goes_on_from_any_state_to_the_same_weights(change: dict[str, A
         ]
 
 
+class _Inputs(nn.Module):
+    """Keeps what it is given in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 2)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(x.detach().clone())
+        logits: Tensor = self.fc(x.flatten(1))
+        return logits
+
+
+def test_the_sub_images_of_one_network_take_turns_also_after_an_interruption() -> None:
+    """Three steps an epoch, so that an epoch begins with the other half than the one before."""
+    partition = make_partition("checkerboard", 8, 8, "masked")
+    training = TrainingConfig(epochs=4, batch=50)
+    states: list[TrainingState] = []
+
+    def hear(report: Report) -> None:
+        if isinstance(report, EpochDone) and report.state is not None:
+            states.append(report.state)
+
+    torch.manual_seed(0)
+    undisturbed = _Inputs()
+    train_network(undisturbed, _dataset(), partition, [0, 1], 0.5, training, on_report=hear)
+    assert len(undisturbed.seen) == 12
+    for step, inputs in enumerate(undisturbed.seen):
+        own, other = partition.pixels(step % 2), partition.pixels(1 - step % 2)
+        assert (inputs.flatten(1)[:, other] == 0).all()
+        assert (inputs.flatten(1)[:, own] != 0).all()
+    resumed = _Inputs()
+    train_network(resumed, _dataset(), partition, [0, 1], 0.5, training, start=states[0])
+    assert all(torch.equal(*pair) for pair in zip(undisturbed.seen[3:], resumed.seen, strict=True))
+    assert module_digest(resumed) == module_digest(undisturbed)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["method"])
+def test_one_network_learns_both_sub_images_by_every_method(method: dict[str, Any]) -> None:
+    partition = make_partition("checkerboard", 8, 8, "packed")
+    module = _module(partition, 0)
+    training = TrainingConfig(epochs=10, batch=16, learning_rate=0.01, **method)
+    train_network(module, _dataset(), partition, [0, 1], 0.5, training)
+    images = torch.from_numpy(_dataset().images(range(120)))
+    for sub_image in (0, 1):
+        answers = module(partition.arrange(partition.extract(images, sub_image), sub_image)).argmax(1)
+        assert answers.tolist() == _dataset().targets.tolist()
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["method"])
 def test_in_bfloat16_it_learns_repeats_itself_and_goes_on(method: dict[str, Any], tmp_path: Path) -> None:
     """On a CPU without units for it, too. Colour: weights lie in memory channels last, and in a file do not."""
@@ -230,7 +281,7 @@ def test_colour_images_lie_channels_last_where_the_network_takes_them(views: boo
     partition = make_partition("none", 8, 8, "packed")
     module = _Views()
     module.views = views
-    train_network(module, _dataset(channels=3), partition, 0, 0.5, TrainingConfig(epochs=1))
+    train_network(module, _dataset(channels=3), partition, [0], 0.5, TrainingConfig(epochs=1))
     assert module.channels_last is not views
 
 
@@ -239,7 +290,7 @@ def test_an_epoch_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     partition = make_partition("none", 8, 8, "packed")
     heard: list[Report] = []
     training = TrainingConfig(epochs=2, batch=50)
-    train_network(_module(partition, 0), _dataset(), partition, 0, 0.5, training, on_report=heard.append)
+    train_network(_module(partition, 0), _dataset(), partition, [0], 0.5, training, on_report=heard.append)
     told = [(report.epoch, report.images) if isinstance(report, ImagesDone) else "done" for report in heard]
     assert told == [(1, 0), (1, 50), (1, 100), (1, 120), "done", (2, 0), (2, 50), (2, 100), (2, 120), "done"]
 
@@ -306,5 +357,5 @@ def test_divergence_is_reported_at_once() -> None:
     with pytest.raises(
         ClassifierError, match=r"sub-image 0: training diverged in epoch 1 .*lower training.learning_rate"
     ):
-        train_network(Explode(), _dataset(), partition, 0, 1.0, TrainingConfig(epochs=3), on_report=calls.append)
+        train_network(Explode(), _dataset(), partition, [0], 1.0, TrainingConfig(epochs=3), on_report=calls.append)
     assert calls == [ImagesDone(1, 0, 120)]

@@ -34,12 +34,12 @@ def small_mnist5k(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_mnist5k", load)
 
 
-def _config(folder: Path, *, partition: str = "checkerboard", **training: Any) -> RunConfig:
+def _config(folder: Path, *, partition: str = "checkerboard", layout: str = "packed", **training: Any) -> RunConfig:
     count = 2 if partition == "checkerboard" else 1
     return parse_config(
         {
             "dataset": {"name": "mnist5k"},
-            "partition": {"name": partition},
+            "partition": {"name": partition, "layout": layout},
             "classifiers": [
                 {
                     "architecture": "digits-cnn",
@@ -88,7 +88,7 @@ def test_checkpoints_load_into_the_run_that_trained_them(tmp_path: Path) -> None
     assert len(digests) == 2
     metadata = load_checkpoint(files[1])[1]
     assert metadata is not None
-    assert (metadata.sub_image, metadata.sigma, metadata.dataset) == (1, 0.5, "mnist5k")
+    assert (metadata.sub_images, metadata.sigma, metadata.dataset) == ((1,), 0.5, "mnist5k")
     assert '"epochs":2' in metadata.training
 
 
@@ -105,6 +105,82 @@ def test_a_sub_image_learns_the_same_alone_and_seed_and_sigma_matter(tmp_path: P
     weights = [load_checkpoint(file)[0]["fc2.weight"] for file in (alone, other, noisier)]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def _shared(config: RunConfig) -> RunConfig:
+    """The same with the first checkpoint for every sub-image."""
+    for k in range(1, len(config.classifiers)):
+        config = _changed(config, k, checkpoint=config.classifiers[0].checkpoint)
+    return config
+
+
+@pytest.mark.parametrize("layout", ["packed", "masked"])
+def test_sub_images_that_name_one_checkpoint_have_one_network(tmp_path: Path, layout: str) -> None:
+    config = _shared(_config(tmp_path, layout=layout))
+    notes: list[str] = []
+    reports: list[tuple[int, int]] = []
+    (file,) = _train(config, on_note=notes.append, on_progress=lambda *report: reports.append(report[:2]))
+    assert reports == [(0, 1), (0, 2)]
+    assert notes == ["sub-images 0 and 1 name the same checkpoint: one network is trained for them"]
+    metadata = load_checkpoint(file)[1]
+    assert metadata is not None
+    assert metadata.sub_images == (0, 1)
+    sections = [
+        {
+            **classifier.model_dump(),
+            "partition": "checkerboard",
+            "layout": layout,
+            "image_shape": (1, 28, 14 if layout == "packed" else 28),
+            "num_classes": 10,
+            "sub_image": k,
+        }
+        for k, classifier in enumerate(config.classifiers)
+    ]
+    loaded = [load_classifier(**section) for section in sections]
+    assert loaded[0].digest == loaded[1].digest
+    with pytest.raises(ClassifierError, match=r"trained for sub-images 0 and 1, the run needs 2; name the checkpoint"):
+        load_classifier(**{**sections[0], "sub_image": 2})
+    assert _train(config, sub_images=[1], on_note=notes.append) == [file]
+    assert "and is kept" in notes[-1]
+
+
+def test_a_network_of_one_sub_image_is_not_kept_for_two(tmp_path: Path) -> None:
+    (file,) = _train(_config(tmp_path), sub_images=[0])
+    alone = file.read_bytes()
+    _train(_shared(_config(tmp_path)))
+    assert file.read_bytes() != alone
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"sigma": 0.25},
+            r"classifiers.1.sigma: must be equal for sub-images 0 and 1, .*, got 0.5 and 0.25; make",
+        ),
+        ({"arguments": {"width": 8}}, r"classifiers.1.arguments: must be equal .*, got {'width': 4} and {'width': 8};"),
+        ({"members": ["a.safetensors"]}, r"classifiers.1.members: must be equal for sub-images 0 and 1"),
+        ({"denoiser": {"architecture": "dncnn"}}, r"classifiers.1.denoiser: must be equal .*, got None and {'archit"),
+    ],
+)
+def test_one_network_for_unlike_sub_images_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_run(_changed(_shared(_config(tmp_path)), 1, **values))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_network_needs_layouts_of_one_size(tmp_path: Path) -> None:
+    data = _config(tmp_path).model_dump(mode="json")
+    data["partition"] |= {"name": "interleave", "interleave": [1, 3]}
+    data["classifiers"] = [data["classifiers"][0]] * 3
+    with pytest.raises(ConfigError, match=r"so their layouts must have one size, got 28x10, 28x9, 28x9; name a checkp"):
+        train_run(parse_config(data))
+    assert list(tmp_path.iterdir()) == []
+    data["partition"]["layout"] = "masked"
+    (file,) = train_run(parse_config(data))
+    metadata = load_checkpoint(file)[1]
+    assert metadata is not None
+    assert metadata.sub_images == (0, 1, 2)
 
 
 def test_plain_smoothing_sees_whole_images(tmp_path: Path) -> None:
@@ -292,7 +368,9 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path: Path) -> None
     ) as caught:
         train_run(halves)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ClassifierError, match=r"training.start_from: .* holds digits-cnn, sub-image 0 is resnet20"):
+    with pytest.raises(
+        ClassifierError, match=r"training.start_from: .* holds digits-cnn, the architecture of sub-image 0 is r"
+    ):
         train_run(_changed(halves, 0, architecture="resnet20", arguments={}))
     with pytest.raises(ClassifierError, match=r"nowhere.safetensors: not found; correct training.start_from$"):
         train_run(_config(tmp_path, start_from=str(tmp_path / "nowhere.safetensors")))
@@ -365,7 +443,6 @@ def test_bad_values_are_named(tmp_path: Path, training: dict[str, Any], message:
         ),
         ("gs://bucket/a.safetensors", r"classifiers.1.checkpoint: .* gs://bucket: cannot store there; allowed: a dir"),
         ("a.pt", r"classifiers.1.checkpoint: training writes a .safetensors file, got a.pt"),
-        ("FOLDER/checkerboard-0.safetensors", r"every sub-image needs a checkpoint of its own, got .* twice; rename"),
         ("FOLDER/taken/a.safetensors", r"classifiers.1.checkpoint: .*taken/a.safetensors: cannot be written: "),
         (
             "FOLDER/directory.safetensors",

@@ -68,7 +68,7 @@ def test_a_broken_file_is_one_line(file: Path, content: bytes | None) -> None:
 def test_a_checkpoint_is_not_a_state(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     module = torch.nn.Linear(1, 1)
-    metadata = checkpoints.CheckpointMetadata("a", "none", "packed", 0, 1.0, 2, (1, 2, 2), "mnist5k")
+    metadata = checkpoints.CheckpointMetadata("a", "none", "packed", (0,), 1.0, 2, (1, 2, 2), "mnist5k")
     checkpoints.save_checkpoint(file, module, metadata)
     with pytest.raises(ClassifierError, match="cannot be read"):
         load_state(str(file), {False: SETTINGS})
