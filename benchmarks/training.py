@@ -126,7 +126,7 @@ def tune() -> Iterator[tuple[str, str]]:
     images, labels = torch.from_numpy(validation.images(chosen)), validation.labels(chosen)
     for candidate, training in CANDIDATES.items():
         config = _config(Path("nowhere"), "none", training)
-        classifier = _trained(TrainingJob(config, 0, fit.digest), fit)
+        classifier = _trained(TrainingJob(config, (0,), fit.digest), fit)
         smoothed = SmoothedClassifier(
             make_partition("none", 28, 28, "packed"), [classifier], config.sigmas, num_classes=10
         )

@@ -113,27 +113,29 @@ _CLEAN = {
 
 _SECOND_SEEDS = _pair("0.50", seed=1)
 
+_SHARED = [
+    Experiment(f"{kind}-{sigma}{ending}", f"{kind}-{sigma}", seed, _FEWER)
+    for sigma in ("0.50", "0.25")
+    for seed, ending in enumerate(("", "-seed1"))
+    for kind in ("drs-shared", "drs-columns-shared", "k4-shared")
+]
+"""One network for all sub-images."""
+
+
+def _finetuned(kind: str, start: Experiment) -> Experiment:
+    """Trained as long again, from the network of `start`."""
+    changes = (*_FEWER, "training.learning_rate=0.002")
+    return Experiment(f"{kind}-0.50-finetuned", f"{kind}-0.50", 1, changes, after=start)
+
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("rs-0.50", "rs-0.50"),
     Experiment("drs-0.50", "drs-0.50"),
     *_SECOND_SEEDS,
     *_pair("0.25", seed=0),
-    *(
-        Experiment(
-            f"{kind}-0.50-finetuned",
-            f"{kind}-0.50",
-            1,
-            (*_FEWER, "training.learning_rate=0.002"),
-            after=_SECOND_SEEDS[0],
-        )
-        for kind in ("drs", "rs")
-    ),
-    *(
-        Experiment(f"{kind}-{sigma}{ending}", f"{kind}-{sigma}", seed, _FEWER)
-        for sigma in ("0.50", "0.25")
-        for seed, ending in enumerate(("", "-seed1"))
-        for kind in ("drs-shared", "k4-shared")
-    ),
+    *(_finetuned(kind, _SECOND_SEEDS[0]) for kind in ("drs", "rs")),
+    *_SHARED,
+    *(_finetuned(one.config.removesuffix("-0.50"), one) for one in _SHARED if one.name.endswith("-0.50-seed1")),
     *(
         Experiment(f"{kind}-{sigma}", f"{kind}-{sigma}", changes=_FEWER)
         for sigma in ("0.50", "0.25")

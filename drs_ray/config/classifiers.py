@@ -87,7 +87,8 @@ class ClassifierConfig(Section):
     checkpoint: Location | None = Field(
         None,
         description=".safetensors, .pt, .pth, .ckpt, .bin, .pt.tar, .pth.tar, or .pt2 (torch.export); of transformers "
-        "and timm also a directory; a path or s3:// URI. Only a factory needs none.",
+        "and timm also a directory; a path or s3:// URI. Only a factory needs none. Sub-images that name the same one "
+        "are trained as one network.",
     )
     entry: str | None = Field(
         None,

@@ -86,7 +86,7 @@ class TrainingConfig(Section):
     smoothadv: SmoothAdvConfig = Field(default_factory=lambda: SmoothAdvConfig())
     macer: MacerConfig = Field(default_factory=lambda: MacerConfig())
     smoothmix: SmoothMixConfig = Field(default_factory=lambda: SmoothMixConfig())
-    epochs: int = Field(40, ge=1, description="Passes over the training images.")
+    epochs: int = Field(40, ge=1, description="Passes of each network over the training images.")
     batch: int = Field(128, ge=1, description="Images per step, those of all workers together.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum.")
     learning_rate: float = Field(0.005, gt=0, description="Peak rate of the optimizer.")
