@@ -112,8 +112,8 @@ class ConsoleObserver(Display, Observer):
         if now - self._measured >= _MEASURED_EVERY or self._done == self._units:
             self._measured = now
             self._rate = self._meter.throughput(now).samples_per_second
-            ends = now + self._all_left() / self._rate if self._rate else None
-            self._progress.update(self._task, rate=self._rate, ends=ends)
+            self._progress.update(self._task, rate=self._rate)
+            self._show_end()
         self._progress.update(self._task, advance=unit.samples, units=self._fraction(), description=self._label)
         if 10 * self._done_since_line >= self._units - self._stored or self._done == self._units:
             self._lines.show(self._state())
@@ -145,6 +145,11 @@ class ConsoleObserver(Display, Observer):
     def _show_total(self) -> None:
         total = self._progress.tasks[0].completed + self._all_left()
         self._progress.update(self._task, total=total, units=self._fraction(), bound=self._bound())
+        self._show_end()
+
+    def _show_end(self) -> None:
+        ends = self._clock() + self._all_left() / self._rate if self._rate else None
+        self._progress.update(self._task, ends=ends)
 
     def _all_left(self) -> float:
         return self._samples_left + (self._later or 0.0)

@@ -64,19 +64,19 @@ class RemainingUnits:
 
     @property
     def later_samples(self) -> float | None:
-        """Expected noise samples of units that are not known yet; None: no decision was made to estimate them from.
+        """Rough estimate of the noise samples of units that are not known yet; None: no decision to estimate it from.
 
-        The estimate: of the images of a stage, the same share as so far will need the next one. For a stage that was
-        never decided, this share is that of the stage before.
+        Of the images of a stage, the same share as so far will need the next one. One image more is counted, which goes
+        on as in the stage before: so the estimate is 0 only when nothing can follow. Units of later stages that were
+        lost after they were stored are not in it.
         """
         if not self.adaptive:
             return 0.0
         if not self._decided:
-            return None if any(self._waiting.values()) else 0.0
+            return None
         share, images, samples = 1.0, 0.0, 0.0
         for stage, (_, each) in enumerate(self._record.schedule.ranges()):
-            if self._decided[stage]:
-                share = self._needed[stage] / self._decided[stage]
+            share = (self._needed[stage] + share) / (self._decided[stage] + 1)
             images *= share
             samples += images * each * self._record.sub_images
             images += self._waiting[stage]
@@ -208,7 +208,7 @@ class RemainingUnits:
         self._needed[stage] += len(positions)
 
     def _wait(self, positions: Mapping[int, Sequence[int]], sign: int) -> None:
-        """Add a block's images to those that wait for the decision after their stage, or remove them."""
+        """Count a block's images as those of their last known stage, or no longer."""
         self._waiting[max(positions)] += sign * len(positions[max(positions)])
 
     def _keys(self, block: Block, stage: int) -> list[str]:

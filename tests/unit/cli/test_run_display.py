@@ -182,6 +182,16 @@ def test_the_bar_grows_with_further_stages(stages: int, text: str) -> None:
     assert text in screen.text
 
 
+def test_the_bar_counts_what_later_stages_will_probably_need_at_once() -> None:
+    screen = Screen(terminal=True)
+    with screen.observer as observer:
+        observer.began(record_of(stages=3))
+        observer.planned([large(number) for number in range(2)], 0)
+        screen.work(range(1), 60.0)
+        observer.expected(2000.0)
+    assert "left about 0:03:00" in screen.text
+
+
 def test_a_bar_without_a_speed_does_not_know_the_time_left() -> None:
     screen = Screen(terminal=True)
     with screen.observer as observer:

@@ -81,20 +81,39 @@ def test_the_samples_of_later_stages_are_estimated_from_the_decisions_so_far(rec
     """One image of three is open, for ever; each of the two blocks has three images and two sub-images."""
     store = MemoryStore()
     remaining = RemainingUnits(record, store)
+    assert remaining.later_samples is None
     first, second, *others = remaining.missing()
     assert remaining.later_samples is None
     further = finish(remaining, record, [first, second], store)
-    new_images, both_blocks = 2 * 3 * (1 / 3), 2 * (1 / 3 + 3 * (1 / 3) ** 2)  # of stages 1 and 2, as 1 of 3 went on
+    share = (1 + 1) / (3 + 1)  # 1 of 3 went on, and 1 of 1 is counted besides
+    new_images, both_blocks = 2 * 3 * share, 2 * (share + 3 * share**2)  # of stages 1 and 2
     assert remaining.later_samples == pytest.approx(100 * new_images + 200 * both_blocks)
     further = finish(remaining, record, further, store)
-    assert remaining.later_samples == pytest.approx(100 * 2 + 200 * 2)  # now known: what goes on once goes on twice
+    again = (1 + share) / (1 + 1)  # of stage 1, 1 of 1 went on
+    expected = 100 * new_images + 200 * new_images * again
+    assert remaining.later_samples == pytest.approx(expected)
     resumed = RemainingUnits(record, store)
     assert set(resumed.missing()) == {*others, *further}
-    assert resumed.later_samples == pytest.approx(600)
+    assert resumed.later_samples == pytest.approx(expected)
     finish(remaining, record, further)
     further = finish(remaining, record, others)
-    assert remaining.later_samples == pytest.approx(200 * 2)
+    share = (2 + 1) / (6 + 1)
+    assert remaining.later_samples == pytest.approx(200 * 2 * (1 + share) / (1 + 1))
     finish(remaining, record, finish(remaining, record, further))
+    assert remaining.later_samples == 0.0
+
+
+def test_while_an_image_may_go_on_something_is_expected(record: RunRecord) -> None:
+    """Also if all images so far were settled in their first stage."""
+    remaining = RemainingUnits(record, MemoryStore())
+    first, second, *others = remaining.missing()
+    for unit in (first, second):
+        assert remaining.done(unit, outcome(part_of(record, unit, lambda image_id: SETTLED))) == []
+    later = remaining.later_samples
+    assert later is not None
+    assert 0 < later < 2 * 3 * (100 + 200)
+    for unit in others:
+        remaining.done(unit, outcome(part_of(record, unit, lambda image_id: SETTLED)))
     assert remaining.later_samples == 0.0
 
 
