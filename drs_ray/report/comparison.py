@@ -1,4 +1,4 @@
-"""Several runs over the same images: paired differences with McNemar's exact test, and the envelope of the runs.
+"""Several runs over the same images: paired differences of shares and of mean radii, and the envelope of the runs.
 
 The runs were certified on the same images (`test_sets.check_same_test_set`); rows are matched by image id.
 """
@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drs_ray.certificates.curve import CI_LEVEL, RHO, failed_certificates, share_interval
-from drs_ray.certificates.paired import difference_interval, holm, mcnemar_exact
+from drs_ray.certificates.paired import difference_interval, holm, mcnemar_exact, mean_difference_interval
 from drs_ray.certificates.rounding import exact_text, format_down, format_ratio_down, format_up
 from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.summary import SHARE_DIGITS, run_names
 
 ALL_PAIRS = 4
 """Up to this number of runs and comparisons, every pair is compared; of more, the first with each of the others."""
+FEWEST_IMAGES = 30
+"""With fewer images, the normal approximation to the difference of two mean radii is not used."""
 SMALLEST_P = 0.0001
 """Smaller p-values are shown as `< 0.0001`."""
 
@@ -75,8 +77,46 @@ class PairAtRadius:
 
 
 @dataclass(frozen=True)
+class PairInMean:
+    """Difference of two runs' mean radius (pixel units): mean of the second minus mean of the first, with its interval.
+
+    Radii count as 0 where a run is wrong or abstains. on_grid: radii are rounded down to the grid of radii. p_value:
+    Student's t for paired values, two-sided; approximate, as the interval (95 %).
+    """
+
+    on_grid: bool
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def name(self) -> str:
+        """Its name in tables."""
+        return "ACR on the grid" if self.on_grid else "ACR"
+
+    @property
+    def difference_text(self) -> str:
+        """The difference, rounded to nearest, with its sign."""
+        return f"{self.difference:+.{SHARE_DIGITS}f}"
+
+    @property
+    def interval_text(self) -> str:
+        """The interval, both ends rounded outwards."""
+        return f"[{format_down(self.low, SHARE_DIGITS)}, {format_up(self.high, SHARE_DIGITS)}]"
+
+    @property
+    def p_text(self) -> str:
+        """p-value, rounded up; not adjusted."""
+        return _p_text(self.p_value)
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Two runs or comparisons, by position and name, compared image by image. same_counts: from the same votes."""
+    """Two runs or comparisons, by position and name, compared image by image. same_counts: from the same votes.
+
+    in_mean: empty if one of them has no radii, or for fewer images than `FEWEST_IMAGES`.
+    """
 
     first: int
     second: int
@@ -84,6 +124,7 @@ class Pair:
     second_name: str
     same_counts: bool
     at_radii: tuple[PairAtRadius, ...]
+    in_mean: tuple[PairInMean, ...]
 
     @property
     def verdict(self) -> str:
@@ -192,6 +233,7 @@ def paired_differences(results: Sequence[ReportedRun], radii: Sequence[float]) -
             second_name=names[b],
             same_counts=(results[a].uri, results[a].record.run_id) == (results[b].uri, results[b].record.run_id),
             at_radii=tuple(rows(index)),
+            in_mean=tuple(_in_mean(results[a], results[b], radii)),
         )
         for index, (a, b) in enumerate(pairs)
     )
@@ -229,9 +271,25 @@ def envelope(results: Sequence[ReportedRun], radii: Sequence[float]) -> tuple[En
 
 def _certified(result: ReportedRun, radii: Sequence[float]) -> NDArray[np.bool_]:
     """Which images are certified at each radius [R, N], in the order of image ids."""
+    return np.asarray(_reach(result) >= np.asarray(radii)[:, None], np.bool_)
+
+
+def _reach(result: ReportedRun) -> NDArray[np.float64]:
+    """Radius of each image [N] in the order of image ids, -inf where the class is wrong."""
     order = np.argsort(result.certificates["image_id"].to_numpy(), kind="stable")
-    reach = np.where(result.correct, result.radius, -np.inf)[order]
-    return np.asarray(reach >= np.asarray(radii)[:, None], np.bool_)
+    return np.asarray(np.where(result.correct, result.radius, -np.inf)[order], np.float64)
+
+
+def _in_mean(first: ReportedRun, second: ReportedRun, radii: Sequence[float]) -> Iterator[PairInMean]:
+    if first.images < FEWEST_IMAGES or not (first.has_radii and second.has_radii):
+        return
+    grid = np.concatenate([[0.0], np.asarray(radii, np.float64)])
+    for on_grid in (False, True):
+        one, other = (np.maximum(_reach(result), 0.0) for result in (first, second))
+        if on_grid:
+            one, other = (grid[np.searchsorted(grid, reach, side="right") - 1] for reach in (one, other))
+        low, high, p_value = mean_difference_interval(other - one, CI_LEVEL)
+        yield PairInMean(on_grid, float((other - one).mean()), low, high, p_value)
 
 
 def _p_text(value: float) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, kstwo, multinomial
+from scipy.stats import binom, binomtest, kstwo, multinomial, ttest_rel
 
 from drs_ray.certificates.curve import band_half_width, share_interval
-from drs_ray.certificates.paired import difference_interval, holm, mcnemar_exact
+from drs_ray.certificates.paired import difference_interval, holm, mcnemar_exact, mean_difference_interval
 
 
 @given(st.integers(0, 300), st.integers(0, 300))
@@ -71,3 +71,27 @@ def test_intervals_at_other_levels_are_clopper_pearson(level: float) -> None:
     for successes in range(31):
         exact = binomtest(successes, 30).proportion_ci(level, method="exact")
         assert (low[successes], high[successes]) == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.99])
+def test_the_interval_of_a_mean_difference_is_that_of_the_paired_t_test(level: float) -> None:
+    draw = np.random.default_rng(1)
+    first, second = draw.random(40), draw.random(40) + 0.1
+    expected = ttest_rel(second, first)
+    low, high, p_value = mean_difference_interval(second - first, level)
+    assert (low, high) == pytest.approx(tuple(expected.confidence_interval(level)), rel=1e-9)
+    assert p_value == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+def test_the_interval_of_a_mean_difference_of_radii_covers_it_nearly_as_often_as_it_says() -> None:
+    """Radii of a grid, as skewed as those of certificates: most images are alike, few differ by much."""
+    steps, chances = np.array([-0.5, -0.25, 0.0, 0.25, 0.5, 1.0]), [0.01, 0.04, 0.82, 0.09, 0.03, 0.01]
+    draws = np.random.default_rng(2).choice(steps, (2000, 500), p=chances)
+    found = np.array([mean_difference_interval(one, 0.95) for one in draws])
+    covers = (found[:, 0] <= steps @ chances) & (steps @ chances <= found[:, 1])
+    assert 0.93 < covers.mean() < 0.97
+
+
+@pytest.mark.parametrize(("shift", "p_value"), [(0.0, 1.0), (0.25, 0.0)])
+def test_a_difference_without_spread_is_one_point(shift: float, p_value: float) -> None:
+    assert mean_difference_interval(np.full(50, shift), 0.95) == (shift, shift, p_value)

@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 
 from drs_ray.certificates.curve import failed_certificates
 from drs_ray.certificates.paired import holm
-from drs_ray.report.comparison import ALL_PAIRS, envelope, paired_differences
+from drs_ray.report.comparison import ALL_PAIRS, FEWEST_IMAGES, envelope, paired_differences
 from drs_ray.results.reduce import RunResult
 from tests.unit.counts.factories import RADII, make_result, with_radii
 
@@ -41,6 +41,31 @@ def test_pairs_count_each_image_once_whatever_its_order() -> None:
         expected = binomtest(row.only_first, disagree).pvalue if disagree else 1.0
         assert row.p_value == pytest.approx(expected)
         assert row.low <= (row.only_second - row.only_first) / 60 <= row.high
+
+
+def test_mean_radii_are_compared_image_by_image_also_on_the_grid() -> None:
+    first, second = runs(2)
+    (pair,) = paired_differences([first, shuffled(second)], RADII)
+    exact, on_grid = pair.in_mean
+    assert (exact.name, on_grid.name) == ("ACR", "ACR on the grid")
+    rows = [sorted(run.certificates.to_pylist(), key=lambda row: row["image_id"]) for run in (first, second)]
+    one, other = ([row["radius"] if row["correct"] else 0.0 for row in run] for run in rows)
+    expected = ttest_rel(other, one)
+    assert exact.difference == pytest.approx(np.mean(other) - np.mean(one))
+    assert exact.difference == pytest.approx(second.average_certified_radius - first.average_certified_radius)
+    assert (exact.low, exact.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert exact.p_value == pytest.approx(expected.pvalue)
+    floors = [[max(r for r in (0.0, *RADII) if r <= radius) for radius in run] for run in (one, other)]
+    expected = ttest_rel(floors[1], floors[0])
+    assert on_grid.difference == pytest.approx(np.mean(floors[1]) - np.mean(floors[0]))
+    assert on_grid.p_value == pytest.approx(expected.pvalue)
+
+
+def test_few_images_have_no_interval_of_the_mean() -> None:
+    (pair,) = paired_differences(runs(2, images=FEWEST_IMAGES - 1), RADII)
+    assert pair.in_mean == ()
+    (pair,) = paired_differences(runs(2, images=FEWEST_IMAGES), RADII)
+    assert len(pair.in_mean) == 2
 
 
 def test_holm_is_over_all_pairs_and_radii() -> None:

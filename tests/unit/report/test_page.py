@@ -245,6 +245,9 @@ def test_page_compares_runs_image_by_image_with_what_that_does_not_say() -> None
     for row in pair.at_radii:
         shown = [row.radius_text, row.both, row.only_first, row.only_second, row.neither, row.difference_text]
         assert " ".join(map(str, [*shown, row.interval_text, row.p_text, row.p_holm_text])) in text
+    assert len(pair.in_mean) == 2
+    for mean in pair.in_mean:
+        assert " ".join([mean.name, mean.difference_text, mean.interval_text, mean.p_text]) in text
     for best in envelope(runs, RADII):
         names = ", ".join(name for _, name in best.best)
         expected = [best.radius_text, names, best.accuracy_text, best.interval_text, best.guaranteed_text]
