@@ -136,6 +136,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     *(_finetuned(kind, _SECOND_SEEDS[0]) for kind in ("drs", "rs")),
     *_SHARED,
     *(_finetuned(one.config.removesuffix("-0.50"), one) for one in _SHARED if one.name.endswith("-0.50-seed1")),
+    # As many steps of the optimizer as `k4-shared`, with its rate reduced as the root of the batch.
+    Experiment("rs-0.50-small-batch", "rs-0.50", 1, (*_FEWER, "training.batch=41", "training.learning_rate=0.0028")),
     *(
         Experiment(f"{kind}-{sigma}", f"{kind}-{sigma}", changes=_FEWER)
         for sigma in ("0.50", "0.25")

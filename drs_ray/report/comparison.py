@@ -63,12 +63,12 @@ class PairAtRadius:
     @property
     def p_text(self) -> str:
         """p-value of this test alone, rounded up."""
-        return _p_text(self.p_value)
+        return p_text(self.p_value)
 
     @property
     def p_holm_text(self) -> str:
         """Adjusted p-value, rounded up."""
-        return _p_text(self.p_holm)
+        return p_text(self.p_holm)
 
     @property
     def differs(self) -> bool:
@@ -90,6 +90,12 @@ class PairInMean:
     high: float
     p_value: float
 
+    @classmethod
+    def of(cls, differences: NDArray[np.float64], *, on_grid: bool) -> PairInMean:
+        """From the difference of each image's radii, float64 [N], N >= 2."""
+        low, high, p_value = mean_difference_interval(differences, CI_LEVEL)
+        return cls(on_grid, float(differences.mean()), low, high, p_value)
+
     @property
     def name(self) -> str:
         """Its name in tables."""
@@ -108,7 +114,7 @@ class PairInMean:
     @property
     def p_text(self) -> str:
         """p-value, rounded up; not adjusted."""
-        return _p_text(self.p_value)
+        return p_text(self.p_value)
 
 
 @dataclass(frozen=True)
@@ -288,9 +294,9 @@ def _in_mean(first: ReportedRun, second: ReportedRun, radii: Sequence[float]) ->
         one, other = (np.maximum(_reach(result), 0.0) for result in (first, second))
         if on_grid:
             one, other = (grid[np.searchsorted(grid, reach, side="right") - 1] for reach in (one, other))
-        low, high, p_value = mean_difference_interval(other - one, CI_LEVEL)
-        yield PairInMean(on_grid, float((other - one).mean()), low, high, p_value)
+        yield PairInMean.of(other - one, on_grid=on_grid)
 
 
-def _p_text(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value, rounded up."""
     return f"< {SMALLEST_P:.4f}" if value < SMALLEST_P else format_up(value, 4)

@@ -11,7 +11,9 @@ import pytest
 
 from drs_ray import audit, read_run
 from drs_ray.config import load_config
+from drs_ray.report.summary import summarise_side_by_side
 from drs_ray.results.reduce import RunResult
+from drs_ray.storage import LocalStore
 from jobs import reproduction, reproduction_tables
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -68,3 +70,32 @@ def test_what_the_published_code_prints_is_that_of_theory_9() -> None:
     radius, correct = reproduction_tables.published(cast(Any, result))
     assert radius == pytest.approx([1.664, 2.326, 0.0], abs=0.02)
     assert correct.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+def test_what_the_tables_add_to_a_run_is_of_its_certificates(folder: Path) -> None:
+    result = _run(folder)
+    (summary,) = summarise_side_by_side([result])
+    radii = [row["radius"] if row["correct"] else 0.0 for row in result.certificates.to_pylist()]
+    grid = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
+    floors = [max(step for step in grid if step <= radius) for radius in radii]
+    assert reproduction_tables.on_grid(summary) == pytest.approx(sum(floors) / len(floors))
+    few = reproduction_tables.from_few(result, LocalStore(folder))
+    if result.record.schedule.samples == (reproduction_tables.FEW,):
+        assert few.mean() == pytest.approx(result.average_certified_radius)
+
+
+def test_a_run_is_compared_with_rs_of_its_seed_and_with_a_network_for_each_sub_image() -> None:
+    expected = {
+        "rs-0.50": [],
+        "k4-0.50": ["rs-0.50"],
+        "drs-filled-0.25": ["rs-0.25"],
+        "drs-0.50-seed1": ["rs-0.50-seed1"],
+        "drs-denoised-masked-0.50": ["rs-denoised-0.50"],
+        "k4-shared-0.50-seed1": ["rs-0.50-seed1", "k4-0.50-seed1"],
+        "drs-columns-shared-0.50": ["rs-0.50"],
+    }
+    assert {name: reproduction_tables.partners(name) for name in expected} == expected
+    rs = {name for name in EXPERIMENTS if name.startswith("rs-")}
+    for name in EXPERIMENTS:
+        assert set(reproduction_tables.partners(name)[:1]) <= rs | {"rs-clean"}

@@ -486,13 +486,14 @@ def test_predictions_have_accuracy_and_abstentions_and_no_curve_beyond_0() -> No
 
 
 def test_predictions_beside_a_run_are_compared_at_radius_0_alone() -> None:
-    ours = make_result(4, radii=[0, 0.5])
+    ours = make_result(40, radii=[0, 0.5])
     labels = ours.certificates["label"].to_pylist()
     rows = "".join(f"{index}\t{label}\t{label}\t1\n" for index, label in enumerate(labels))
     log = f"idx\tlabel\tpredict\tcorrect\n{rows}".encode()
     theirs = import_log(MemoryStore("runs/predicted"), log, "predict.tsv", **STATED)
     (pair,) = paired_differences([ours, theirs], [0.0, 0.5])
     assert [row.radius for row in pair.at_radii] == [0.0]
+    assert pair.in_mean == ()
     (both,) = paired_differences([ours, replace(ours, variant="again")], [0.0, 0.5])
     assert [row.radius for row in both.at_radii] == [0.0, 0.5]
     figure = certified_accuracy_figure([ours, theirs])
