@@ -106,7 +106,15 @@ def json_schema() -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, with 1e5 read as a number (YAML 1.1 requires 1.0e+5)."""
+    """YAML, with 1e5 read as a number (YAML 1.1 requires 1.0e+5), and each alias (*name) a value of its own.
+
+    Otherwise an override of one of two equal sections would change both.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = True) -> Any:
+        value = super().construct_object(node, deep=True)
+        self.constructed_objects.pop(node, None)
+        return value
 
 
 def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:

@@ -551,6 +551,24 @@ class TestOverrides:
             found = found[part] if isinstance(part, int) or isinstance(found, dict) else getattr(found, part)
         assert found == value
 
+    def test_of_sections_that_an_alias_repeats_one_alone_is_set(self, tmp_path: Path) -> None:
+        text = yaml.safe_dump(drs() | {"classifiers": []}, sort_keys=False)
+        section = "{architecture: digits-cnn, checkpoint: both.safetensors, sigma: 0.5}"
+        file = tmp_path / "config.yaml"
+        file.write_text(text.replace("classifiers: []", f"classifiers: [&half {section}, *half]"))
+        assert load_config(file).networks == ((0, 1),)
+        config = load_config(file, ["classifiers.1.checkpoint=other.safetensors"])
+        assert [classifier.checkpoint for classifier in config.classifiers] == ["both.safetensors", "other.safetensors"]
+        assert config.networks == ((0,), (1,))
+
+    @pytest.mark.parametrize("value", ["&a [*a]", "{x: &a [*a]}", "&a {x: *a}", "&a [[*a], 1]"])
+    def test_an_alias_of_itself_is_refused(self, tmp_path: Path, value: str) -> None:
+        with pytest.raises(ConfigError, match=r"^--set classifiers.0.arguments=.*: the value is not valid YAML"):
+            apply_overrides(drs(), [f"classifiers.0.arguments={value}"])
+        (tmp_path / "config.yaml").write_text(f"dataset: {value}")
+        with pytest.raises(ConfigError, match=r"config.yaml: not valid YAML: found unconstructable recursive node"):
+            load_config(tmp_path / "config.yaml")
+
     def test_a_string_output_keeps_its_uri_below_an_override(self) -> None:
         config = parse_config(apply_overrides(drs(), ["output.endpoint_url=http://h:1"]))
         assert config.output.uri == "runs/x"
