@@ -6,6 +6,7 @@ sigma and radii are in pixel units: pixels lie in [0, 1], and an l2 distance of 
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import struct
 from typing import Annotated, get_args
@@ -48,6 +49,13 @@ AS_READ = "as the user wrote it"
 
 Location = Annotated[str, AfterValidator(expanded_where_read)]
 """A path or URI; a config file may name environment variables in it."""
+
+
+def place_of(location: str) -> str:
+    """A path or URI in the one form that all spellings of a place share; links are followed."""
+    scheme, separator, rest = location.partition("://")
+    return f"{scheme}://{posixpath.normpath(rest)}" if separator else os.path.realpath(location)
+
 
 Sigma = Annotated[float, Field(ge=1e-3, le=100), AfterValidator(float32)]
 """Noise standard deviation in pixel units; far below 1/255 the sum of pixel and noise is hardly Gaussian."""

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from drs_ray.config.base import Section
+from drs_ray.config.base import Section, place_of
 from drs_ray.config.certificate import CertificateConfig
 from drs_ray.config.classifiers import ClassifierConfig, DenoiserConfig, pixels_warning, sigma_warning
 from drs_ray.config.dataset import DatasetConfig, PartitionConfig
@@ -63,7 +63,8 @@ class RunConfig(Section):
         """The sub-images of each network that `drs-ray train` trains: those that name the same checkpoint share one."""
         groups: dict[str | int, list[int]] = {}
         for k in range(len(self.classifiers)):
-            groups.setdefault(self.trained(k).checkpoint or k, []).append(k)
+            checkpoint = self.trained(k).checkpoint
+            groups.setdefault(k if checkpoint is None else place_of(checkpoint), []).append(k)
         return tuple(tuple(group) for group in groups.values())
 
     def trained(self, sub_image: int) -> ClassifierConfig | DenoiserConfig:

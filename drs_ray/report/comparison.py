@@ -17,11 +17,12 @@ from drs_ray.certificates.paired import difference_interval, holm, mcnemar_exact
 from drs_ray.certificates.rounding import exact_text, format_down, format_ratio_down, format_up
 from drs_ray.published.imported_run import ReportedRun
 from drs_ray.report.summary import SHARE_DIGITS, run_names
+from drs_ray.results.reduce import RunResult
 
 ALL_PAIRS = 4
 """Up to this number of runs and comparisons, every pair is compared; of more, the first with each of the others."""
-FEWEST_IMAGES = 30
-"""With fewer images, the normal approximation to the difference of two mean radii is not used."""
+FEWEST_DIFFERENT = 20
+"""Where the radii of fewer images differ, the normal approximation to the difference of two mean radii is not used."""
 SMALLEST_P = 0.0001
 """Smaller p-values are shown as `< 0.0001`."""
 
@@ -121,7 +122,7 @@ class PairInMean:
 class Pair:
     """Two runs or comparisons, by position and name, compared image by image. same_counts: from the same votes.
 
-    in_mean: empty if one of them has no radii, or for fewer images than `FEWEST_IMAGES`.
+    in_mean: empty if one of them has no radii or only one, or if fewer images than `FEWEST_DIFFERENT` differ.
     """
 
     first: int
@@ -144,7 +145,7 @@ class Pair:
             for name, rows in ahead.items()
             if rows
         ]
-        return "; ".join(found) or "no difference that stands at 5 %"
+        return "; ".join(found) or "no difference at any radius that stands at 5 %"
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ def paired_differences(results: Sequence[ReportedRun], radii: Sequence[float]) -
             second_name=names[b],
             same_counts=(results[a].uri, results[a].record.run_id) == (results[b].uri, results[b].record.run_id),
             at_radii=tuple(rows(index)),
-            in_mean=tuple(_in_mean(results[a], results[b], radii)),
+            in_mean=tuple(_in_mean(results[a], results[b])),
         )
         for index, (a, b) in enumerate(pairs)
     )
@@ -286,15 +287,24 @@ def _reach(result: ReportedRun) -> NDArray[np.float64]:
     return np.asarray(np.where(result.correct, result.radius, -np.inf)[order], np.float64)
 
 
-def _in_mean(first: ReportedRun, second: ReportedRun, radii: Sequence[float]) -> Iterator[PairInMean]:
-    if first.images < FEWEST_IMAGES or not (first.has_radii and second.has_radii):
+def _has_a_mean(result: ReportedRun) -> bool:
+    """Whether images have radii, of which the largest is not one that was asked for."""
+    asked = result.certified_by.radius if isinstance(result, RunResult) else result.record.radius
+    return result.has_radii and asked is None
+
+
+def _in_mean(first: ReportedRun, second: ReportedRun) -> Iterator[PairInMean]:
+    if not all(_has_a_mean(result) for result in (first, second)):
         return
-    grid = np.concatenate([[0.0], np.asarray(radii, np.float64)])
-    for on_grid in (False, True):
-        one, other = (np.maximum(_reach(result), 0.0) for result in (first, second))
-        if on_grid:
-            one, other = (grid[np.searchsorted(grid, reach, side="right") - 1] for reach in (one, other))
-        yield PairInMean.of(other - one, on_grid=on_grid)
+    one, other = (np.maximum(_reach(result), 0.0) for result in (first, second))
+    if np.count_nonzero(one != other) < FEWEST_DIFFERENT:
+        return
+    yield PairInMean.of(other - one, on_grid=False)
+    common = np.intersect1d(*(result.curve["radius"].to_numpy() for result in (first, second)))
+    grid = np.union1d([0.0], common)
+    one, other = (grid[np.searchsorted(grid, reach, side="right") - 1] for reach in (one, other))
+    if np.count_nonzero(one != other) >= FEWEST_DIFFERENT:
+        yield PairInMean.of(other - one, on_grid=True)
 
 
 def p_text(value: float) -> str:

@@ -110,16 +110,20 @@ class TrainingJob:
         """
         if self.config.training.method != "stability":
             return None
-        return load_classifier(
-            **{name: value for name, value in self.classifier if name != "denoiser"},
-            sub_image=self.sub_image,
-            partition=self.config.partition.label,
-            layout=self.config.partition.layout,
-            image_shape=self.layout_shape(dataset),
-            num_classes=dataset.num_classes,
-            classes=dataset.classes,
-            denoised=True,
-        )
+        loaded = [
+            load_classifier(
+                **{name: value for name, value in self.classifier if name != "denoiser"},
+                sub_image=sub_image,
+                partition=self.config.partition.label,
+                layout=self.config.partition.layout,
+                image_shape=self.layout_shape(dataset),
+                num_classes=dataset.num_classes,
+                classes=dataset.classes,
+                denoised=True,
+            )
+            for sub_image in self.sub_images  # one classifier, which must be for all of them
+        ]
+        return loaded[0]
 
     def train(self, dataset: Dataset, place: Place, start: TrainingState, on_report: Callable[[Report], None]) -> None:
         """Train from `start` to the last epoch, and report every epoch.

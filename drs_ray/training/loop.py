@@ -146,6 +146,9 @@ def train_network(
         total, correct = torch.zeros((), device=place.device), torch.zeros((), device=place.device)
         seen, reported, logits = 0, time.monotonic(), None
         on_report(ImagesDone(epoch, 0, len(dataset)))
+        if place.workers > 1:  # an attack uses a worker's own statistics of batch norm, and a state has the first one's
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
         with _seeded(derived_seed(seed, epoch, place.rank), place.device):
             batches = _batches(len(dataset), training.batch, generator, seed, epoch, place)
             for images, labels in read_batches(dataset, batches, training.loaders):

@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from torch import nn
 
 from drs_ray.config import ClassifierConfig, DenoiserConfig, RunConfig, Section, TrainingConfig
+from drs_ray.config.base import place_of
 from drs_ray.data.datasets import Dataset
 from drs_ray.errors import ClassifierError, ConfigError, sub_images_text
 from drs_ray.models.building import PROGRAM, TRANSFORMERS
@@ -344,7 +345,8 @@ def _checkpoint_file(config: RunConfig, sub_images: Sequence[int]) -> str:
     _check_one_network(config, sub_images, checkpoint)
     denoisers = [classifier.denoiser for classifier in config.classifiers]
     others = config.classifiers if config.training.of_denoisers else denoisers
-    if any(other is not None and other.checkpoint == checkpoint for other in others):
+    places = {place_of(other.checkpoint) for other in others if other is not None and other.checkpoint is not None}
+    if place_of(checkpoint) in places:
         raise ConfigError(
             f"{key}.checkpoint: a classifier and a denoiser need a checkpoint each, got {checkpoint} for both; rename "
             "one"

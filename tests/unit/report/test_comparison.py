@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import binomtest, ttest_rel
 
 from drs_ray.certificates.curve import failed_certificates
 from drs_ray.certificates.paired import holm
-from drs_ray.report.comparison import ALL_PAIRS, FEWEST_IMAGES, envelope, paired_differences
+from drs_ray.report.comparison import ALL_PAIRS, envelope, paired_differences
 from drs_ray.results.reduce import RunResult
 from tests.unit.counts.factories import RADII, make_result, with_radii
 
@@ -44,7 +45,7 @@ def test_pairs_count_each_image_once_whatever_its_order() -> None:
 
 
 def test_mean_radii_are_compared_image_by_image_also_on_the_grid() -> None:
-    first, second = runs(2)
+    first, second = runs(2, images=200)
     (pair,) = paired_differences([first, shuffled(second)], RADII)
     exact, on_grid = pair.in_mean
     assert (exact.name, on_grid.name) == ("ACR", "ACR on the grid")
@@ -61,11 +62,38 @@ def test_mean_radii_are_compared_image_by_image_also_on_the_grid() -> None:
     assert on_grid.p_value == pytest.approx(expected.pvalue)
 
 
-def test_few_images_have_no_interval_of_the_mean() -> None:
-    (pair,) = paired_differences(runs(2, images=FEWEST_IMAGES - 1), RADII)
+def with_grid(result: RunResult, radii: list[float]) -> RunResult:
+    return dataclasses.replace(result, curve=pa.table({"radius": pa.array(radii, pa.float64())}))
+
+
+def test_the_grid_of_the_mean_is_what_both_runs_have() -> None:
+    """A run with stages never tried to reach the radii that the other alone has."""
+    base = make_result(60, 1, uri="runs/a")
+    first = with_grid(with_radii(base, [0.55] * 30 + [0.05] * 30), [0.0, 0.5])
+    second = with_grid(with_radii(base, [0.35] * 30 + [0.55] * 30), [0.0, 0.1, 0.3, 0.5])
+    (pair,) = paired_differences([first, dataclasses.replace(second, uri="runs/b")], [0.0, 0.1, 0.3, 0.5])
+    assert pair.in_mean[0].difference == pytest.approx(0.15)
+    assert pair.in_mean[1].difference == 0.0
+
+
+@pytest.mark.parametrize(("different", "rows"), [(19, 0), (20, 1)])
+def test_a_mean_of_few_differences_has_no_interval(different: int, rows: int) -> None:
+    base = with_radii(make_result(60, 1, uri="runs/a"), [0.3] * 60)
+    other = dataclasses.replace(with_radii(base, [0.4] * different + [0.3] * (60 - different)), uri="runs/b")
+    (pair,) = paired_differences([base, other], RADII)
+    assert len(pair.in_mean) == rows  # on the grid they do not differ
+
+
+def test_a_run_that_was_asked_for_one_radius_has_no_mean() -> None:
+    first, second = runs(2, images=200)
+    (pair,) = paired_differences([first, second], RADII)
+    assert pair.in_mean != ()
+    rule = dataclasses.replace(second.certified_by, radius=0.25).name
+    notes = {**second.certificates.schema.metadata, b"drs_ray.rule": rule.encode()}
+    asked = dataclasses.replace(second, certificates=second.certificates.replace_schema_metadata(notes))
+    assert asked.certified_by.radius == 0.25
+    (pair,) = paired_differences([first, asked], RADII)
     assert pair.in_mean == ()
-    (pair,) = paired_differences(runs(2, images=FEWEST_IMAGES), RADII)
-    assert len(pair.in_mean) == 2
 
 
 def test_holm_is_over_all_pairs_and_radii() -> None:
@@ -91,7 +119,7 @@ def test_verdict_names_who_is_ahead_where_it_stands() -> None:
     assert pair.verdict == "b ahead at radius 0, 0.25, 0.5"
     assert [row.p_text for row in pair.at_radii] == ["< 0.0001"] * 3 + ["1.0000"] * 2
     (pair,) = paired_differences([ahead, dataclasses.replace(ahead, uri="runs/c")], RADII)
-    assert pair.verdict == "no difference that stands at 5 %"
+    assert pair.verdict == "no difference at any radius that stands at 5 %"
 
 
 def test_one_runs_comparison_is_from_the_same_counts_and_in_no_envelope() -> None:

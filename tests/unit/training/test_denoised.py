@@ -460,10 +460,24 @@ def test_halves_of_full_size_share_a_classifier_of_whole_images(tmp_path: Path) 
     assert all(torch.equal(weights[name], other[name]) for name in weights)
 
 
+def test_the_classifier_behind_one_denoiser_must_be_for_all_its_sub_images(tmp_path: Path) -> None:
+    train_classifiers(tmp_path, "packed")
+    data = config_of(tmp_path, method="stability").model_dump(mode="json")
+    data["classifiers"] = data["classifiers"][:1] * 2
+    with pytest.raises(ClassifierError, match=r"half-0.safetensors: trained for sub-image 0, the run needs 1"):
+        train_run(parse_config(data))
+    assert not list(tmp_path.glob("denoiser*"))
+    train_run(parse_config(data | {"training": data["training"] | {"method": "clean"}}))
+    (file,) = train_run(parse_config(data))
+    assert metadata_of(Path(file)).sub_images == (0, 1)
+
+
 @pytest.mark.parametrize("method", ["clean", "mse"])
 def test_one_file_for_classifier_and_denoiser_is_refused(tmp_path: Path, method: str) -> None:
     """The second training would replace what the first wrote."""
     config = config_of(tmp_path, method=method)
-    both = changed(config, denoiser={"checkpoint": config.classifiers[0].checkpoint})
-    with pytest.raises(ConfigError, match=r"a classifier and a denoiser need a checkpoint each, got .*half-0.safeten"):
-        train_run(both, sub_images=[0])
+    checkpoint = str(config.classifiers[0].checkpoint)
+    for spelling in (checkpoint, str(Path(checkpoint).parent / "." / "x" / ".." / Path(checkpoint).name)):
+        both = changed(config, denoiser={"checkpoint": spelling})
+        with pytest.raises(ConfigError, match=r"a classifier and a denoiser need a checkpoint each, got .*half-0.safe"):
+            train_run(both, sub_images=[0])

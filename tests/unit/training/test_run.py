@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from drs_ray.config import RunConfig, parse_config
+from drs_ray.config.base import place_of
 from drs_ray.data import datasets
 from drs_ray.data.arrays import ArrayDataset, load_mnist5k
 from drs_ray.errors import ClassifierError, ConfigError, DataError
@@ -167,6 +168,42 @@ def test_one_network_for_unlike_sub_images_is_refused(tmp_path: Path, values: di
     with pytest.raises(ConfigError, match=message):
         train_run(_changed(_shared(_config(tmp_path)), 1, **values))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("spelling", ["./{}", "{}/../{}", "link.safetensors"])
+def test_two_spellings_of_one_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
+    """Two trainings would write it, one after the other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.safetensors").symlink_to("both.safetensors")
+    second = spelling.format("both.safetensors", "both.safetensors")
+    config = _changed(_changed(_config(tmp_path), 0, checkpoint="both.safetensors"), 1, checkpoint=second)
+    assert config.networks == ((0, 1),)
+    with pytest.raises(ConfigError, match=r"classifiers.1.checkpoint: must be equal for sub-images 0 and 1"):
+        train_run(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["link.safetensors"]
+
+
+def test_networks_are_told_apart_by_place() -> None:
+    places = ["s3://bucket/a//x.safetensors", "s3://bucket/a/x.safetensors", "s3://other/a/x.safetensors", "a/x"]
+    assert [place_of(place) for place in places[:3]] == [places[1], places[1], places[2]]
+    assert place_of("a/../a/x") == place_of(str(Path("a/x").absolute())) != place_of("b/x")
+
+
+def test_a_bad_second_network_is_refused_before_the_first_is_trained(tmp_path: Path) -> None:
+    data = _config(tmp_path).model_dump(mode="json")
+    data["partition"] |= {"name": "interleave", "interleave": [1, 5]}  # columns: 6, 6, 6, 5, 5
+    first, second = data["classifiers"]
+    data["classifiers"] = [first, *[second] * 4]
+    with pytest.raises(ConfigError, match=r"sub-images 1, 2, 3 and 4 name one checkpoint, so their layouts must have"):
+        train_run(parse_config(data))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_classifier_without_noise_may_serve_sub_images_of_other_sigmas(tmp_path: Path) -> None:
+    (file,) = train_run(_changed(_shared(_config(tmp_path, method="clean")), 1, sigma=0.25))
+    metadata = load_checkpoint(file)[1]
+    assert metadata is not None
+    assert (metadata.sub_images, metadata.sigma) == ((0, 1), 0.0)
 
 
 def test_one_network_needs_layouts_of_one_size(tmp_path: Path) -> None:
