@@ -17,15 +17,16 @@ from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.certificates.paired import holm
 from drs_ray.certificates.rounding import format_down
 from drs_ray.counts.history import read_counts
+from drs_ray.errors import CountsError, DrsError
 from drs_ray.report.columns import BASELINE, baseline_of
 from drs_ray.report.comparison import Pair, PairInMean, p_text, paired_differences
 from drs_ray.report.convergence import convergence
-from drs_ray.report.summary import SHARE_DIGITS, RunSummary, summarise_side_by_side
+from drs_ray.report.summary import SHARE_DIGITS, summarise_side_by_side
 from drs_ray.results.reduce import RunResult, compare_rule, read_result
 from drs_ray.storage import LocalStore
 
-FEW = 782
-"""Samples of the first stage of all runs: here all images have equally many."""
+FEW, EQUAL = 782, 12_500
+"""Samples of the first stage of all runs, where every image has equally many; and of the last that most runs have."""
 BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
 """The lines of docs/reproduction.md around the tables."""
 
@@ -35,25 +36,51 @@ def tables(folder: Path) -> str:
     stores = [LocalStore(path.parent) for path in sorted(folder.glob("*/run.json"))]
     results = [read_result(store) for store in stores]
     names = [Path(result.uri).name for result in results]
-    few = {name: from_few(result, store) for result, name, store in zip(results, names, stores, strict=True)}
-    parts = ["## Certified accuracy", *_accuracy(results, names, few)]
+    few, equal = (
+        {name: radii_from(most, result, store) for result, name, store in zip(results, names, stores, strict=True)}
+        for most in (FEW, EQUAL)
+    )
+    grid = results[0].curve["radius"].to_numpy()
+    equal = {name: on_grid(radii, grid) for name, radii in equal.items()}
+    parts = ["## Certified accuracy", *_accuracy(results, names, equal, few)]
     parts += ["", "## The same votes by other rules", *_rules(results, names, stores)]
     parts += ["", "## The votes", *_votes(results, names)]
-    pairs = _pairs(dict(zip(names, results, strict=True)))
-    parts += ["", "## Differences of the mean radius", *_means(pairs, few)]
-    parts += ["", "## Differences at each radius", *_shares(pairs)]
+    if pairs := _pairs(dict(zip(names, results, strict=True))):
+        parts += ["", "## Differences of the mean radius", *_means(pairs, equal, few)]
+        parts += ["", "## Differences at each radius", *_shares(pairs)]
     return "\n".join(parts) + "\n"
 
 
-def from_few(result: RunResult, store: LocalStore) -> NDArray[np.float64]:
-    """Radii in the order of image ids, 0 if wrong, from `FEW` samples of each image without the price of stages."""
-    (found,) = (point for point in convergence(result, read_counts(store, result.record)) if point.samples == FEW)
+Radii = NDArray[np.float64]
+"""Of each image in the order of image ids, 0 where the class is wrong; pixel units, float64 [N]."""
+
+
+def radii_of(result: RunResult, radius: Radii, correct: NDArray[np.bool_]) -> Radii:
+    """`Radii`, from those in the order of the certificates."""
     order = np.argsort(result.certificates["image_id"].to_numpy(), kind="stable")
-    return np.asarray(np.where(found.correct, np.maximum(found.radius, 0.0), 0.0)[order], np.float64)
+    return np.asarray(np.where(correct, np.maximum(radius, 0.0), 0.0)[order], np.float64)
+
+
+def radii_from(most: int, result: RunResult, store: LocalStore) -> Radii:
+    """From the last stage that has at most so many samples of an image, without the price of stages.
+
+    Raises:
+        CountsError: there is no such stage.
+    """
+    found = [point for point in convergence(result, read_counts(store, result.record)) if point.samples <= most]
+    if not found:
+        raise CountsError(f"run {result.uri}: no stage ends at {most} samples or fewer; take runs with such a stage")
+    return radii_of(result, found[-1].radius, found[-1].correct)
+
+
+def on_grid(radii: Radii, grid: Radii) -> Radii:
+    """Each radius rounded down to 0 or a radius of the grid."""
+    steps = np.union1d([0.0], grid)
+    return np.asarray(steps[np.searchsorted(steps, radii, side="right") - 1], np.float64)
 
 
 def _accuracy(
-    results: Sequence[RunResult], names: Sequence[str], few: Mapping[str, NDArray[np.float64]]
+    results: Sequence[RunResult], names: Sequence[str], equal: Mapping[str, Radii], few: Mapping[str, Radii]
 ) -> Iterator[str]:
     summaries = summarise_side_by_side(results)
     grid = [row.radius_text for row in summaries[0].at_radii]
@@ -62,7 +89,7 @@ def _accuracy(
             "run",
             *(f"r = {radius}" for radius in grid),
             "ACR",
-            "on the grid",
+            f"on the grid from {EQUAL:,}",
             f"from {FEW}",
             "abstains",
             "samples",
@@ -73,8 +100,7 @@ def _accuracy(
                 name,
                 *(f"{row.accuracy_text} {row.interval_text}" for row in summary.at_radii),
                 summary.acr_text,
-                format_down(on_grid(summary), SHARE_DIGITS),
-                format_down(float(few[name].mean()), SHARE_DIGITS),
+                *(format_down(float(radii[name].mean()), SHARE_DIGITS) for radii in (equal, few)),
                 summary.abstention_text,
                 f"{summary.samples:,}",
                 summary.time_text,
@@ -118,14 +144,6 @@ def published(result: RunResult) -> tuple[NDArray[np.float64], NDArray[np.bool_]
     return radius, np.asarray(right & (radius > 0))
 
 
-def on_grid(summary: RunSummary) -> float:
-    """ACR of radii that are rounded down to the grid."""
-    grid = [0.0, *(row.radius for row in summary.at_radii)]
-    return sum(
-        (row.radius - below) * row.certified / row.images for below, row in zip(grid, summary.at_radii, strict=False)
-    )
-
-
 def _votes(results: Sequence[RunResult], names: Sequence[str]) -> Iterator[str]:
     """Vote shares of the sub-images for the class that the selection samples chose."""
 
@@ -155,36 +173,40 @@ def partners(name: str) -> list[str]:
     """The runs that a run is compared with, by name.
 
     They are that of RS with its total sigma, training and seed, and of one network for several sub-images also that
-    with a network for each.
+    with a network for each. The control of `k4-shared` takes as many steps of the optimizer.
     """
     kind, _, rest = name.partition("-")
     if kind == "rs":
         return []
     for word in ("filled-", "masked-", "shared-", "columns-"):
         rest = rest.replace(word, "")
-    return [f"rs-{rest}", *([name.replace("shared-", "")] if "shared-" in name and "columns-" not in name else [])]
+    found = [f"rs-{rest}"]
+    if "shared-" in name and "columns-" not in name:
+        found.append(name.replace("shared-", ""))
+    return [*found, "rs-0.50-small-batch"] if name == "k4-shared-0.50-seed1" else found
 
 
 def _pairs(results: dict[str, RunResult]) -> list[Pair]:
-    """Every run with its `partners`. Raises KeyError if there is none of RS."""
+    """Every run with those of its `partners` that are there."""
     return [
         pair
         for name, other in results.items()
         for partner in partners(name)
-        if partner.startswith("rs-") or partner in results
+        if partner in results
         for pair in paired_differences([results[partner], other], other.curve["radius"].to_pylist())
     ]
 
 
-def _means(pairs: Sequence[Pair], few: Mapping[str, NDArray[np.float64]]) -> Iterator[str]:
+def _means(pairs: Sequence[Pair], equal: Mapping[str, Radii], few: Mapping[str, Radii]) -> Iterator[str]:
     def rows() -> Iterator[list[str]]:
         for pair in pairs:
-            apart = few[pair.second_name] - few[pair.first_name]
-            found = (*pair.in_mean, PairInMean.of(apart, on_grid=False))
+            ends = pair.first_name, pair.second_name
+            apart = [radii[ends[1]] - radii[ends[0]] for radii in (equal, few)]
+            found = (*pair.in_mean[:1], *(PairInMean.of(each, on_grid=False) for each in apart))
             cells = (f"{row.difference_text} {row.interval_text}, {_p(row.p_text)}" for row in found)
-            yield [f"{pair.first_name}, {pair.second_name}", *cells]
+            yield [", ".join(ends), *cells]
 
-    yield from _table(["pair", "ACR", "ACR on the grid", f"ACR from {FEW} samples"], rows())
+    yield from _table(["pair", "ACR", f"on the grid from {EQUAL:,}", f"from {FEW}"], rows())
 
 
 def _shares(pairs: Sequence[Pair]) -> Iterator[str]:
@@ -210,4 +232,7 @@ def _table(heads: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print(tables(Path(sys.argv[1])), end="")
+    try:
+        print(tables(Path(sys.argv[1])), end="")
+    except DrsError as error:
+        sys.exit(f"error: {error}")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from drs_ray import audit, read_run
 from drs_ray.config import load_config
-from drs_ray.report.summary import summarise_side_by_side
+from drs_ray.errors import CountsError
 from drs_ray.results.reduce import RunResult
 from drs_ray.storage import LocalStore
 from jobs import reproduction, reproduction_tables
@@ -73,16 +75,37 @@ def test_what_the_published_code_prints_is_that_of_theory_9() -> None:
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
-def test_what_the_tables_add_to_a_run_is_of_its_certificates(folder: Path) -> None:
+def test_radii_from_fewer_samples_are_those_of_the_run_where_it_has_no_more(folder: Path) -> None:
     result = _run(folder)
-    (summary,) = summarise_side_by_side([result])
-    radii = [row["radius"] if row["correct"] else 0.0 for row in result.certificates.to_pylist()]
-    grid = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
-    floors = [max(step for step in grid if step <= radius) for radius in radii]
-    assert reproduction_tables.on_grid(summary) == pytest.approx(sum(floors) / len(floors))
-    few = reproduction_tables.from_few(result, LocalStore(folder))
+    few, equal = (
+        reproduction_tables.radii_from(most, result, LocalStore(folder))
+        for most in (reproduction_tables.FEW, reproduction_tables.EQUAL)
+    )
+    rows = sorted(result.certificates.to_pylist(), key=lambda row: row["image_id"])
+    radii = np.array([row["radius"] if row["correct"] else 0.0 for row in rows])
     if result.record.schedule.samples == (reproduction_tables.FEW,):
-        assert few.mean() == pytest.approx(result.average_certified_radius)
+        assert few == pytest.approx(radii)
+        assert equal == pytest.approx(radii)
+    else:  # the run's own radii pay for its stages
+        stopped = np.array([max(row["estimation_samples"]) <= reproduction_tables.EQUAL for row in rows])
+        assert (equal[stopped] >= radii[stopped] - 1e-9).mean() > 0.99
+        assert few.mean() < equal.mean()
+    with pytest.raises(CountsError, match=r"no stage ends at 10 samples or fewer; take runs with such a stage"):
+        reproduction_tables.radii_from(10, result, LocalStore(folder))
+
+
+def test_radii_are_rounded_down_to_the_grid() -> None:
+    grid = np.array([0.25, 0.5])
+    radii = np.array([0.0, 0.24, 0.25, 0.49, 0.5, 3.0])
+    assert reproduction_tables.on_grid(radii, grid).tolist() == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5]
+
+
+def test_a_run_alone_has_tables_without_pairs(tmp_path: Path) -> None:
+    for name in ("rs-0.25", "drs-0.50"):
+        shutil.copytree(DOCS / "reproduction" / "runs" / name, tmp_path / name / name)
+        alone = reproduction_tables.tables(tmp_path / name)
+        assert f"| {name} |" in alone
+        assert "## Differences" not in alone
 
 
 def test_a_run_is_compared_with_rs_of_its_seed_and_with_a_network_for_each_sub_image() -> None:
@@ -92,10 +115,12 @@ def test_a_run_is_compared_with_rs_of_its_seed_and_with_a_network_for_each_sub_i
         "drs-filled-0.25": ["rs-0.25"],
         "drs-0.50-seed1": ["rs-0.50-seed1"],
         "drs-denoised-masked-0.50": ["rs-denoised-0.50"],
-        "k4-shared-0.50-seed1": ["rs-0.50-seed1", "k4-0.50-seed1"],
+        "k4-shared-0.50-seed1": ["rs-0.50-seed1", "k4-0.50-seed1", "rs-0.50-small-batch"],
         "drs-columns-shared-0.50": ["rs-0.50"],
     }
     assert {name: reproduction_tables.partners(name) for name in expected} == expected
-    rs = {name for name in EXPERIMENTS if name.startswith("rs-")}
     for name in EXPERIMENTS:
-        assert set(reproduction_tables.partners(name)[:1]) <= rs | {"rs-clean"}
+        rs = reproduction_tables.partners(name)[:1]
+        assert set(rs) <= EXPERIMENTS.keys()
+        if (DOCS / "reproduction" / "runs" / name).exists():
+            assert all((DOCS / "reproduction" / "runs" / partner).exists() for partner in rs)
