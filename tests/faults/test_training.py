@@ -123,6 +123,40 @@ def _weights_without_ray(data: dict[str, Any], folder: Path) -> dict[str, Tensor
     return weights
 
 
+def _twice(rank: int, config: RunConfig, meeting: Path, kept: Path) -> None:
+    """One of two processes that train all epochs, and again from the state after the first; the first keeps both."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    dataset = training_split(config)
+    job = TrainingJob(config, (0,), dataset.digest)
+    states: list[TrainingState | None] = []
+
+    def hear(report: Report) -> None:
+        if isinstance(report, EpochDone):
+            states.append(report.state)
+
+    job.train(dataset, Place("cpu", rank, 2), TrainingState(0, weights_of(job.build(dataset))), hear)
+    undisturbed = states[-1] if states else None
+    first = [states[0] if states else None]
+    distributed.broadcast_object_list(first)
+    assert first[0] is not None
+    job.train(dataset, Place("cpu", rank, 2), first[0], hear)
+    if undisturbed is not None and states[-1] is not None:
+        torch.save([undisturbed.weights, states[-1].weights], kept)
+    distributed.destroy_process_group()
+
+
+def test_workers_that_attack_go_on_to_the_same_weights(tmp_path, digits):
+    """An attack uses a worker's own statistics of batch norm, and a state has those of the first worker."""
+    attack = {"method": "smoothadv", "smoothadv": {"steps": 1, "copies": 1, "warm_up": 1}}
+    data = _data(tmp_path, digits, tmp_path / "never", workers=2, **{**attack, "epochs": 2})
+    data["classifiers"][0] |= {"architecture": "digits-cnn", "arguments": {"width": 4}}
+    arguments = (parse_config(data), tmp_path / "meeting", tmp_path / "weights")
+    torch.multiprocessing.start_processes(_twice, arguments, nprocs=2, start_method="spawn")
+    undisturbed, resumed = torch.load(tmp_path / "weights", weights_only=True)
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")

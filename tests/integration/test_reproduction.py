@@ -139,6 +139,16 @@ def test_bad_input_is_one_line_and_starts_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_one_network_for_all_is_expected_to_cost_what_its_epochs_cost() -> None:
+    """As much in training as a network for each with a share of its epochs, and as much in certification."""
+    experiments = {e.name: load_config(e.file, e.settings([])) for e in reproduction.EXPERIMENTS}
+    for kind in ("drs", "k4"):
+        each, shared = (reproduction.weight(experiments[name]) for name in (f"{kind}-0.25", f"{kind}-shared-0.25"))
+        budget = experiments[f"{kind}-shared-0.25"].budget
+        assert budget == experiments["rs-0.50-seed1"].budget
+        assert shared == pytest.approx(each)
+
+
 def test_experiments_are_valid_and_comparable() -> None:
     names = [experiment.name for experiment in reproduction.EXPERIMENTS]
     assert len(set(names)) == len(names)
