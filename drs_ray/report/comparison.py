@@ -59,7 +59,7 @@ class PairAtRadius:
     @property
     def interval_text(self) -> str:
         """The interval, both ends rounded outwards."""
-        return f"[{format_down(self.low, SHARE_DIGITS)}, {format_up(self.high, SHARE_DIGITS)}]"
+        return _interval_text(self.low, self.high)
 
     @property
     def p_text(self) -> str:
@@ -110,7 +110,7 @@ class PairInMean:
     @property
     def interval_text(self) -> str:
         """The interval, both ends rounded outwards."""
-        return f"[{format_down(self.low, SHARE_DIGITS)}, {format_up(self.high, SHARE_DIGITS)}]"
+        return _interval_text(self.low, self.high)
 
     @property
     def p_text(self) -> str:
@@ -178,7 +178,7 @@ class EnvelopeAtRadius:
     @property
     def interval_text(self) -> str:
         """The interval, both ends rounded outwards."""
-        return f"[{format_down(self.ci_low, SHARE_DIGITS)}, {format_up(self.ci_high, SHARE_DIGITS)}]"
+        return _interval_text(self.ci_low, self.ci_high)
 
     @property
     def guaranteed_text(self) -> str:
@@ -305,6 +305,10 @@ def _in_mean(first: ReportedRun, second: ReportedRun) -> Iterator[PairInMean]:
     one, other = (grid[np.searchsorted(grid, reach, side="right") - 1] for reach in (one, other))
     if np.count_nonzero(one != other) >= FEWEST_DIFFERENT:
         yield PairInMean.of(other - one, on_grid=True)
+
+
+def _interval_text(low: float, high: float) -> str:
+    return f"[{format_down(low, SHARE_DIGITS)}, {format_up(high, SHARE_DIGITS)}]"
 
 
 def p_text(value: float) -> str:
