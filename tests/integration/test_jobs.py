@@ -34,7 +34,7 @@ def test_the_training_job_prints_the_checkpoints_or_one_line(tmp_path):
     done = _job(str(config))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(file) for file in files]
-    assert load_checkpoint(files[1])[1].sub_image == 1
+    assert load_checkpoint(files[1])[1].sub_images == (1,)
     bad = _job(str(write_config(tmp_path / "bad.yaml", data | {"training": {"epochs": 0}})))
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.strip() == f"error: {tmp_path / 'bad.yaml'}: training.epochs: must be >= 1, got 0"
