@@ -16,10 +16,10 @@ from scipy.stats import beta, norm
 from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.certificates.paired import holm
 from drs_ray.certificates.rounding import format_down
-from drs_ray.counts.history import read_counts
+from drs_ray.counts.history import CountsHistory, read_counts
 from drs_ray.errors import CountsError, DrsError
 from drs_ray.report.columns import BASELINE, baseline_of
-from drs_ray.report.comparison import Pair, PairInMean, p_text, paired_differences
+from drs_ray.report.comparison import Pair, PairInMean, on_grid, p_text, paired_differences
 from drs_ray.report.convergence import convergence
 from drs_ray.report.summary import SHARE_DIGITS, summarise_side_by_side
 from drs_ray.results.reduce import RunResult, compare_rule, read_result
@@ -34,18 +34,17 @@ BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
 def tables(folder: Path) -> str:
     """All tables, as Markdown, of the runs in a folder: one run per directory, by name."""
     stores = [LocalStore(path.parent) for path in sorted(folder.glob("*/run.json"))]
-    results = [read_result(store) for store in stores]
-    names = [Path(result.uri).name for result in results]
-    few, equal = (
-        {name: radii_from(most, result, store) for result, name, store in zip(results, names, stores, strict=True)}
-        for most in (FEW, EQUAL)
-    )
-    grid = results[0].curve["radius"].to_numpy()
-    equal = {name: on_grid(radii, grid) for name, radii in equal.items()}
-    parts = ["## Certified accuracy", *_accuracy(results, names, equal, few)]
-    parts += ["", "## The same votes by other rules", *_rules(results, names, stores)]
-    parts += ["", "## The votes", *_votes(results, names)]
-    if pairs := _pairs(dict(zip(names, results, strict=True))):
+    results = {Path(store.uri).name: read_result(store) for store in stores}
+    histories = [read_counts(store, result.record) for store, result in zip(stores, results.values(), strict=True)]
+    grid = next(iter(results.values())).curve["radius"].to_numpy()
+    few, equal = {}, {}
+    for (name, result), history in zip(results.items(), histories, strict=True):
+        few[name], equal[name] = radii_from((FEW, EQUAL), result, history)
+        equal[name] = on_grid(equal[name], grid)
+    parts = ["## Certified accuracy", *_accuracy(results, equal, few)]
+    parts += ["", "## The same votes by other rules", *_rules(results, histories)]
+    parts += ["", "## The votes", *_votes(results)]
+    if pairs := _pairs(results):
         parts += ["", "## Differences of the mean radius", *_means(pairs, equal, few)]
         parts += ["", "## Differences at each radius", *_shares(pairs)]
     return "\n".join(parts) + "\n"
@@ -55,34 +54,27 @@ Radii = NDArray[np.float64]
 """Of each image in the order of image ids, 0 where the class is wrong; pixel units, float64 [N]."""
 
 
-def radii_of(result: RunResult, radius: Radii, correct: NDArray[np.bool_]) -> Radii:
-    """`Radii`, from those in the order of the certificates."""
-    order = np.argsort(result.certificates["image_id"].to_numpy(), kind="stable")
-    return np.asarray(np.where(correct, np.maximum(radius, 0.0), 0.0)[order], np.float64)
-
-
-def radii_from(most: int, result: RunResult, store: LocalStore) -> Radii:
-    """From the last stage that has at most so many samples of an image, without the price of stages.
+def radii_from(limits: Sequence[int], result: RunResult, history: CountsHistory) -> list[Radii]:
+    """For each limit: from the last stage that has at most so many samples of an image, without the price of stages.
 
     Raises:
         CountsError: there is no such stage.
     """
-    found = [point for point in convergence(result, read_counts(store, result.record)) if point.samples <= most]
-    if not found:
-        raise CountsError(f"run {result.uri}: no stage ends at {most} samples or fewer; take runs with such a stage")
-    return radii_of(result, found[-1].radius, found[-1].correct)
+    points = convergence(result, history)
+    order = np.argsort(result.certificates["image_id"].to_numpy(), kind="stable")
+    found = []
+    for most in limits:
+        at = [point for point in points if point.samples <= most]
+        if not at:
+            raise CountsError(
+                f"run {result.uri}: no stage ends at {most} samples or fewer; take runs with such a stage"
+            )
+        found.append(np.where(at[-1].correct, np.maximum(at[-1].radius, 0.0), 0.0)[order])
+    return found
 
 
-def on_grid(radii: Radii, grid: Radii) -> Radii:
-    """Each radius rounded down to 0 or a radius of the grid."""
-    steps = np.union1d([0.0], grid)
-    return np.asarray(steps[np.searchsorted(steps, radii, side="right") - 1], np.float64)
-
-
-def _accuracy(
-    results: Sequence[RunResult], names: Sequence[str], equal: Mapping[str, Radii], few: Mapping[str, Radii]
-) -> Iterator[str]:
-    summaries = summarise_side_by_side(results)
+def _accuracy(results: Mapping[str, RunResult], equal: Mapping[str, Radii], few: Mapping[str, Radii]) -> Iterator[str]:
+    summaries = summarise_side_by_side(list(results.values()))
     grid = [row.radius_text for row in summaries[0].at_radii]
     yield from _table(
         [
@@ -105,16 +97,16 @@ def _accuracy(
                 f"{summary.samples:,}",
                 summary.time_text,
             ]
-            for name, summary in zip(names, summaries, strict=True)
+            for name, summary in zip(results, summaries, strict=True)
         ),
     )
 
 
-def _rules(results: Sequence[RunResult], names: Sequence[str], stores: Sequence[LocalStore]) -> Iterator[str]:
+def _rules(results: Mapping[str, RunResult], histories: Sequence[CountsHistory]) -> Iterator[str]:
     def rows() -> Iterator[list[str]]:
-        for result, name, store in zip(results, names, stores, strict=True):
+        for (name, result), history in zip(results.items(), histories, strict=True):
             rule = baseline_of(result.certified_by)
-            plain = compare_rule(read_counts(store, result.record), result, rule, BASELINE)
+            plain = compare_rule(history, result, rule, BASELINE)
             printed = "-"
             if result.record.sub_images <= 2:
                 printed = format_down(average_certified_radius(*published(result)), SHARE_DIGITS)
@@ -144,11 +136,11 @@ def published(result: RunResult) -> tuple[NDArray[np.float64], NDArray[np.bool_]
     return radius, np.asarray(right & (radius > 0))
 
 
-def _votes(results: Sequence[RunResult], names: Sequence[str]) -> Iterator[str]:
+def _votes(results: Mapping[str, RunResult]) -> Iterator[str]:
     """Vote shares of the sub-images for the class that the selection samples chose."""
 
     def rows() -> Iterator[list[str]]:
-        for result, name in zip(results, names, strict=True):
+        for name, result in results.items():
             table = result.certificates
             votes, samples = (np.array(table[key].to_pylist()) for key in ("class_votes", "estimation_samples"))
             shares = votes / samples
@@ -186,7 +178,7 @@ def partners(name: str) -> list[str]:
     return [*found, "rs-0.50-small-batch"] if name == "k4-shared-0.50-seed1" else found
 
 
-def _pairs(results: dict[str, RunResult]) -> list[Pair]:
+def _pairs(results: Mapping[str, RunResult]) -> list[Pair]:
     """Every run with those of its `partners` that are there."""
     return [
         pair

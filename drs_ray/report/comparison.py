@@ -27,8 +27,27 @@ SMALLEST_P = 0.0001
 """Smaller p-values are shown as `< 0.0001`."""
 
 
-@dataclass(frozen=True)
-class PairAtRadius:
+@dataclass(frozen=True, kw_only=True)
+class _Tested:
+    """A difference of two runs: the interval [low, high] that it lies in, and the p-value of no difference."""
+
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def interval_text(self) -> str:
+        """The interval, both ends rounded outwards."""
+        return _interval_text(self.low, self.high)
+
+    @property
+    def p_text(self) -> str:
+        """p-value of this test alone, rounded up."""
+        return p_text(self.p_value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairAtRadius(_Tested):
     """Numbers of images certified at a radius (pixel units) by both runs, by one only, and by neither.
 
     low, high: interval for the share of the second minus that of the first, 95 % at least, for this radius alone.
@@ -40,9 +59,6 @@ class PairAtRadius:
     only_first: int
     only_second: int
     neither: int
-    low: float
-    high: float
-    p_value: float
     p_holm: float
 
     @property
@@ -57,16 +73,6 @@ class PairAtRadius:
         return f"{(self.only_second - self.only_first) / images:+.{SHARE_DIGITS}f}"
 
     @property
-    def interval_text(self) -> str:
-        """The interval, both ends rounded outwards."""
-        return _interval_text(self.low, self.high)
-
-    @property
-    def p_text(self) -> str:
-        """p-value of this test alone, rounded up."""
-        return p_text(self.p_value)
-
-    @property
     def p_holm_text(self) -> str:
         """Adjusted p-value, rounded up."""
         return p_text(self.p_holm)
@@ -77,8 +83,8 @@ class PairAtRadius:
         return self.p_holm <= 1 - CI_LEVEL
 
 
-@dataclass(frozen=True)
-class PairInMean:
+@dataclass(frozen=True, kw_only=True)
+class PairInMean(_Tested):
     """Difference of two runs' mean radius (pixel units): mean of the second minus mean of the first, with its interval.
 
     Radii count as 0 where a run is wrong or abstains. on_grid: radii are rounded down to the grid of radii. p_value:
@@ -87,15 +93,12 @@ class PairInMean:
 
     on_grid: bool
     difference: float
-    low: float
-    high: float
-    p_value: float
 
     @classmethod
     def of(cls, differences: NDArray[np.float64], *, on_grid: bool) -> PairInMean:
         """From the difference of each image's radii, float64 [N], N >= 2."""
         low, high, p_value = mean_difference_interval(differences, CI_LEVEL)
-        return cls(on_grid, float(differences.mean()), low, high, p_value)
+        return cls(on_grid=on_grid, difference=float(differences.mean()), low=low, high=high, p_value=p_value)
 
     @property
     def name(self) -> str:
@@ -106,16 +109,6 @@ class PairInMean:
     def difference_text(self) -> str:
         """The difference, rounded to nearest, with its sign."""
         return f"{self.difference:+.{SHARE_DIGITS}f}"
-
-    @property
-    def interval_text(self) -> str:
-        """The interval, both ends rounded outwards."""
-        return _interval_text(self.low, self.high)
-
-    @property
-    def p_text(self) -> str:
-        """p-value, rounded up; not adjusted."""
-        return p_text(self.p_value)
 
 
 @dataclass(frozen=True)
@@ -287,6 +280,12 @@ def _reach(result: ReportedRun) -> NDArray[np.float64]:
     return np.asarray(np.where(result.correct, result.radius, -np.inf)[order], np.float64)
 
 
+def on_grid(radii: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Radii >= 0 [N], each rounded down to 0 or a radius of the grid [R]."""
+    steps = np.union1d([0.0], grid)
+    return np.asarray(steps[np.searchsorted(steps, radii, side="right") - 1], np.float64)
+
+
 def _has_a_mean(result: ReportedRun) -> bool:
     """Whether images have radii, of which the largest is not one that was asked for."""
     asked = result.certified_by.radius if isinstance(result, RunResult) else result.record.radius
@@ -301,8 +300,7 @@ def _in_mean(first: ReportedRun, second: ReportedRun) -> Iterator[PairInMean]:
         return
     yield PairInMean.of(other - one, on_grid=False)
     common = np.intersect1d(*(result.curve["radius"].to_numpy() for result in (first, second)))
-    grid = np.union1d([0.0], common)
-    one, other = (grid[np.searchsorted(grid, reach, side="right") - 1] for reach in (one, other))
+    one, other = (on_grid(reach, common) for reach in (one, other))
     if np.count_nonzero(one != other) >= FEWEST_DIFFERENT:
         yield PairInMean.of(other - one, on_grid=True)
 

@@ -306,16 +306,15 @@ def _check_one_network(config: RunConfig, sub_images: Sequence[int], checkpoint:
 def _checkpoint_file(config: RunConfig, sub_images: Sequence[int]) -> str:
     """The checkpoint file of a classifier or denoiser, checked before training."""
     sub_image = sub_images[0]
-    key = f"classifiers.{sub_image}"
-    networks: list[ClassifierConfig] | list[DenoiserConfig | None] = list(config.classifiers)
+    key, classifier = f"classifiers.{sub_image}", config.classifiers[sub_image]
+    network: ClassifierConfig | DenoiserConfig | None = classifier
     if config.training.of_denoisers:
-        key, networks = f"{key}.denoiser", [classifier.denoiser for classifier in config.classifiers]
-    elif config.classifiers[sub_image].denoiser is not None and config.training.method != "clean":
+        key, network = f"{key}.denoiser", classifier.denoiser
+    elif classifier.denoiser is not None and config.training.method != "clean":
         raise ConfigError(
             f"{key}.denoiser: training under noise is without one; set training.method to clean for the classifier "
             "behind it, to mse or stability for the denoiser, or remove the denoiser"
         )
-    network = networks[sub_image]
     if network is None:
         raise ConfigError(
             f"{key}: the method {config.training.method} trains denoisers, and the config has none here; add one, or "
@@ -343,7 +342,7 @@ def _checkpoint_file(config: RunConfig, sub_images: Sequence[int]) -> str:
             "config of its own, with another training.seed"
         )
     _check_one_network(config, sub_images, checkpoint)
-    denoisers = [classifier.denoiser for classifier in config.classifiers]
+    denoisers = [each.denoiser for each in config.classifiers]
     others = config.classifiers if config.training.of_denoisers else denoisers
     places = {place_of(other.checkpoint) for other in others if other is not None and other.checkpoint is not None}
     if place_of(checkpoint) in places:

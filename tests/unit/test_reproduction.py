@@ -13,6 +13,7 @@ import pytest
 
 from drs_ray import audit, read_run
 from drs_ray.config import load_config
+from drs_ray.counts.history import read_counts
 from drs_ray.errors import CountsError
 from drs_ray.results.reduce import RunResult
 from drs_ray.storage import LocalStore
@@ -77,10 +78,11 @@ def test_what_the_published_code_prints_is_that_of_theory_9() -> None:
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
 def test_radii_from_fewer_samples_are_those_of_the_run_where_it_has_no_more(folder: Path) -> None:
     result = _run(folder)
-    few, equal = (
-        reproduction_tables.radii_from(most, result, LocalStore(folder))
-        for most in (reproduction_tables.FEW, reproduction_tables.EQUAL)
+    limits, history = (
+        (reproduction_tables.FEW, reproduction_tables.EQUAL),
+        read_counts(LocalStore(folder), result.record),
     )
+    few, equal = reproduction_tables.radii_from(limits, result, history)
     rows = sorted(result.certificates.to_pylist(), key=lambda row: row["image_id"])
     radii = np.array([row["radius"] if row["correct"] else 0.0 for row in rows])
     if result.record.schedule.samples == (reproduction_tables.FEW,):
@@ -91,7 +93,7 @@ def test_radii_from_fewer_samples_are_those_of_the_run_where_it_has_no_more(fold
         assert (equal[stopped] >= radii[stopped] - 1e-9).mean() > 0.99
         assert few.mean() < equal.mean()
     with pytest.raises(CountsError, match=r"no stage ends at 10 samples or fewer; take runs with such a stage"):
-        reproduction_tables.radii_from(10, result, LocalStore(folder))
+        reproduction_tables.radii_from([10], result, history)
 
 
 def test_radii_are_rounded_down_to_the_grid() -> None:
