@@ -10,6 +10,7 @@ import posixpath
 import re
 import struct
 from typing import Annotated, get_args
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -52,9 +53,12 @@ Location = Annotated[str, AfterValidator(expanded_where_read)]
 
 
 def place_of(location: str) -> str:
-    """A path or URI in the one form that all spellings of a place share; links are followed."""
+    """A path or URI in the one form that all spellings of a place share (`~`, file:// and links, too)."""
     scheme, separator, rest = location.partition("://")
-    return f"{scheme}://{posixpath.normpath(rest)}" if separator else os.path.realpath(location)
+    if separator and scheme != "file":
+        return f"{scheme}://{posixpath.normpath(rest)}"
+    path = unquote(f"/{rest.partition('/')[2]}") if separator else os.path.expanduser(location)  # noqa: PTH111
+    return os.path.realpath(path)
 
 
 Sigma = Annotated[float, Field(ge=1e-3, le=100), AfterValidator(float32)]

@@ -96,7 +96,10 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, digits
 
 
 def _without_ray(rank: int, config: RunConfig, meeting: Path, kept: Path) -> None:
-    """One of two processes that train by torch.distributed alone; the first keeps the weights."""
+    """One of two processes that train by torch.distributed alone, and again from the state after the first epoch.
+
+    The first process keeps both weights.
+    """
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     dataset = training_split(config)
@@ -109,41 +112,23 @@ def _without_ray(rank: int, config: RunConfig, meeting: Path, kept: Path) -> Non
             states.append(report.state)
 
     job.train(dataset, Place("cpu", rank, 2), TrainingState(0, weights_of(job.build(dataset))), hear)
+    last = len(states)  # none but in the first process
+    first: list[Any] = states[:1] or [None]
+    distributed.broadcast_object_list(first)
+    job.train(dataset, Place("cpu", rank, 2), first[0], hear)
     if rank == 0:
-        torch.save(states[-1].weights, kept)
+        torch.save([states[last - 1].weights, states[-1].weights], kept)
     distributed.destroy_process_group()
 
 
-def _weights_without_ray(data: dict[str, Any], folder: Path) -> dict[str, Tensor]:
+def _weights_without_ray(data: dict[str, Any], folder: Path) -> list[dict[str, Tensor]]:
+    """The weights of an undisturbed training, and of one that was resumed after the first epoch."""
     config = parse_config(data)
     torch.multiprocessing.start_processes(
         _without_ray, (config, folder / "meeting", folder / "weights"), nprocs=2, start_method="spawn"
     )
-    weights: dict[str, Tensor] = torch.load(folder / "weights", weights_only=True)
+    weights: list[dict[str, Tensor]] = torch.load(folder / "weights", weights_only=True)
     return weights
-
-
-def _twice(rank: int, config: RunConfig, meeting: Path, kept: Path) -> None:
-    """One of two processes that train all epochs, and again from the state after the first; the first keeps both."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    dataset = training_split(config)
-    job = TrainingJob(config, (0,), dataset.digest)
-    states: list[TrainingState | None] = []
-
-    def hear(report: Report) -> None:
-        if isinstance(report, EpochDone):
-            states.append(report.state)
-
-    job.train(dataset, Place("cpu", rank, 2), TrainingState(0, weights_of(job.build(dataset))), hear)
-    undisturbed = states[-1] if states else None
-    first = [states[0] if states else None]
-    distributed.broadcast_object_list(first)
-    assert first[0] is not None
-    job.train(dataset, Place("cpu", rank, 2), first[0], hear)
-    if undisturbed is not None and states[-1] is not None:
-        torch.save([undisturbed.weights, states[-1].weights], kept)
-    distributed.destroy_process_group()
 
 
 def test_workers_that_attack_go_on_to_the_same_weights(tmp_path, digits):
@@ -151,9 +136,7 @@ def test_workers_that_attack_go_on_to_the_same_weights(tmp_path, digits):
     attack = {"method": "smoothadv", "smoothadv": {"steps": 1, "copies": 1, "warm_up": 1}}
     data = _data(tmp_path, digits, tmp_path / "never", workers=2, **{**attack, "epochs": 2})
     data["classifiers"][0] |= {"architecture": "digits-cnn", "arguments": {"width": 4}}
-    arguments = (parse_config(data), tmp_path / "meeting", tmp_path / "weights")
-    torch.multiprocessing.start_processes(_twice, arguments, nprocs=2, start_method="spawn")
-    undisturbed, resumed = torch.load(tmp_path / "weights", weights_only=True)
+    undisturbed, resumed = _weights_without_ray(data, tmp_path)
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
 
 
@@ -165,7 +148,7 @@ class TestOnRay:
     def test_a_worker_that_dies_changes_no_weight(self, tmp_path, digits):
         marker = tmp_path / "die-once"
         data = _data(tmp_path, digits, marker, workers=2)
-        undisturbed = _weights_without_ray(data, tmp_path)
+        undisturbed, _ = _weights_without_ray(data, tmp_path)
         marker.touch()
         _, told, _ = _train(data)
         assert not marker.exists()

@@ -186,6 +186,8 @@ def test_two_spellings_of_one_file_are_refused(tmp_path: Path, monkeypatch: pyte
 def test_networks_are_told_apart_by_place() -> None:
     places = ["s3://bucket/a//x.safetensors", "s3://bucket/a/x.safetensors", "s3://other/a/x.safetensors", "a/x"]
     assert [place_of(place) for place in places[:3]] == [places[1], places[1], places[2]]
+    home = Path("~/a b/x").expanduser()
+    assert place_of("~/a b/x") == place_of(home.as_uri()) == place_of(str(home))
     assert place_of("a/../a/x") == place_of(str(Path("a/x").absolute())) != place_of("b/x")
 
 
