@@ -32,8 +32,14 @@ BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
 
 
 def tables(folder: Path) -> str:
-    """All tables, as Markdown, of the runs in a folder: one run per directory, by name."""
+    """All tables, as Markdown, of the runs in a folder: one run per directory, by name.
+
+    Raises:
+        CountsError: there is no run, or one cannot be read or has no early stage.
+    """
     stores = [LocalStore(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    if not stores:
+        raise CountsError(f"{folder}: no runs here; name a folder that has a directory for each run")
     results = {Path(store.uri).name: read_result(store) for store in stores}
     histories = [read_counts(store, result.record) for store, result in zip(stores, results.values(), strict=True)]
     grid = next(iter(results.values())).curve["radius"].to_numpy()

@@ -108,6 +108,8 @@ def test_a_run_alone_has_tables_without_pairs(tmp_path: Path) -> None:
         alone = reproduction_tables.tables(tmp_path / name)
         assert f"| {name} |" in alone
         assert "## Differences" not in alone
+    with pytest.raises(CountsError, match=r"rs-0.25: no runs here; name a folder that has a directory for each run"):
+        reproduction_tables.tables(tmp_path / "rs-0.25" / "rs-0.25")
 
 
 def test_a_run_is_compared_with_rs_of_its_seed_and_with_a_network_for_each_sub_image() -> None:
