@@ -136,6 +136,11 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     *(_finetuned(kind, _SECOND_SEEDS[0]) for kind in ("drs", "rs")),
     *_SHARED,
     *(_finetuned(one.config.removesuffix("-0.50"), one) for one in _SHARED if one.name.endswith("-0.50-seed1")),
+    # Four times as long as the others.
+    *(
+        Experiment(f"{kind}-0.50-long", f"{kind}-0.50", changes=(*_FEWER, f"training.epochs={epochs}"))
+        for kind, epochs in (("rs", 36), ("k4-shared", 112))
+    ),
     # As many steps of the optimizer as `k4-shared`, with its rate reduced as the root of the batch.
     Experiment("rs-0.50-small-batch", "rs-0.50", 1, (*_FEWER, "training.batch=41", "training.learning_rate=0.0028")),
     *(
@@ -147,7 +152,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     *(
         Experiment(f"{kind}-{sigma}-consistency", f"{kind}-{sigma}", changes=(*_FEWER, *_CONSISTENCY))
         for sigma in ("0.50", "0.25")
-        for kind in ("rs", "drs")
+        for kind in ("rs", "drs", "k4-shared")
     ),
     *_CLEAN.values(),
     Experiment("rs-denoised-0.50", "rs-denoised-0.50", behind=_CLEAN["rs"]),
