@@ -161,25 +161,29 @@ EXPERIMENTS: tuple[Experiment, ...] = (
 )
 """In order of importance: the first ones answer the main question, later ones its details."""
 
-TUNED_RATES = ("0.002", "0.005", "0.01")
+_TUNED = {
+    **{f"rate-{rate}": f"training.learning_rate={rate}" for rate in ("0.002", "0.005", "0.01")},
+    "shift-4": "training.shift=4",
+}
 TUNING: tuple[Experiment, ...] = tuple(
     Experiment(
-        f"tuning-{kind}-{rate}",
+        f"tuning-{kind}-{setting}",
         f"{kind}-0.50",
         changes=(
-            f"training.learning_rate={rate}",
-            "training.epochs=3",
+            change,
+            f"training.epochs={epochs}",
             "training.hold_out.skip=10",
             "dataset.split=train",
-            "dataset.images.skip=250",
+            "dataset.images.skip=100",
             "budget.stages=1",
-            "budget.estimation=1000",
+            "budget.estimation=500",
         ),
     )
-    for kind in ("rs", "drs")
-    for rate in TUNED_RATES
+    for setting, change in _TUNED.items()
+    for kind, epochs in (("rs", 3), ("drs", 3), ("k4-shared", 9))
 )
-"""Choice of the learning rate: three epochs without every 10th training image; 200 of these images are certified."""
+"""Choice of the rate and of the shifts, one at a time: a third of the epochs, without every 10th training image; 500 of
+these images are certified."""
 
 
 @dataclass
@@ -315,7 +319,7 @@ def run_all(
 def main(
     data: Annotated[str, typer.Option(help="Root of the data set: what `drs-ray pack` wrote.")] = "data/cifar10",
     only: Annotated[list[str] | None, typer.Option(help="An experiment by name; repeat it for several.")] = None,
-    tune: Annotated[bool, typer.Option(help="The choice of the learning rate, on held-out training images.")] = False,
+    tune: Annotated[bool, typer.Option(help="The choice of rate and shifts, on held-out training images.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Experiments at a time, one thread each.")] = os.cpu_count() or 1,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over all configs.")] = None,
     architecture: Annotated[str | None, typer.Option(help="Of all classifiers, such as resnet110.")] = None,

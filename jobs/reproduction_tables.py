@@ -22,11 +22,14 @@ from drs_ray.report.columns import BASELINE, baseline_of
 from drs_ray.report.comparison import Pair, PairInMean, on_grid, p_text, paired_differences
 from drs_ray.report.convergence import convergence
 from drs_ray.report.summary import SHARE_DIGITS, summarise_side_by_side
-from drs_ray.results.reduce import RunResult, compare_rule, read_result
+from drs_ray.results.reduce import RunResult, certify_counts, compare_rule, read_result
+from drs_ray.results.selected_votes import rule_of
 from drs_ray.storage import LocalStore
 
 FEW, EQUAL = 782, 12_500
 """Samples of the first stage of all runs, where every image has equally many; and of the last that most runs have."""
+WEIGHTS = (0.5, 0.8, 1.0, 1.25, 2.0)
+"""Weights of the first sub-image's vote in one table; the others have 1."""
 BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
 """The lines of docs/reproduction.md around the tables."""
 
@@ -49,6 +52,8 @@ def tables(folder: Path) -> str:
         equal[name] = on_grid(equal[name], grid)
     parts = ["## Certified accuracy", *_accuracy(results, equal, few)]
     parts += ["", "## The same votes by other rules", *_rules(results, histories)]
+    if any(result.record.sub_images > 1 for result in results.values()):
+        parts += ["", "## Other weights", *_weights(results, histories)]
     parts += ["", "## The votes", *_votes(results)]
     if pairs := _pairs(results):
         parts += ["", "## Differences of the mean radius", *_means(pairs, equal, few)]
@@ -120,6 +125,28 @@ def _rules(results: Mapping[str, RunResult], histories: Sequence[CountsHistory])
             yield [name, *(each if isinstance(each, str) else format_down(each, SHARE_DIGITS) for each in acr)]
 
     yield from _table(["run", "p_A, alpha in equal shares", "as published code prints", "drs-ray's default"], rows())
+
+
+def _weights(results: Mapping[str, RunResult], histories: Sequence[CountsHistory]) -> Iterator[str]:
+    def rows() -> Iterator[list[str]]:
+        for (name, result), history in zip(results.items(), histories, strict=True):
+            if result.record.sub_images > 1:
+                found = (mean_radius_of_weight(weight, result, history) for weight in WEIGHTS)
+                yield [name, *(format_down(mean, SHARE_DIGITS) for mean in found)]
+
+    yield from _table(["run", *(f"{weight:g}" for weight in WEIGHTS)], rows())
+
+
+def mean_radius_of_weight(weight: float, result: RunResult, history: CountsHistory) -> float:
+    """The mean radius from `FEW` samples if the first sub-image had this weight, and each other had weight 1.
+
+    The rule is otherwise that of the run, but for pooled votes, which need equal weights: no weight has them here.
+    """
+    record, others = result.record, result.record.sub_images - 1
+    changes = {"weights": (weight, *[1.0] * others), "pooled": False}
+    rule = rule_of(record.config, record.config.certificate.model_copy(update=changes))
+    table = certify_counts(history.at(FEW), record, rule, result.alpha)
+    return average_certified_radius(table["radius"].to_numpy(), table["correct"].to_numpy())
 
 
 def published(result: RunResult) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pytest
 
 from drs_ray import audit, read_run
+from drs_ray.certificates.curve import average_certified_radius
 from drs_ray.config import load_config
 from drs_ray.counts.history import read_counts
 from drs_ray.errors import CountsError
-from drs_ray.results.reduce import RunResult
+from drs_ray.results.reduce import RunResult, certify_counts
+from drs_ray.results.selected_votes import rule_of
 from drs_ray.storage import LocalStore
 from jobs import reproduction, reproduction_tables
 
@@ -96,6 +98,18 @@ def test_radii_from_fewer_samples_are_those_of_the_run_where_it_has_no_more(fold
         reproduction_tables.radii_from([10], result, history)
 
 
+def test_only_the_ratio_of_weights_counts() -> None:
+    folder = DOCS / "reproduction" / "runs" / "drs-denoised-0.50"
+    result = _run(folder)
+    history = read_counts(LocalStore(folder), result.record)
+    config = result.record.config.certificate.model_copy(update={"weights": (1.0, 0.5), "pooled": False})
+    rule = rule_of(result.record.config, config)
+    table = certify_counts(history.at(reproduction_tables.FEW), result.record, rule, result.alpha)
+    expected = average_certified_radius(table["radius"].to_numpy(), table["correct"].to_numpy())
+    assert reproduction_tables.mean_radius_of_weight(2.0, result, history) == pytest.approx(expected)
+    assert reproduction_tables.mean_radius_of_weight(0.5, result, history) != pytest.approx(expected, abs=1e-4)
+
+
 def test_radii_are_rounded_down_to_the_grid() -> None:
     grid = np.array([0.25, 0.5])
     radii = np.array([0.0, 0.24, 0.25, 0.49, 0.5, 3.0])
@@ -128,3 +142,16 @@ def test_a_run_is_compared_with_rs_of_its_seed_and_with_a_network_for_each_sub_i
         assert set(rs) <= EXPERIMENTS.keys()
         if (DOCS / "reproduction" / "runs" / name).exists():
             assert all((DOCS / "reproduction" / "runs" / partner).exists() for partner in rs)
+
+
+@pytest.mark.parametrize("experiment", reproduction.TUNING, ids=lambda experiment: experiment.name)
+def test_settings_are_tuned_on_images_that_are_held_out(experiment: reproduction.Experiment) -> None:
+    config = load_config(experiment.file, experiment.settings([]))
+    assert config.training.hold_out is not None
+    assert config.dataset.split == "train"
+    everyone = np.arange(50_000)
+    certified, held_out = (
+        everyone[each.start : each.stop : each.skip] for each in (config.dataset.images, config.training.hold_out)
+    )
+    assert len(certified) == 500
+    assert set(certified) <= set(held_out)
