@@ -50,14 +50,14 @@ def tables(folder: Path) -> str:
     for (name, result), history in zip(results.items(), histories, strict=True):
         few[name], equal[name] = radii_from((FEW, EQUAL), result, history)
         equal[name] = on_grid(equal[name], grid)
-    parts = ["## Certified accuracy", *_accuracy(results, equal, few)]
-    parts += ["", "## The same votes by other rules", *_rules(results, histories)]
+    parts = ["### Certified accuracy", *_accuracy(results, equal, few)]
+    parts += ["", "### The same votes by other rules", *_rules(results, histories)]
     if any(result.record.sub_images > 1 for result in results.values()):
-        parts += ["", "## Other weights", *_weights(results, histories)]
-    parts += ["", "## The votes", *_votes(results)]
+        parts += ["", "### Other weights", *_weights(results, histories)]
+    parts += ["", "### The votes", *_votes(results)]
     if pairs := _pairs(results):
-        parts += ["", "## Differences of the mean radius", *_means(pairs, equal, few)]
-        parts += ["", "## Differences at each radius", *_shares(pairs)]
+        parts += ["", "### Differences of the mean radius", *_means(pairs, equal, few)]
+        parts += ["", "### Differences at each radius", *_shares(pairs)]
     return "\n".join(parts) + "\n"
 
 

@@ -121,7 +121,7 @@ def test_a_run_alone_has_tables_without_pairs(tmp_path: Path) -> None:
         shutil.copytree(DOCS / "reproduction" / "runs" / name, tmp_path / name / name)
         alone = reproduction_tables.tables(tmp_path / name)
         assert f"| {name} |" in alone
-        assert "## Differences" not in alone
+        assert "### Differences" not in alone
     with pytest.raises(CountsError, match=r"rs-0.25: no runs here; name a folder that has a directory for each run"):
         reproduction_tables.tables(tmp_path / "rs-0.25" / "rs-0.25")
 
