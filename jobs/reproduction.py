@@ -141,6 +141,11 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         Experiment(f"{kind}-0.50-long", f"{kind}-0.50", changes=(*_FEWER, f"training.epochs={epochs}"))
         for kind, epochs in (("rs", 36), ("k4-shared", 112))
     ),
+    # As cheap for each image as four quarters are for a quarter, so with as many epochs and steps in equal time.
+    *(
+        Experiment(f"rs-unshuffled-0.50{ending}", "rs-unshuffled-0.50", seed, _FEWER)
+        for seed, ending in enumerate(("", "-seed1"))
+    ),
     # As many steps of the optimizer as `k4-shared`, with its rate reduced as the root of the batch.
     Experiment("rs-0.50-small-batch", "rs-0.50", 1, (*_FEWER, "training.batch=41", "training.learning_rate=0.0028")),
     *(

@@ -17,6 +17,9 @@ from torch.nn import functional
 
 from drs_ray.errors import ClassifierError
 
+_Builder = Callable[[tuple[int, int, int], int, Mapping[str, int]], nn.Module]
+"""Input shape (C, h, w), number of classes, the architecture's own arguments -> a new network."""
+
 
 def build_architecture(
     name: str,
@@ -130,14 +133,18 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """The 16-32-64 ResNet for 32x32 images, depth = 6n + 2.
 
+    unshuffle: side r of the squares of pixels whose channels are stacked before the first convolution
+    (`torch.nn.PixelUnshuffle`). A pass then costs about 1 / r^2. 1: none.
+
     Parameter names are those of bearpaw/pytorch-classification, which Cohen et al. and the authors of DRS trained, so
     that their checkpoints load.
     """
 
-    def __init__(self, depth: int, channels: int, num_classes: int) -> None:
+    def __init__(self, depth: int, channels: int, num_classes: int, unshuffle: int = 1) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.unshuffle = nn.PixelUnshuffle(unshuffle) if unshuffle > 1 else nn.Identity()
+        self.conv1 = nn.Conv2d(channels * unshuffle**2, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = _stage(16, 16, blocks, stride=1)
@@ -150,7 +157,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, h, w] -> logits [N, num_classes]."""
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn1(self.conv1(self.unshuffle(x))))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.fc(x.mean(dim=(2, 3)))
         return logits
@@ -159,6 +166,19 @@ class CifarResNet(nn.Module):
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
     first = BasicBlock(inputs, outputs, stride)
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+def _cifar_resnet(depth: int) -> _Builder:
+    def build(image_shape: tuple[int, int, int], num_classes: int, own: Mapping[str, int]) -> nn.Module:
+        channels, height, width = image_shape
+        if height % own["unshuffle"] or width % own["unshuffle"]:
+            raise ClassifierError(
+                f"classifier resnet{depth}: argument unshuffle must divide the height and width of the input, "
+                f"{height} and {width}, got {own['unshuffle']}"
+            )
+        return CifarResNet(depth, channels, num_classes, **own)
+
+    return build
 
 
 def _resnet50(image_shape: tuple[int, int, int], num_classes: int, _: Mapping[str, int]) -> nn.Module:
@@ -191,12 +211,10 @@ def _per_channel(key: str, value: JsonValue, channels: int, above: float) -> lis
     return result
 
 
-_Builder = Callable[[tuple[int, int, int], int, Mapping[str, int]], nn.Module]
-
 ARCHITECTURES: Mapping[str, tuple[_Builder, Mapping[str, int]]] = {
     "digits-cnn": (lambda shape, classes, own: DigitsCNN(shape, classes, **own), {"width": 16, "hidden": 64}),
-    "resnet20": (lambda shape, classes, _: CifarResNet(20, shape[0], classes), {}),
-    "resnet110": (lambda shape, classes, _: CifarResNet(110, shape[0], classes), {}),
+    "resnet20": (_cifar_resnet(20), {"unshuffle": 1}),
+    "resnet110": (_cifar_resnet(110), {"unshuffle": 1}),
     "resnet50": (_resnet50, {}),
 }
 """Name -> function that builds it, and its own integer arguments with their defaults."""

@@ -77,11 +77,23 @@ def test_own_arguments_change_the_network() -> None:
     assert _parameters(small) < _parameters(build_architecture("digits-cnn", (1, 28, 28), 10, {}))
 
 
+def test_a_resnet_stacks_the_pixels_of_squares() -> None:
+    torch.manual_seed(0)
+    network = build_architecture("resnet20", (3, 32, 16), 10, {"unshuffle": 2}).eval()
+    plain = build_architecture("resnet20", (12, 16, 8), 10, {}).eval()
+    assert _parameters(network) == 272_474 + 9 * 9 * 16
+    plain.load_state_dict(network.state_dict())
+    x = torch.rand(2, 3, 32, 16)
+    stacked = torch.stack([x[:, c, i::2, j::2] for c in range(3) for i in range(2) for j in range(2)], dim=1)
+    with torch.inference_mode():
+        assert torch.allclose(network(x), plain(stacked), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "arguments", "message"),
     [
         ("vgg", (3, 32, 32), {}, r"must be one of digits-cnn, .* or your own factory as module:function, got 'vgg'"),
-        ("resnet20", (3, 32, 32), {"depth": 56}, r"resnet20: unknown argument 'depth'; allowed: mean, std"),
+        ("resnet20", (3, 32, 32), {"depth": 56}, r"resnet20: unknown argument 'depth'; allowed: mean, std, unshuffle"),
         ("digits-cnn", (1, 28, 28), {"widht": 3}, r"unknown argument 'widht'; allowed: mean, std, width"),
         ("digits-cnn", (1, 28, 28), {"width": 0}, r"width must be an integer >= 1, got 0"),
         ("digits-cnn", (1, 28, 28), {"width": True}, r"width must be an integer >= 1, got True"),
@@ -90,6 +102,7 @@ def test_own_arguments_change_the_network() -> None:
         ("resnet20", (3, 32, 32), {"mean": [0.5, 0.5, "a"]}, r"mean must be a list of 3 finite numbers"),
         ("resnet20", (3, 32, 32), {"mean": 0.5}, r"mean must be a list of 3 finite numbers, got 0.5"),
         ("resnet20", (3, 32, 32), {"std": [1.0, 1.0, 0.0]}, r"std must be a list of 3 numbers > 0"),
+        ("resnet110", (1, 28, 14), {"unshuffle": 4}, r"resnet110: argument unshuffle must divide .*, 28 and 14, got 4"),
         ("resnet50", (1, 28, 28), {}, r"resnet50 takes images with 3 channels, the data set has 1"),
     ],
 )
