@@ -38,14 +38,19 @@ def resnet50(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
 
 
 def voting(
-    network: nn.Module, image_shape: tuple[int, int, int], batch: int, precision: Precision, compile: bool
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    batch: int,
+    precision: Precision,
+    compile: bool,
+    device: str = "cpu",
 ) -> nn.Module:
-    """What votes on the CPU, of a network with ten classes."""
+    """What votes, of a network with ten classes."""
     return voting_classifier(
         network,
         precision=precision,
         compile=compile,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         batch=batch,
         image_shape=image_shape,
         num_classes=10,
@@ -53,9 +58,9 @@ def voting(
     ).module
 
 
-def default_precision() -> Precision:
-    """What `engine.precision: auto` is on this machine's CPU."""
-    return "bfloat16" if has_bfloat16("cpu") else "float32"
+def default_precision(device: str = "cpu") -> Precision:
+    """What `engine.precision: auto` is on a device of this machine."""
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def trained_config(directory: Path, architecture: str, **sections: Any) -> RunConfig:

@@ -9,6 +9,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from benchmarks.models import default_precision, write_images
 from drs_ray import certify
@@ -17,6 +20,7 @@ from drs_ray.counts.plan import Unit
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.outcome import Outcome
 
+DEVICE: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = 3
 IMAGES = 16
 SECONDS = 4.0
@@ -30,16 +34,17 @@ BARE = """
 import sys, time, torch
 from benchmarks import models
 torch.set_num_threads(1)
-name, channels, size, batch, compile, seconds = sys.argv[1], *map(int, sys.argv[2:6]), float(sys.argv[6])
+name, device, numbers = sys.argv[1], sys.argv[2], sys.argv[3:]
+channels, size, batch, compile, seconds = *map(int, numbers[:4]), float(numbers[4])
 shape = channels, size, size
 network = getattr(models, name)(shape, 10)
-model = models.voting(network, shape, batch, models.default_precision(), bool(compile))
+model = models.voting(network, shape, batch, models.default_precision(device), bool(compile), device)
 with torch.inference_mode():
-    x = torch.rand(batch, *shape).contiguous(memory_format=torch.channels_last)
-    model(x)
+    x = torch.rand(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    model(x).cpu()
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
-        model(x); done += batch
+        model(x).amax().cpu(); done += batch  # waits for a GPU
 print(done / (time.perf_counter() - started))
 """
 
@@ -67,13 +72,16 @@ def measure() -> Iterator[tuple[str, str, str]]:
             path.append(_path(name, dataset, samples, compiled, workers=1))
         bare.append(_bare(name, channels, size, compiled))
         ratio = statistics.median(path) / statistics.median(bare)
-        how = f"{default_precision()}{', compiled' if compiled else ''}, 1 thread, batch {DEFAULT_BATCH['cpu']}"
+        where = "1 thread" if DEVICE == "cpu" else torch.cuda.get_device_name()
+        how = f"{default_precision(DEVICE)}{', compiled' if compiled else ''}, {where}, batch {DEFAULT_BATCH[DEVICE]}"
         yield (
             f"worker path, {name}, {how}: {statistics.median(path):,.0f} of "
             f"{statistics.median(bare):,.0f} samples/s bare",
             f"{100 * ratio:.0f} %",
             aim,
         )
+    if DEVICE == "cuda":  # two workers would need two GPUs
+        return
     _, _, dataset, samples, compiled, _ = NETWORKS["resnet20"]
     alone, both = [], []
     for _ in range(ROUNDS):
@@ -87,8 +95,8 @@ def measure() -> Iterator[tuple[str, str, str]]:
 
 
 def _bare(name: str, channels: int, size: int, compiled: bool) -> float:
-    numbers: Sequence[object] = (channels, size, DEFAULT_BATCH["cpu"], int(compiled), SECONDS)
-    command = [sys.executable, "-c", BARE, name, *map(str, numbers)]
+    numbers: Sequence[object] = (channels, size, DEFAULT_BATCH[DEVICE], int(compiled), SECONDS)
+    command = [sys.executable, "-c", BARE, name, DEVICE, *map(str, numbers)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -104,7 +112,8 @@ def _path(name: str, dataset: str, samples: int, compiled: bool, workers: int) -
                 "partition": {"name": "none"},
                 "classifiers": [{"architecture": f"benchmarks.models:{name}", "sigma": 0.5}],
                 "budget": {"selection": 100, "estimation": samples},
-                "engine": {"address": "local", "workers": workers, "images_per_unit": 1, "compile": compiled},
+                "engine": {"address": "local", "workers": workers, "images_per_unit": 1}
+                | {"compile": compiled, "device": DEVICE},
                 "output": str(root / "run"),
             }
         )

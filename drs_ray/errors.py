@@ -68,6 +68,10 @@ class EngineError(DrsError):
     """A run that the engine could not complete."""
 
 
+class DeviceLostError(EngineError):
+    """A GPU that no longer works in this process, whose CUDA calls all fail from now on."""
+
+
 class UnitsSetAsideError(EngineError):
     """The run ended, but some units could not be computed; all the others are stored."""
 

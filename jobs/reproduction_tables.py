@@ -1,4 +1,4 @@
-"""The tables of docs/reproduction.md, from its runs: `python jobs/reproduction_tables.py docs/reproduction/runs`.
+"""The tables of docs/reproduction.md: `python jobs/reproduction_tables.py docs/reproduction`.
 
 Everything is computed from the stored votes and certificates, without torch, data or a GPU.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
@@ -30,6 +32,8 @@ FEW, EQUAL = 782, 12_500
 """Samples of the first stage of all runs, where every image has equally many; and of the last that most runs have."""
 WEIGHTS = (0.5, 0.8, 1.0, 1.25, 2.0)
 """Weights of the first sub-image's vote in one table; the others have 1."""
+TUNING_BASE = "rate-0.005"
+"""The setting that the others are compared with: that of all runs."""
 BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
 """The lines of docs/reproduction.md around the tables."""
 
@@ -125,6 +129,36 @@ def _rules(results: Mapping[str, RunResult], histories: Sequence[CountsHistory])
             yield [name, *(each if isinstance(each, str) else format_down(each, SHARE_DIGITS) for each in acr)]
 
     yield from _table(["run", "p_A, alpha in equal shares", "as published code prints", "drs-ray's default"], rows())
+
+
+def tuning_table(folder: Path) -> str:
+    """The table of settings tried on held-out images, as Markdown, of the runs `tuning-KIND-SETTING` in a folder.
+
+    Raises:
+        CountsError: there is no run, or one cannot be read.
+    """
+    stores = [LocalStore(path.parent) for path in sorted(folder.glob("tuning-*/run.json"))]
+    if not stores:
+        raise CountsError(f"{folder}: no runs of tuning here; name a folder that has a directory for each run")
+    radii: dict[str, dict[str, Radii]] = {}
+    for store in stores:
+        result = read_result(store)
+        kind, key, value = Path(store.uri).name.removeprefix("tuning-").rsplit("-", 2)
+        order = np.argsort(result.certificates["image_id"].to_numpy(), kind="stable")
+        radius = np.where(result.certificates["correct"].to_numpy(), result.certificates["radius"].to_numpy(), 0.0)
+        radii.setdefault(f"{key}-{value}", {})[kind] = np.maximum(radius, 0.0)[order]
+    kinds = sorted(radii[TUNING_BASE])
+
+    def cell(setting: str, kind: str) -> str:
+        found, base = radii[setting][kind], radii[TUNING_BASE][kind]
+        mean = format_down(float(found.mean()), SHARE_DIGITS)
+        if setting == TUNING_BASE:
+            return mean
+        apart = PairInMean.of(found - base, on_grid=False)
+        return f"{mean} ({apart.difference_text} {apart.interval_text})"
+
+    rows = ([setting, *(cell(setting, kind) for kind in kinds)] for setting in sorted(radii))
+    return "\n".join(["### Settings on held-out images", *_table(["setting", *kinds], rows)]) + "\n"
 
 
 def _weights(results: Mapping[str, RunResult], histories: Sequence[CountsHistory]) -> Iterator[str]:
@@ -256,8 +290,22 @@ def _table(heads: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-if __name__ == "__main__":
+def all_tables(folder: Path) -> str:
+    """The tables of the runs in `folder`/runs and of those in `folder`/tuning, as Markdown.
+
+    Raises:
+        CountsError: there is no run, or one cannot be read.
+    """
+    return f"{tables(folder / 'runs')}\n{tuning_table(folder / 'tuning')}"
+
+
+def main(folder: Annotated[Path, typer.Argument(help="Folder with `runs` and `tuning`.")]) -> None:
+    """Print the tables of docs/reproduction.md."""
     try:
-        print(tables(Path(sys.argv[1])), end="")
+        print(all_tables(folder), end="")
     except DrsError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -17,6 +17,12 @@ from tests.servers import S3Server
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, unless the tests of GPUs are chosen: what the others expect is a machine without one."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_real_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Takes the user's own credentials, profiles and endpoints away, so that no test can touch a real bucket."""

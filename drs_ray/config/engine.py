@@ -93,6 +93,13 @@ class EngineConfig(Section):
     def _one_rule_for_both_kinds(cls, value: object) -> object:
         return auto_or_bool(value)
 
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _gpus_are_whole_or_shared(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and not value.is_integer():  # Ray refuses it
+            raise ValueError("must be at most 1, or a whole number")
+        return value
+
     @field_validator("address")
     @classmethod
     def _address_is_known(cls, value: str) -> str:

@@ -17,8 +17,8 @@ from drs_ray.engine.outcome import Measured
 from drs_ray.engine.probe import PROBE_SECONDS
 from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.engine.unit_failures import RETRY_SECONDS, UnitFailures
-from drs_ray.engine.unit_runner import UnitRunner
-from drs_ray.errors import DrsError, StoreError
+from drs_ray.engine.unit_runner import UnitRunner, device_errors
+from drs_ray.errors import DeviceLostError, DrsError, StoreError
 from drs_ray.models import precision
 from drs_ray.models.torch_state import fixed_kernels
 from drs_ray.storage import Store
@@ -50,10 +50,14 @@ class InlineExecutor:
         with fixed_kernels(engine.device, engine.cpus_per_worker):
             dataset = None
             for unit in units:
-                runner = UnitRunner(record, unit.sub_image, dataset)
+                with device_errors():
+                    runner = UnitRunner(record, unit.sub_image, dataset)
                 dataset = runner.dataset
                 try:
-                    measured = runner.measure(unit, PROBE_SECONDS)
+                    with device_errors():
+                        measured = runner.measure(unit, PROBE_SECONDS)
+                except DeviceLostError:
+                    raise
                 except DrsError:  # the run itself will name the image and the cause
                     continue
                 found.setdefault(unit.sub_image, []).append(measured)
@@ -72,9 +76,13 @@ class InlineExecutor:
                 unit = queue.popleft()
                 if unit.sub_image not in runners:
                     shared = next((runner.dataset for runner in runners.values()), None)
-                    runners[unit.sub_image] = UnitRunner(record, unit.sub_image, shared)
+                    with device_errors():
+                        runners[unit.sub_image] = UnitRunner(record, unit.sub_image, shared)
                 try:
-                    outcome = runners[unit.sub_image].run(unit, store)
+                    with device_errors():
+                        outcome = runners[unit.sub_image].run(unit, store)
+                except DeviceLostError:
+                    raise
                 except StoreError as error:
                     if failures.not_stored(unit, str(error)):
                         queue.append(unit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +17,12 @@ from drs_ray.counts.run_record import RunRecord
 from drs_ray.data.datasets import Dataset, open_dataset
 from drs_ray.engine.outcome import Measured, Outcome
 from drs_ray.engine.part_writer import PartWriter
-from drs_ray.errors import ClassifierError, DataError
+from drs_ray.errors import ClassifierError, DataError, DeviceLostError
+from drs_ray.models.building import brief
 from drs_ray.models.check import FirstBatch, same_probe, tolerance_of
 from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.models.inference import voting_classifier
+from drs_ray.models.torch_state import device_is_lost
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.partition import Partition, partition_of
 from drs_ray.smoothing.voting import Sampler, count_votes
@@ -131,6 +134,29 @@ class UnitRunner:
             if time.perf_counter() - started >= seconds:
                 break
         return Measured(time.perf_counter() - started, rows * size, classes / rows)
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Turn errors of a GPU, in whatever call they come up, into one of drs-ray's.
+
+    Raises:
+        DeviceLostError: the GPU no longer works in this process. ClassifierError: its memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if device_is_lost():
+            raise DeviceLostError(
+                f"the GPU no longer works in this process ({brief(error)}); look at the GPU (nvidia-smi, dmesg), "
+                "then run the same command to resume"
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ClassifierError(
+                f"the GPU's memory ran out ({brief(error)}); lower engine.batch or noise.block, or give each worker "
+                "more of a GPU (engine.gpus_per_worker)"
+            ) from error
+        raise
 
 
 def _dataset_of(record: RunRecord) -> Dataset:

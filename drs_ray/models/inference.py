@@ -137,14 +137,14 @@ def compiled_module(
         device: the module's device.
 
     Raises:
-        CannotCompileError: no C++ compiler (CPU), a module that is not one graph, or compilation turned off.
+        CannotCompileError: no C or C++ compiler, a module that is not one graph, or compilation turned off.
     """
     try:
         return _Compiled(module, (batch, *image_shape), device)
     except Exception as error:  # the compiler may raise anything
         raise CannotCompileError(
             f"torch.compile failed ({brief(error)}); set engine.compile: false"
-            + ("" if device.type == "cuda" else ", or see that every node has a C++ compiler")
+            ", or see that every node has a C++ compiler"
         ) from error
 
 

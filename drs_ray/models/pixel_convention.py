@@ -89,7 +89,7 @@ def agreed(given: PixelsConfig | None, said: PixelsConfig, channels: int, source
     return given if given.resize is not None else given.model_copy(update={"resize": said.resize})
 
 
-_EVERY_PIXEL = torch.linspace(0, 1, 256).view(1, 1, -1, 1)
+_EVERY_PIXEL = torch.linspace(0, 1, 256, dtype=torch.float32, device="cpu").view(1, 1, -1, 1)
 
 
 def shape_seen(image_shape: Shape, pixels: PixelsConfig | None) -> Shape:

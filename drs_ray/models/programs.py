@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -29,16 +29,27 @@ class Program(nn.Module):
     The file's digest is a buffer, so that `module_digest` includes it like the weights.
     """
 
-    def __init__(self, graph: nn.Module, data: bytes) -> None:
+    def __init__(self, data: bytes) -> None:
+        """Read the program onto the CPU; torch raises nearly anything for a broken file."""
         super().__init__()
-        self.graph = graph
+        self._data = data
+        self.graph = _graph(data)
         digest = torch.tensor(list(hashlib.sha256(data).digest()), dtype=torch.uint8)
         self.register_buffer("file_digest", digest, persistent=False)
-        for part in self.modules():
-            part.training = False
+        self.training = False
 
     def train(self, mode: bool = True) -> Self:
         """Do nothing: a graph cannot change its mode, and torch's own method raises."""
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As of every module. On another device the graph is read anew, because devices also stand in its code."""
+        digest = self.get_buffer("file_digest")
+        device = fn(digest).device
+        if device != digest.device:
+            trainable = any(parameter.requires_grad for parameter in self.graph.parameters())
+            self.graph = _graph(self._data, device).requires_grad_(trainable)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, x: Tensor) -> object:
@@ -59,15 +70,27 @@ def load_program(location: str, remedy: str = "check the path") -> Program:
         )
     data = read_file(location, remedy)
     try:
-        with warnings.catch_warnings(), _no_pickled_code():
-            warnings.simplefilter("ignore")
-            graph = torch.export.load(io.BytesIO(data)).module()
+        return Program(data)
     except Exception as error:  # torch raises nearly anything for a broken file
         raise ClassifierError(
             f"checkpoint {location}: not a program that this torch {torch.__version__} can load ({brief(error)}); "
             "export it again, with this version and on the CPU"
         ) from error
-    return Program(graph, data)
+
+
+def _graph(data: bytes, device: torch.device | None = None) -> nn.Module:
+    """The program of a file as a module on a device; None: as it was exported."""
+    with warnings.catch_warnings(), _no_pickled_code():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(io.BytesIO(data))
+        if device is not None:
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, str(device))
+        graph = program.module()
+    for part in graph.modules():
+        part.training = False
+    return graph
 
 
 @contextmanager

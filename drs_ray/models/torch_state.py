@@ -27,6 +27,7 @@ def fix_kernels(device: str, cpus: float | None = None) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False  # torch's older name, which must agree: a user's module may read it
     for kernels in _multiplying():
         kernels.fp32_precision = "ieee"  # TF32 would keep 10 bits of float32's 23
 
@@ -45,8 +46,23 @@ def fixed_kernels(device: str, cpus: float | None = None) -> Iterator[None]:
             torch.set_num_threads(threads)
         if device == "cuda":
             cudnn.benchmark, cudnn.deterministic = before
+            cudnn.allow_tf32 = precisions[1] == "tf32"  # it cannot be read where the names below do not agree
             for kernels, precision in zip(_multiplying(), precisions, strict=True):
                 kernels.fp32_precision = precision
+
+
+def device_is_lost() -> bool:
+    """Whether all CUDA calls of this process fail from now on, as after a fault of the hardware or of a kernel.
+
+    After an error that is over, such as too little memory, they do not.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # torch has several types
+        return True
+    return False
 
 
 def threads_of(cpus_per_worker: float) -> int:

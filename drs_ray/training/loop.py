@@ -109,6 +109,7 @@ def train_network(
     Raises:
         ClassifierError: if the loss stops being finite. DataError: if an image cannot be read.
     """
+    on_report = on_report if on_report is not None and place.rank == 0 else lambda report: None
     generator = torch.Generator(device=place.device).manual_seed(seed)
     channels = dataset.image_shape[0]
     layout = _memory_format(module.to(place.device), partition.layout_shape(sub_images[0], channels), place.device)
@@ -120,11 +121,17 @@ def train_network(
         bfloat16 = start.bfloat16
         if start.optimizer:
             restore_optimizer(optimizer, start.optimizer)
-        if start.generator is not None:
+        if start.generator is not None and len(start.generator) == len(generator.get_state()):
             generator.set_state(start.generator)
+        elif start.generator is not None:  # of another kind of device; a group's is seeded again in every epoch
+            generator.manual_seed(derived_seed(seed, start.epoch))
+            if place.workers == 1:
+                on_report(
+                    f"{sub_images_text(sub_images)}: goes on from a state of another kind of device: the order of the "
+                    f"images and the noise of {place.device} are others than there"
+                )
     if bfloat16 is None:
         bfloat16 = _in_bfloat16(training, place)
-    on_report = on_report if on_report is not None and place.rank == 0 else lambda report: None
     if bfloat16 and not has_bfloat16(place.device):
         on_report(
             f"{sub_images_text(sub_images)}: computes in bfloat16, for which {place.device} has no units: slower than "

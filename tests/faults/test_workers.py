@@ -53,6 +53,18 @@ def test_a_killed_worker_gives_its_unit_back(tmp_path):
     assert disturbed.certificates.equals(undisturbed.certificates)
 
 
+def test_a_worker_whose_gpu_is_lost_ends_and_no_unit_is_blamed(tmp_path, undisturbed):
+    marker = tmp_path / "lose-once"
+    marker.touch()
+    data = _two_workers(tmp_path / "run", factory="loses_device", trigger=BATCH, marker=str(marker))
+    events = Events()
+    disturbed = certify(parse_config(data), events)
+    assert not marker.exists()
+    assert len([m for m in events.messages if m.startswith("lost a worker at counts/")]) == 1
+    assert not [m for m in events.messages if m.startswith("set aside")]
+    assert counts_digest(disturbed.uri) == counts_digest(undisturbed.uri)
+
+
 @pytest.mark.slow
 def test_a_worker_killed_while_it_starts_is_replaced(tmp_path, undisturbed):
     marker = tmp_path / "die-once"

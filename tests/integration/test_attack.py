@@ -11,8 +11,10 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import drs_ray
+from drs_ray.checks.attack import run as attack_run
 from drs_ray.checks.attack.report import AttackReport
 from drs_ray.checks.attack.run import attack
 from drs_ray.config import DatasetConfig, parse_config
@@ -65,6 +67,32 @@ def test_a_classifier_that_writes_over_its_input_is_voted_on_and_attacked_as_any
     assert drs_ray.read_certificates(place)["radius"] == drs_ray.read_certificates(finished)["radius"]
     assert np.array_equal(drs_ray.attack(place, 6, **QUICK).norm, honest.norm, equal_nan=True)
     drs_ray.verify(place, 3).check()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_group_of_images_that_does_not_fit_into_memory_is_divided(
+    finished: Path, honest: AttackReport, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    search, fits, tried = attack_run.search_directions, 2, []
+
+    def limited(target: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        tried.append(len(images))
+        if len(images) > fits:
+            error = torch.OutOfMemoryError("tried to allocate 20 GiB")
+            if wrapped:
+                raise ClassifierError("the classifier failed") from error
+            raise error
+        return search(target, images, *rest)
+
+    monkeypatch.setattr(attack_run, "search_directions", limited)
+    divided = drs_ray.attack(str(finished), 6, **QUICK)
+    assert divided.table["image_id"] == honest.table["image_id"]
+    assert np.allclose(divided.norm, honest.norm, rtol=1e-3, equal_nan=True)
+    assert tried[0] == len(honest.table)
+    assert sum(images for images in tried if images <= fits) == len(honest.table)
+    fits = 0
+    with pytest.raises(ClassifierError, match=r"the GPU's memory ran out \(OutOfMemoryError: .*\); lower --samples"):
+        drs_ray.attack(str(finished), 6, **QUICK)
 
 
 def test_one_process_reads_the_data_set_once_for_all_sub_images(

@@ -162,6 +162,34 @@ def hangs(image_shape: tuple[int, int, int], num_classes: int, trigger: int, mar
     return _SignalsItselfWhileMarked(image_shape, num_classes, trigger, marker, True, signal.SIGSTOP)
 
 
+class _LosesItsDevice(_Faulty):
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str) -> None:
+        super().__init__(image_shape, num_classes, trigger)
+        self._marker = marker
+
+    def misbehave(self, logits: Tensor) -> Tensor:
+        if _taken(self._marker):
+            lose_device()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        return logits
+
+
+def lose_device() -> None:
+    """From now on all CUDA calls of this process fail, as after an illegal access of a kernel on a real GPU."""
+
+    def fails() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.synchronize = fails  # type: ignore[assignment]
+
+
+def loses_device(image_shape: tuple[int, int, int], num_classes: int, trigger: int, marker: str) -> nn.Module:
+    """Loses its process's GPU on a whole batch, once, when the marker file exists."""
+    return _LosesItsDevice(image_shape, num_classes, trigger, marker)
+
+
 class _Overflows(_Faulty):
     def misbehave(self, logits: Tensor) -> Tensor:
         return logits / 0.0

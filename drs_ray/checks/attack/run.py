@@ -35,7 +35,8 @@ from drs_ray.counts.schema import ATTACKS, with_metadata
 from drs_ray.data.datasets import Dataset
 from drs_ray.engine.stored_run import device_here, on_device, with_places_here
 from drs_ray.engine.unit_runner import UnitRunner
-from drs_ray.errors import ConfigError, CountsError
+from drs_ray.errors import ClassifierError, ConfigError, CountsError
+from drs_ray.models.building import brief
 from drs_ray.models.torch_state import fixed_kernels, plain_torch
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.tables import ABSTAIN
@@ -128,8 +129,12 @@ def attack(
     with fixed_kernels(used):
         target, dataset = _load(here, rule, seed)
         size = max(1, target.samplers[0].batch // samples)
-        for start in range(0, len(rows), size):
-            found += _attack(target, dataset, rows[start : start + size], effort)
+        while len(found) < len(rows):
+            group = _attack_if_it_fits(target, dataset, rows[len(found) : len(found) + size], effort)
+            if group is None:
+                size = (size + 1) // 2
+                continue
+            found += group
             if on_progress is not None:
                 on_progress(len(found), len(rows))
     options = {
@@ -183,6 +188,25 @@ def _load(record: RunRecord, rule: Rule, seed: int) -> tuple[Target, Dataset]:
         seed=seed,
     )
     return target, first.dataset
+
+
+def _attack_if_it_fits(
+    target: Target, dataset: Dataset, rows: Sequence[dict[str, Any]], effort: _Effort
+) -> list[dict[str, Any]] | None:
+    """See `_attack`. None: the GPU's memory is too small for so many images at a time.
+
+    Raises:
+        ClassifierError: it is too small for one image.
+    """
+    try:
+        return _attack(target, dataset, rows, effort)
+    except (ClassifierError, torch.OutOfMemoryError) as error:
+        cause = error.__cause__ if isinstance(error, ClassifierError) else error
+        if not isinstance(cause, torch.OutOfMemoryError):
+            raise
+        if len(rows) == 1:
+            raise ClassifierError(f"the GPU's memory ran out ({brief(cause)}); lower --samples") from error
+    return None  # outside of the handler, whose error would keep the memory
 
 
 def _attack(target: Target, dataset: Dataset, rows: Sequence[dict[str, Any]], effort: _Effort) -> list[dict[str, Any]]:

@@ -228,7 +228,15 @@ def _reason(error: Exception) -> str:
 
 
 def _check_room(engine: EngineConfig, placement: Placement, workers: int, on_note: Callable[[str], None]) -> None:
-    """Refuse a group that a local Ray, which never grows, cannot hold at the same time. On a cluster, add a note."""
+    """Refuse a group that a local Ray, which never grows, cannot hold at the same time. On a cluster, add a note.
+
+    Also refuse workers that would share a GPU, which NCCL refuses only when all have started.
+    """
+    if workers > 1 and 0 < placement.gpus < 1:
+        raise ConfigError(
+            f"engine.gpus_per_worker: training.workers ({workers}) need a whole GPU each, got {placement.gpus:g}; "
+            "use 1, or training.workers: 1"
+        )
     nodes = ray.nodes()
     room = sum(placement.workers_on(node) for node in nodes)
     if room >= workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import pickle
@@ -152,3 +153,28 @@ def test_torchscript_is_refused_with_a_way_out(tmp_path: Path) -> None:
         ClassifierError, match=r"script.pt: is a TorchScript program, not weights; export .*torch.export"
     ):
         load_classifier(**{**GIVEN, "architecture": "resnet20"}, checkpoint=str(file))
+
+
+class _NamesDevices(nn.Module):
+    """Its exported code names the CPU: in a conversion, in what it makes, and in a constant that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 5)
+        self.scale = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.linear(x.flatten(1).float()) * self.scale
+        return made + torch.arange(5, device=x.device) + torch.zeros(5, device=x.device)
+
+
+def test_a_program_that_names_devices_can_be_moved(tmp_path: Path) -> None:
+    network = _NamesDevices().eval()
+    loaded = load_classifier(**GIVEN, checkpoint=export(tmp_path / "model.pt2", network)).module
+    x = torch.rand(7, 1, 8, 8)
+    moved = copy.deepcopy(loaded).requires_grad_(False).to("meta")  # it checks devices, as CUDA does
+    with torch.inference_mode():
+        assert moved(x.to("meta")).shape == (7, 5)
+        assert torch.equal(loaded(x), network(x))
+    assert not any(parameter.requires_grad for parameter in moved.parameters())
+    assert not any(part.training for part in moved.modules())

@@ -177,6 +177,12 @@ def test_other_settings_of_cudnn_come_back() -> None:
     try:
         with fixed_kernels("cuda"):
             assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+            assert cudnn.conv.fp32_precision == "ieee"  # type: ignore[attr-defined]
+            assert not cudnn.allow_tf32  # it raises where it does not agree
+            with cudnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+                assert not cudnn.enabled
+        assert cudnn.allow_tf32
+        assert cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
         assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
     finally:
         cudnn.benchmark, cudnn.deterministic = before

@@ -131,9 +131,10 @@ def test_torch_normals_are_drawn_in_float64_for_their_tails() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@any_kind
-def test_cuda_noise_is_the_same_for_any_batch_and_range(kind: Distribution) -> None:
+@pytest.mark.parametrize("sigma", [None, 0.5, 5.0], ids=["normal", "lattice", "wide lattice"])
+def test_cuda_noise_is_the_same_for_any_batch_and_range(sigma: float | None) -> None:
     device = torch.device("cuda")
+    kind = STANDARD_NORMAL if sigma is None else lattice_integers(lattice_table(sigma).to(device))
     whole = torch.cat(batches(0, 250, block=100, batch=100, kind=kind, device=device))
     for batch in (1, 7, 1000):
         assert torch.equal(torch.cat(batches(0, 250, block=100, batch=batch, kind=kind, device=device)), whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,22 @@ def test_a_seed_gives_the_same_weights_whatever_the_global_generator_does() -> N
     other, _ = _train(8, dropout=0.2)
     assert module_digest(first) == module_digest(again)
     assert module_digest(first) != module_digest(other)
+
+
+def test_a_state_of_another_kind_of_device_goes_on_with_other_noise() -> None:
+    half, epochs = _train(7, epochs=2, checkpoint_every=1)
+    state = epochs[0].state
+    assert state is not None
+    there = replace(state, generator=torch.zeros(16, dtype=torch.uint8))  # the size of a state of CUDA's generator
+    warnings: list[str] = []
+    resumed, again = _train(7, epochs=2, start=there, warnings=warnings)
+    assert [done.epoch for done in again] == [2]
+    assert module_digest(resumed) == module_digest(_train(7, epochs=2, start=there)[0])
+    assert module_digest(resumed) != module_digest(half)
+    assert warnings == [
+        "sub-image 1: goes on from a state of another kind of device: the order of the images and the noise of cpu are "
+        "others than there"
+    ]
 
 
 def test_every_setting_has_an_effect() -> None:

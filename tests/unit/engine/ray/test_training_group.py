@@ -72,6 +72,16 @@ def test_room_is_needed_for_all_workers_at_once(monkeypatch: pytest.MonkeyPatch)
     )
 
 
+def test_workers_that_train_together_share_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_group, "ray", _Cluster())
+    engine = EngineConfig(device="cuda", gpus_per_worker=0.5, address="auto")
+    with pytest.raises(
+        ConfigError, match=r"engine.gpus_per_worker: training.workers \(2\) need a whole GPU each, got 0.5"
+    ):
+        training_group._check_room(engine, Placement.of(engine), 2, lambda note: None)
+    training_group._check_room(engine, Placement.of(engine), 1, lambda note: None)
+
+
 class _Unended:
     """A group that goes on, and a mailbox whose job has failed for good."""
 
