@@ -89,6 +89,7 @@ def test_a_group_of_images_that_does_not_fit_into_memory_is_divided(
     assert divided.table["image_id"] == honest.table["image_id"]
     assert np.allclose(divided.norm, honest.norm, rtol=1e-3, equal_nan=True)
     assert tried[0] == len(honest.table)
+    assert fits in tried
     assert sum(images for images in tried if images <= fits) == len(honest.table)
     fits = 0
     with pytest.raises(ClassifierError, match=r"the GPU's memory ran out \(OutOfMemoryError: .*\); lower --samples"):
