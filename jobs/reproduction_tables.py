@@ -5,6 +5,7 @@ Everything is computed from the stored votes and certificates, without torch, da
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -232,16 +233,16 @@ def partners(name: str) -> list[str]:
     """The runs that a run is compared with, by name.
 
     They are that of RS with its total sigma, training and seed, and of one network for several sub-images also that
-    with a network for each. The control of `k4-shared` takes as many steps of the optimizer.
+    with a network for each, and RS by a cheaper network. One of RS takes as many steps of the optimizer as `k4-shared`.
     """
     kind, _, rest = name.partition("-")
     if kind == "rs":
-        return []
+        return [re.sub(r"unshuffled\d*-", "", name)] if "unshuffled" in name else []
     for word in ("filled-", "masked-", "shared-", "columns-"):
         rest = rest.replace(word, "")
     found = [f"rs-{rest}"]
-    if "shared-" in name and "columns-" not in name:
-        found.append(name.replace("shared-", ""))
+    if "shared-" in name and "columns-" not in name and "unshuffled-" not in name:
+        found += [name.replace("shared-", ""), f"rs-unshuffled-{rest}"]
     return [*found, "rs-0.50-small-batch"] if name == "k4-shared-0.50-seed1" else found
 
 
