@@ -31,6 +31,8 @@ from drs_ray.storage import LocalStore
 
 FEW, EQUAL = 782, 12_500
 """Samples of the first stage of all runs, where every image has equally many; and of the last that most runs have."""
+STAGES = (FEW, 1563, 3125, 6250, EQUAL)
+"""Ends of the stages that most runs have, in samples of an image and sub-image."""
 WEIGHTS = (0.5, 0.8, 1.0, 1.25, 2.0)
 """Weights of the first sub-image's vote in one table; the others have 1."""
 TUNING_BASE = "rate-0.005"
@@ -56,6 +58,7 @@ def tables(folder: Path) -> str:
         few[name], equal[name] = radii_from((FEW, EQUAL), result, history)
         equal[name] = on_grid(equal[name], grid)
     parts = ["### Certified accuracy", *_accuracy(results, equal, few)]
+    parts += ["", "### On the grid from fewer samples", *_fewer(results, histories, grid)]
     parts += ["", "### The same votes by other rules", *_rules(results, histories)]
     if any(result.record.sub_images > 1 for result in results.values()):
         parts += ["", "### Other weights", *_weights(results, histories)]
@@ -116,6 +119,19 @@ def _accuracy(results: Mapping[str, RunResult], equal: Mapping[str, Radii], few:
             for name, summary in zip(results, summaries, strict=True)
         ),
     )
+
+
+def _fewer(
+    results: Mapping[str, RunResult], histories: Sequence[CountsHistory], grid: NDArray[np.float64]
+) -> Iterator[str]:
+    def rows() -> Iterator[list[str]]:
+        for (name, result), history in zip(results.items(), histories, strict=True):
+            ends = [samples for samples in STAGES if samples <= history.cuts[-1]]
+            means = [on_grid(radii, grid).mean() for radii in radii_from(ends, result, history)]
+            cells = [format_down(float(mean), SHARE_DIGITS) for mean in means]
+            yield [name, *cells, *["-"] * (len(STAGES) - len(cells))]
+
+    yield from _table(["run", *(f"{samples:,}" for samples in STAGES)], rows())
 
 
 def _rules(results: Mapping[str, RunResult], histories: Sequence[CountsHistory]) -> Iterator[str]:
