@@ -1,4 +1,4 @@
-"""The tables of docs/reproduction.md: `python jobs/reproduction_tables.py docs/reproduction`.
+"""The tables of docs/reproduction.md: `python jobs/reproduction_tables.py docs/reproduction/runs`.
 
 Everything is computed from the stored votes and certificates, without torch, data or a GPU.
 """
@@ -41,15 +41,27 @@ BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
 """The lines of docs/reproduction.md around the tables."""
 
 
-def tables(folder: Path) -> str:
-    """All tables, as Markdown, of the runs in a folder: one run per directory, by name.
+def tables(*folders: Path) -> str:
+    """All tables, as Markdown, of the runs in folders: one run per directory, by name.
 
     Raises:
         CountsError: there is no run, or one cannot be read or has no early stage.
     """
-    stores = [LocalStore(path.parent) for path in sorted(folder.glob("*/run.json"))]
-    if not stores:
-        raise CountsError(f"{folder}: no runs here; name a folder that has a directory for each run")
+    found = [LocalStore(path.parent) for folder in folders for path in sorted(folder.glob("*/run.json"))]
+    if not found:
+        raise CountsError(f"{folders[0]}: no runs here; name a folder that has a directory for each run")
+    tuned = [read_result(store) for store in found if _is_tuning(store)]
+    stores = [store for store in found if not _is_tuning(store)]
+    parts = [*_compared(stores)] if stores else []
+    parts += ["", "### Settings on held-out images", *_tuning(tuned)] if tuned else []
+    return "\n".join(parts) + "\n"
+
+
+def _is_tuning(store: LocalStore) -> bool:
+    return Path(store.uri).name.startswith("tuning-")
+
+
+def _compared(stores: Sequence[LocalStore]) -> Iterator[str]:
     results = {Path(store.uri).name: read_result(store) for store in stores}
     histories = [read_counts(store, result.record) for store, result in zip(stores, results.values(), strict=True)]
     grid = next(iter(results.values())).curve["radius"].to_numpy()
@@ -57,16 +69,15 @@ def tables(folder: Path) -> str:
     for (name, result), history in zip(results.items(), histories, strict=True):
         few[name], equal[name] = radii_from((FEW, EQUAL), result, history)
         equal[name] = on_grid(equal[name], grid)
-    parts = ["### Certified accuracy", *_accuracy(results, equal, few)]
-    parts += ["", "### On the grid from fewer samples", *_fewer(results, histories, grid)]
-    parts += ["", "### The same votes by other rules", *_rules(results, histories)]
+    yield from ("### Certified accuracy", *_accuracy(results, equal, few))
+    yield from ("", "### On the grid from fewer samples", *_fewer(results, histories, grid))
+    yield from ("", "### The same votes by other rules", *_rules(results, histories))
     if any(result.record.sub_images > 1 for result in results.values()):
-        parts += ["", "### Other weights", *_weights(results, histories)]
-    parts += ["", "### The votes", *_votes(results)]
+        yield from ("", "### Other weights", *_weights(results, histories))
+    yield from ("", "### The votes", *_votes(results))
     if pairs := _pairs(results):
-        parts += ["", "### Differences of the mean radius", *_means(pairs, equal, few)]
-        parts += ["", "### Differences at each radius", *_shares(pairs)]
-    return "\n".join(parts) + "\n"
+        yield from ("", "### Differences of the mean radius", *_means(pairs, equal, few))
+        yield from ("", "### Differences at each radius", *_shares(pairs))
 
 
 Radii = NDArray[np.float64]
@@ -148,34 +159,32 @@ def _rules(results: Mapping[str, RunResult], histories: Sequence[CountsHistory])
     yield from _table(["run", "p_A, alpha in equal shares", "as published code prints", "drs-ray's default"], rows())
 
 
-def tuning_table(folder: Path) -> str:
-    """The table of settings tried on held-out images, as Markdown, of the runs `tuning-KIND-SETTING` in a folder.
-
-    Raises:
-        CountsError: there is no run, or one cannot be read.
-    """
-    stores = [LocalStore(path.parent) for path in sorted(folder.glob("tuning-*/run.json"))]
-    if not stores:
-        raise CountsError(f"{folder}: no runs of tuning here; name a folder that has a directory for each run")
+def _tuning(results: Sequence[RunResult]) -> Iterator[str]:
+    """Settings in the rows, kinds of runs in the columns: mean radius, and its difference from `TUNING_BASE`."""
     radii: dict[str, dict[str, Radii]] = {}
-    for store in stores:
-        result = read_result(store)
-        kind, key, value = Path(store.uri).name.removeprefix("tuning-").rsplit("-", 2)
-        order = np.argsort(result.certificates["image_id"].to_numpy(), kind="stable")
-        radius = np.where(result.certificates["correct"].to_numpy(), result.certificates["radius"].to_numpy(), 0.0)
-        radii.setdefault(f"{key}-{value}", {})[kind] = np.maximum(radius, 0.0)[order]
-    kinds = sorted(radii[TUNING_BASE])
+    for result in results:
+        kind, key, value = Path(result.uri).name.removeprefix("tuning-").rsplit("-", 2)
+        table = result.certificates
+        order = np.argsort(table["image_id"].to_numpy(), kind="stable")
+        radius = np.where(table["correct"].to_numpy(), np.maximum(table["radius"].to_numpy(), 0.0), 0.0)
+        radii.setdefault(f"{key}-{value}", {})[kind] = radius[order]
+    kinds = sorted(radii.get(TUNING_BASE, {}))
+    if not kinds:
+        raise CountsError(f"no run of tuning has the setting {TUNING_BASE}, with which the others are compared; run it")
 
     def cell(setting: str, kind: str) -> str:
-        found, base = radii[setting][kind], radii[TUNING_BASE][kind]
+        base, found = radii[TUNING_BASE][kind], radii[setting].get(kind)
+        if found is None:
+            return "-"
         mean = format_down(float(found.mean()), SHARE_DIGITS)
         if setting == TUNING_BASE:
             return mean
         apart = PairInMean.of(found - base, on_grid=False)
         return f"{mean} ({apart.difference_text} {apart.interval_text})"
 
-    rows = ([setting, *(cell(setting, kind) for kind in kinds)] for setting in sorted(radii))
-    return "\n".join(["### Settings on held-out images", *_table(["setting", *kinds], rows)]) + "\n"
+    yield from _table(
+        ["setting", *kinds], ([setting, *(cell(setting, kind) for kind in kinds)] for setting in sorted(radii))
+    )
 
 
 def _weights(results: Mapping[str, RunResult], histories: Sequence[CountsHistory]) -> Iterator[str]:
@@ -307,19 +316,10 @@ def _table(heads: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def all_tables(folder: Path) -> str:
-    """The tables of the runs in `folder`/runs and of those in `folder`/tuning, as Markdown.
-
-    Raises:
-        CountsError: there is no run, or one cannot be read.
-    """
-    return f"{tables(folder / 'runs')}\n{tuning_table(folder / 'tuning')}"
-
-
-def main(folder: Annotated[Path, typer.Argument(help="Folder with `runs` and `tuning`.")]) -> None:
+def main(folders: Annotated[list[Path], typer.Argument(help="Folders with a directory for each run.")]) -> None:
     """Print the tables of docs/reproduction.md."""
     try:
-        print(all_tables(folder), end="")
+        print(tables(*folders), end="")
     except DrsError as error:
         sys.exit(f"error: {error}")
 
