@@ -9,13 +9,14 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import JsonValue
 
 from drs_ray.config import TrainingConfig
 from drs_ray.data.arrays import ArrayDataset, load_mnist5k
@@ -47,6 +48,12 @@ def measure() -> Iterator[tuple[str, str, str]]:
             f"{fast / plain:.2f}x",
             ">= 2x" if units == "with" else "",
         )
+        _, cheap = _rates(colour, "resnet20", {"unshuffle": 2}, flip=True, shift=2)
+        yield (
+            f"training ResNet-20 on the same halves: `unshuffle: 2` against 1 ({cheap:,.0f} and {fast:,.0f} images/s)",
+            f"{cheap / fast:.2f}x",
+            ">= 2x",
+        )
         plain, quick = _rates(digits, "digits-cnn")
         yield (
             f"training the demo's CNN on halves of digits: the same ({quick:,.0f} and {plain:,.0f} images/s)",
@@ -58,24 +65,28 @@ def measure() -> Iterator[tuple[str, str, str]]:
         torch.set_num_threads(threads)
 
 
-def _rates(dataset: ArrayDataset, architecture: str, **training: int) -> tuple[float, float]:
+def _rates(
+    dataset: ArrayDataset, architecture: str, arguments: Mapping[str, JsonValue] = {}, **training: int
+) -> tuple[float, float]:
     """Images/s of float32, contiguous, and of bfloat16 as it is trained by default where there are units for it."""
     rates: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(ROUNDS + 1):
         for bfloat16, measured in rates.items():
             settings = TrainingConfig(epochs=1, batch=BATCH, mixed_precision=bfloat16, **training)
             if bfloat16:
-                measured.append(_rate(dataset, architecture, settings))
+                measured.append(_rate(dataset, architecture, arguments, settings))
                 continue
             with patch.object(loop, "_memory_format", lambda *_: torch.contiguous_format):
-                measured.append(_rate(dataset, architecture, settings))
+                measured.append(_rate(dataset, architecture, arguments, settings))
     return statistics.median(rates[False][1:]), statistics.median(rates[True][1:])
 
 
-def _rate(dataset: ArrayDataset, architecture: str, training: TrainingConfig) -> float:
+def _rate(
+    dataset: ArrayDataset, architecture: str, arguments: Mapping[str, JsonValue], training: TrainingConfig
+) -> float:
     channels, height, width = dataset.image_shape
     partition = make_partition("checkerboard", height, width, "packed")
-    module = build_module(architecture, {}, partition.layout_shape(0, channels), 10)
+    module = build_module(architecture, arguments, partition.layout_shape(0, channels), 10)
     started = time.process_time()
     train_network(module, in_memory_if_small(dataset), partition, [0], 0.35, training)
     return len(dataset) / (time.process_time() - started)

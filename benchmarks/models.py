@@ -17,9 +17,9 @@ from drs_ray.models.inference import voting_classifier
 from drs_ray.models.precision import has_bfloat16
 
 
-def resnet20(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def resnet20(image_shape: tuple[int, int, int], num_classes: int, unshuffle: int = 1) -> nn.Module:
     """ResNet-20 with random weights."""
-    return _random("resnet20", image_shape, num_classes)
+    return _random("resnet20", image_shape, num_classes, unshuffle=unshuffle)
 
 
 def digits_cnn(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -84,9 +84,9 @@ def trained_config(directory: Path, architecture: str, **sections: Any) -> RunCo
     return config
 
 
-def _random(name: str, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def _random(name: str, image_shape: tuple[int, int, int], num_classes: int, **arguments: int) -> nn.Module:
     torch.manual_seed(0)
-    return build_architecture(name, image_shape, num_classes, {}).eval()
+    return build_architecture(name, image_shape, num_classes, arguments).eval()
 
 
 def write_images(root: Path, count: int, classes: int = 10, size: int = 32) -> None:
