@@ -134,11 +134,11 @@ def _finetuned(kind: str, start: Experiment) -> Experiment:
     return Experiment(f"{kind}-0.50-finetuned", f"{kind}-0.50", 1, changes, after=start)
 
 
-def _unshuffled(kind: str, side: int, epochs: int, seed: int) -> Experiment:
+def _unshuffled(kind: str, side: int, epochs: int, seed: int, sigma: str = "0.50") -> Experiment:
     """By a network that stacks squares of side x side pixels, for as many epochs as cost the same time."""
-    name = f"{kind}-unshuffled{side if side > 2 else ''}-0.50{f'-seed{seed}' if seed else ''}"
-    networks = (f"classifiers.{k}.arguments.unshuffle={side}" for k in range(_classifiers(f"{kind}-0.50")))
-    return Experiment(name, f"{kind}-0.50", seed, (*_FEWER, f"training.epochs={epochs}", *networks))
+    name = f"{kind}-unshuffled{side if side > 2 else ''}-{sigma}{f'-seed{seed}' if seed else ''}"
+    networks = (f"classifiers.{k}.arguments.unshuffle={side}" for k in range(_classifiers(f"{kind}-{sigma}")))
+    return Experiment(name, f"{kind}-{sigma}", seed, (*_FEWER, f"training.epochs={epochs}", *networks))
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -159,6 +159,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         for seed in (0, 1)
         for kind, epochs in (("rs", 28), ("k4-shared", 61), ("drs-shared", 40))
     ),
+    _unshuffled("rs", 2, 28, 0, "0.25"),
     _unshuffled("rs", 4, 60, 0),
     # As many steps of the optimizer as `k4-shared`, with its rate reduced as the root of the batch.
     Experiment("rs-0.50-small-batch", "rs-0.50", 1, (*_FEWER, "training.batch=41", "training.learning_rate=0.0028")),
