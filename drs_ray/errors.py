@@ -41,6 +41,10 @@ class ClassifierError(DrsError):
     """A base classifier that cannot be built, loaded or trusted (wrong checkpoint, NaN logits)."""
 
 
+class DeviceLostError(DrsError):
+    """A GPU that no longer works in this process, whose CUDA calls all fail from now on. No unit is to blame."""
+
+
 class StoreError(DrsError):
     """A directory or bucket that cannot be read or written.
 
@@ -66,10 +70,6 @@ class SoundnessError(DrsError):
 
 class EngineError(DrsError):
     """A run that the engine could not complete."""
-
-
-class DeviceLostError(EngineError):
-    """A GPU that no longer works in this process, whose CUDA calls all fail from now on."""
 
 
 class UnitsSetAsideError(EngineError):

@@ -35,6 +35,7 @@ STAGES = (FEW, 1563, 3125, 6250, EQUAL)
 """Ends of the stages that most runs have, in samples of an image and sub-image."""
 WEIGHTS = (0.5, 0.8, 1.0, 1.25, 2.0)
 """Weights of the first sub-image's vote in one table; the others have 1."""
+_TUNED = "tuning-"
 TUNING_BASE = "rate-0.005"
 """The setting that the others are compared with: that of all runs."""
 BEGIN, END = "<!-- made by jobs/reproduction_tables.py -->", "<!-- end -->"
@@ -47,23 +48,25 @@ def tables(*folders: Path) -> str:
     Raises:
         CountsError: there is no run, or one cannot be read or has no early stage.
     """
-    found = [LocalStore(path.parent) for folder in folders for path in sorted(folder.glob("*/run.json"))]
-    if not found:
-        raise CountsError(f"{folders[0]}: no runs here; name a folder that has a directory for each run")
-    tuned = [read_result(store) for store in found if _is_tuning(store)]
-    stores = [store for store in found if not _is_tuning(store)]
-    parts = [*_compared(stores)] if stores else []
-    parts += ["", "### Settings on held-out images", *_tuning(tuned)] if tuned else []
-    return "\n".join(parts) + "\n"
+    stores: dict[str, LocalStore] = {}
+    for folder in folders:
+        here = {path.parent.name: LocalStore(path.parent) for path in sorted(folder.glob("*/run.json"))}
+        if not here:
+            raise CountsError(f"{folder}: no runs here; name a folder that has a directory for each run")
+        if twice := here.keys() & stores.keys():
+            raise CountsError(f"{folder}: the run {min(twice)} is in another folder too; name one of them")
+        stores |= here
+    tuned = {name: read_result(store) for name, store in stores.items() if name.startswith(_TUNED)}
+    compared = {name: store for name, store in stores.items() if name not in tuned}
+    sections = ["\n".join(_compared(compared))] if compared else []
+    if tuned:
+        sections.append("\n".join(["### Settings on held-out images", *_tuning(tuned)]))
+    return "\n\n".join(sections) + "\n"
 
 
-def _is_tuning(store: LocalStore) -> bool:
-    return Path(store.uri).name.startswith("tuning-")
-
-
-def _compared(stores: Sequence[LocalStore]) -> Iterator[str]:
-    results = {Path(store.uri).name: read_result(store) for store in stores}
-    histories = [read_counts(store, result.record) for store, result in zip(stores, results.values(), strict=True)]
+def _compared(stores: Mapping[str, LocalStore]) -> Iterator[str]:
+    results = {name: read_result(store) for name, store in stores.items()}
+    histories = [read_counts(store, results[name].record) for name, store in stores.items()]
     grid = next(iter(results.values())).curve["radius"].to_numpy()
     few, equal = {}, {}
     for (name, result), history in zip(results.items(), histories, strict=True):
@@ -159,32 +162,36 @@ def _rules(results: Mapping[str, RunResult], histories: Sequence[CountsHistory])
     yield from _table(["run", "p_A, alpha in equal shares", "as published code prints", "drs-ray's default"], rows())
 
 
-def _tuning(results: Sequence[RunResult]) -> Iterator[str]:
+def _tuning(results: Mapping[str, RunResult]) -> Iterator[str]:
     """Settings in the rows, kinds of runs in the columns: mean radius, and its difference from `TUNING_BASE`."""
     radii: dict[str, dict[str, Radii]] = {}
-    for result in results:
-        kind, key, value = Path(result.uri).name.removeprefix("tuning-").rsplit("-", 2)
-        table = result.certificates
-        order = np.argsort(table["image_id"].to_numpy(), kind="stable")
-        radius = np.where(table["correct"].to_numpy(), np.maximum(table["radius"].to_numpy(), 0.0), 0.0)
-        radii.setdefault(f"{key}-{value}", {})[kind] = radius[order]
-    kinds = sorted(radii.get(TUNING_BASE, {}))
-    if not kinds:
-        raise CountsError(f"no run of tuning has the setting {TUNING_BASE}, with which the others are compared; run it")
+    for name, result in results.items():
+        found = re.fullmatch(rf"{_TUNED}(.+)-((?:rate|shift)-[\d.]+)", name)
+        if found is None:
+            raise CountsError(f"{name}: a run of tuning is called {_TUNED}KIND-rate-0.005 or the like; rename it")
+        table = result.certificates.sort_by("image_id")
+        kind, setting = found.groups()
+        radius = np.maximum(table["radius"].to_numpy(), 0.0)
+        radii.setdefault(setting, {})[kind] = np.where(table["correct"].to_numpy(), radius, 0.0)
+    bases = radii.get(TUNING_BASE, {})
+    kinds = sorted({kind for each in radii.values() for kind in each})
+    if missing := set(kinds) - bases.keys():
+        raise CountsError(
+            f"{_TUNED}{min(missing)}-{TUNING_BASE}: not there, and the others are compared with it; run it"
+        )
 
     def cell(setting: str, kind: str) -> str:
-        base, found = radii[TUNING_BASE][kind], radii[setting].get(kind)
+        found = radii[setting].get(kind)
         if found is None:
             return "-"
         mean = format_down(float(found.mean()), SHARE_DIGITS)
         if setting == TUNING_BASE:
             return mean
-        apart = PairInMean.of(found - base, on_grid=False)
+        apart = PairInMean.of(found - bases[kind], on_grid=False)
         return f"{mean} ({apart.difference_text} {apart.interval_text})"
 
-    yield from _table(
-        ["setting", *kinds], ([setting, *(cell(setting, kind) for kind in kinds)] for setting in sorted(radii))
-    )
+    rows = ([setting, *(cell(setting, kind) for kind in kinds)] for setting in sorted(radii))
+    yield from _table(["setting", *kinds], rows)
 
 
 def _weights(results: Mapping[str, RunResult], histories: Sequence[CountsHistory]) -> Iterator[str]:

@@ -37,7 +37,9 @@ class EngineConfig(Section):
     )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs of a worker; also its number of torch threads.")
     gpus_per_worker: float | None = Field(
-        None, ge=0, description="GPUs of a worker; null: 1 on cuda, 0 on cpu. Fractions share a GPU."
+        None,
+        ge=0,
+        description="GPUs of a worker; null: 1 on cuda, 0 on cpu. At most 1 (fractions share a GPU) or a whole number.",
     )
     device: DeviceName = Field("auto", description="auto: cuda where the cluster has GPUs, else cpu.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -92,13 +94,6 @@ class EngineConfig(Section):
     @classmethod
     def _one_rule_for_both_kinds(cls, value: object) -> object:
         return auto_or_bool(value)
-
-    @field_validator("gpus_per_worker")
-    @classmethod
-    def _gpus_are_whole_or_shared(cls, value: float | None) -> float | None:
-        if value is not None and value > 1 and not value.is_integer():  # Ray refuses it
-            raise ValueError("must be at most 1, or a whole number")
-        return value
 
     @field_validator("address")
     @classmethod

@@ -17,7 +17,7 @@ from drs_ray.engine.outcome import Measured
 from drs_ray.engine.probe import PROBE_SECONDS
 from drs_ray.engine.remaining_units import RemainingUnits
 from drs_ray.engine.unit_failures import RETRY_SECONDS, UnitFailures
-from drs_ray.engine.unit_runner import UnitRunner, device_errors
+from drs_ray.engine.unit_runner import UnitRunner
 from drs_ray.errors import DeviceLostError, DrsError, StoreError
 from drs_ray.models import precision
 from drs_ray.models.torch_state import fixed_kernels
@@ -50,12 +50,10 @@ class InlineExecutor:
         with fixed_kernels(engine.device, engine.cpus_per_worker):
             dataset = None
             for unit in units:
-                with device_errors():
-                    runner = UnitRunner(record, unit.sub_image, dataset)
+                runner = UnitRunner(record, unit.sub_image, dataset)
                 dataset = runner.dataset
                 try:
-                    with device_errors():
-                        measured = runner.measure(unit, PROBE_SECONDS)
+                    measured = runner.measure(unit, PROBE_SECONDS)
                 except DeviceLostError:
                     raise
                 except DrsError:  # the run itself will name the image and the cause
@@ -76,12 +74,10 @@ class InlineExecutor:
                 unit = queue.popleft()
                 if unit.sub_image not in runners:
                     shared = next((runner.dataset for runner in runners.values()), None)
-                    with device_errors():
-                        runners[unit.sub_image] = UnitRunner(record, unit.sub_image, shared)
+                    runners[unit.sub_image] = UnitRunner(record, unit.sub_image, shared)
                 try:
-                    with device_errors():
-                        outcome = runners[unit.sub_image].run(unit, store)
-                except DeviceLostError:
+                    outcome = runners[unit.sub_image].run(unit, store)
+                except DeviceLostError:  # all further units would fail too
                     raise
                 except StoreError as error:
                     if failures.not_stored(unit, str(error)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drs_ray.config import EngineConfig
-from drs_ray.errors import counted
+from drs_ray.errors import ConfigError, counted
 
 Node = Mapping[str, Any]
 """One entry of `ray.nodes()`, with "Alive", "Resources" (name -> total) and "Labels" (key -> value)."""
@@ -26,10 +26,16 @@ class Placement:
 
     @classmethod
     def of(cls, engine: EngineConfig) -> Placement:
-        """The placement of a config. On cuda the default of `gpus_per_worker` is a whole GPU."""
+        """The placement of a config. On cuda the default of `gpus_per_worker` is a whole GPU.
+
+        Raises:
+            ConfigError: Ray gives no such share of GPUs.
+        """
         gpus = engine.gpus_per_worker
         if gpus is None:
             gpus = 1.0 if engine.device == "cuda" else 0.0
+        if gpus > 1 and not gpus.is_integer():
+            raise ConfigError(f"engine.gpus_per_worker: must be at most 1 or a whole number, got {gpus:g}")
         return cls(engine.cpus_per_worker, gpus, engine.resources, engine.labels)
 
     @property

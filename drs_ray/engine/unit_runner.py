@@ -22,7 +22,7 @@ from drs_ray.models.building import brief
 from drs_ray.models.check import FirstBatch, same_probe, tolerance_of
 from drs_ray.models.factory import BaseClassifier, load_classifier
 from drs_ray.models.inference import voting_classifier
-from drs_ray.models.torch_state import device_is_lost
+from drs_ray.models.torch_state import device_is_lost, out_of_memory
 from drs_ray.smoothing.keys import NoiseKey
 from drs_ray.smoothing.partition import Partition, partition_of
 from drs_ray.smoothing.voting import Sampler, count_votes
@@ -31,12 +31,36 @@ from drs_ray.storage import Store
 _MOST_DRAWS = 5000
 
 
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Turn errors of a GPU, in whatever call they come up, into one of drs-ray's.
+
+    Raises:
+        DeviceLostError: the GPU no longer works in this process. ClassifierError: its memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if device_is_lost():
+            raise DeviceLostError(
+                f"the GPU no longer works in this process ({brief(error)}); look at the GPU (nvidia-smi, dmesg), "
+                "then run the same command to resume"
+            ) from error
+        if (memory := out_of_memory(error)) is not None:
+            raise ClassifierError(
+                f"the GPU's memory ran out ({brief(memory)}); lower engine.batch or noise.block, or give each worker "
+                "more of a GPU (engine.gpus_per_worker)"
+            ) from error
+        raise
+
+
 class UnitRunner:
     """Computes units of one sub-image on one device.
 
     dataset: the run's data set. classifier: the classifier that votes, on its device. sampler: of the noisy copies.
     """
 
+    @device_errors()
     def __init__(self, record: RunRecord, sub_image: int, dataset: Dataset | None = None) -> None:
         """Load the data set and the classifier of `sub_image`.
 
@@ -105,6 +129,7 @@ class UnitRunner:
                     image_id, label, unit.sub_image, draw.phase, draw.stage, draw.first_sample, draw.samples, votes
                 )
 
+    @device_errors()
     def run(self, unit: Unit, store: Store) -> Outcome:
         """Compute the unit and store its part in one piece. The outcome contains the part."""
         started = time.perf_counter()
@@ -113,6 +138,7 @@ class UnitRunner:
         retries = self._writer.put(store, unit.key, part)
         return Outcome(counted - started, time.perf_counter() - counted, part, retries)
 
+    @device_errors()
     def measure(self, unit: Unit, seconds: float) -> Measured:
         """Draw votes of the unit's first image for `seconds`, after two batches of warm-up.
 
@@ -134,29 +160,6 @@ class UnitRunner:
             if time.perf_counter() - started >= seconds:
                 break
         return Measured(time.perf_counter() - started, rows * size, classes / rows)
-
-
-@contextmanager
-def device_errors() -> Iterator[None]:
-    """Turn errors of a GPU, in whatever call they come up, into one of drs-ray's.
-
-    Raises:
-        DeviceLostError: the GPU no longer works in this process. ClassifierError: its memory ran out.
-    """
-    try:
-        yield
-    except Exception as error:
-        if device_is_lost():
-            raise DeviceLostError(
-                f"the GPU no longer works in this process ({brief(error)}); look at the GPU (nvidia-smi, dmesg), "
-                "then run the same command to resume"
-            ) from error
-        if isinstance(error, torch.OutOfMemoryError):
-            raise ClassifierError(
-                f"the GPU's memory ran out ({brief(error)}); lower engine.batch or noise.block, or give each worker "
-                "more of a GPU (engine.gpus_per_worker)"
-            ) from error
-        raise
 
 
 def _dataset_of(record: RunRecord) -> Dataset:

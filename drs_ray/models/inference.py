@@ -143,8 +143,8 @@ def compiled_module(
         return _Compiled(module, (batch, *image_shape), device)
     except Exception as error:  # the compiler may raise anything
         raise CannotCompileError(
-            f"torch.compile failed ({brief(error)}); set engine.compile: false"
-            ", or see that every node has a C++ compiler"
+            f"torch.compile failed ({brief(error)}); set engine.compile: false, "
+            "or see that every node has a C++ compiler"
         ) from error
 
 

@@ -30,7 +30,7 @@ class Program(nn.Module):
     """
 
     def __init__(self, data: bytes) -> None:
-        """Read the program onto the CPU; torch raises nearly anything for a broken file."""
+        """Read the program as it was exported; torch raises nearly anything for a broken file."""
         super().__init__()
         self._data = data
         self.graph = _graph(data)
@@ -43,12 +43,17 @@ class Program(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As of every module. On another device the graph is read anew, because devices also stand in its code."""
+        """As of every module. On another device the graph is read anew, because devices also stand in its code.
+
+        It then has the weights of the file. Nothing in drs-ray changes those of a program.
+        """
         digest = self.get_buffer("file_digest")
         device = fn(digest).device
         if device != digest.device:
             trainable = any(parameter.requires_grad for parameter in self.graph.parameters())
-            self.graph = _graph(self._data, device).requires_grad_(trainable)
+            self.graph = _graph(self._data, device)
+            if not trainable:
+                self.graph.requires_grad_(False)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -79,7 +84,7 @@ def load_program(location: str, remedy: str = "check the path") -> Program:
 
 
 def _graph(data: bytes, device: torch.device | None = None) -> nn.Module:
-    """The program of a file as a module on a device; None: as it was exported."""
+    """The program of a file as a module on a device; None: that on which it was exported."""
     with warnings.catch_warnings(), _no_pickled_code():
         warnings.simplefilter("ignore")
         program = torch.export.load(io.BytesIO(data))

@@ -65,6 +65,12 @@ def device_is_lost() -> bool:
     return False
 
 
+def out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:
+    """The error, or its cause, if it says that a GPU's memory ran out."""
+    found = (each for each in (error, error.__cause__) if isinstance(each, torch.OutOfMemoryError))
+    return next(found, None)
+
+
 def threads_of(cpus_per_worker: float) -> int:
     """Torch threads of a worker: its whole CPUs, at least one."""
     return max(1, math.floor(cpus_per_worker))

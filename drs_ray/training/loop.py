@@ -127,8 +127,9 @@ def train_network(
             generator.manual_seed(derived_seed(seed, start.epoch))
             if place.workers == 1:
                 on_report(
-                    f"{sub_images_text(sub_images)}: goes on from a state of another kind of device: the order of the "
-                    f"images and the noise of {place.device} are others than there"
+                    f"{sub_images_text(sub_images)}: the state is of another kind of device than {place.device}: the "
+                    "order and noise of the remaining epochs differ from those of an undisturbed training; go on there "
+                    "to keep them"
                 )
     if bfloat16 is None:
         bfloat16 = _in_bfloat16(training, place)

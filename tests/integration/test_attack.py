@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -69,30 +71,43 @@ def test_a_classifier_that_writes_over_its_input_is_voted_on_and_attacked_as_any
     drs_ray.verify(place, 3).check()
 
 
+class _Memory:
+    """Stands for the tensors of a search."""
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_group_of_images_that_does_not_fit_into_memory_is_divided(
     finished: Path, honest: AttackReport, monkeypatch: pytest.MonkeyPatch, wrapped: bool
 ) -> None:
-    search, fits, tried = attack_run.search_directions, 2, []
+    search, fits = attack_run.search_directions, 2
+    tried: list[int] = []
+    held: list[weakref.ref[_Memory]] = []
 
     def limited(target: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        assert not [memory for memory in held if memory() is not None], "of a search that has failed"
         tried.append(len(images))
-        if len(images) > fits:
-            error = torch.OutOfMemoryError("tried to allocate 20 GiB")
-            if wrapped:
-                raise ClassifierError("the classifier failed") from error
-            raise error
-        return search(target, images, *rest)
+        if len(images) <= fits:
+            return search(target, images, *rest)
+        memory = _Memory()
+        held.append(weakref.ref(memory))
+        if wrapped:
+            raise ClassifierError("the classifier failed") from torch.OutOfMemoryError("tried to allocate 20 GiB")
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     monkeypatch.setattr(attack_run, "search_directions", limited)
-    divided = drs_ray.attack(str(finished), 6, **QUICK)
+    gc.disable()
+    try:
+        divided = drs_ray.attack(str(finished), 6, **QUICK)
+    finally:
+        gc.enable()
     assert divided.table["image_id"] == honest.table["image_id"]
     assert np.allclose(divided.norm, honest.norm, rtol=1e-3, equal_nan=True)
     assert tried[0] == len(honest.table)
-    assert fits in tried
+    assert tried[1] == (tried[0] + 1) // 2
     assert sum(images for images in tried if images <= fits) == len(honest.table)
     fits = 0
-    with pytest.raises(ClassifierError, match=r"the GPU's memory ran out \(OutOfMemoryError: .*\); lower --samples"):
+    held.clear()
+    with pytest.raises(ClassifierError, match=r"memory is too small for 8 noisy copies of one image .*lower --samples"):
         drs_ray.attack(str(finished), 6, **QUICK)
 
 

@@ -40,6 +40,36 @@ def test_the_tables_are_those_of_the_runs() -> None:
     assert written.strip() == reproduction_tables.tables(DOCS / "reproduction" / "runs").strip()
 
 
+SUMMARY = {
+    "one for each sub-image": [["rs-0.50", "rs-0.50-seed1"], ["drs-0.50", "drs-0.50-seed1"], ["k4-0.50"]],
+    "one for all sub-images": [
+        [],
+        ["drs-shared-0.50", "drs-shared-0.50-seed1"],
+        ["k4-shared-0.50", "k4-shared-0.50-seed1"],
+    ],
+    "one, whose passes cost a third": [
+        ["rs-unshuffled-0.50", "rs-unshuffled-0.50-seed1"],
+        ["drs-shared-unshuffled-0.50"],
+        ["k4-shared-unshuffled-0.50"],
+    ],
+    "one, trained four times as long": [["rs-0.50-long"], [], ["k4-shared-0.50-long"]],
+}
+
+
+def test_the_summaries_are_of_the_runs() -> None:
+    """Their figures are "on the grid from 12,500" of the table."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    heads = next(row for row in rows if row[0] == "run")
+    at = heads.index("on the grid from 12,500")
+    figures = {row[0]: row[at] for row in rows if len(row) == len(heads)}
+    table = {name: [", ".join(figures[run] for run in runs) for runs in cells] for name, cells in SUMMARY.items()}
+    lines = [f"| {name} | {' | '.join(cells)} |".replace("|  |", "| |") for name, cells in table.items()]
+    for page in (PAGE, DOCS / "choosing.md"):
+        assert "\n".join(lines) in page.read_text().replace("**", "")
+    each, one, cheap, _ = table.values()
+    assert f"| {each[0]} | {cheap[0]} | {each[1]} | {one[1]} | {one[2]} (" in (DOCS.parent / "README.md").read_text()
+
+
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
 def test_a_run_is_of_the_committed_config_and_of_the_published_data(folder: Path) -> None:
     result, experiment = _run(folder), EXPERIMENTS[folder.name]
@@ -163,3 +193,30 @@ def test_settings_are_tuned_on_images_that_are_held_out(experiment: reproduction
     )
     assert len(certified) == 500
     assert set(certified) <= set(held_out)
+
+
+def test_tables_of_tuning_compare_with_the_settings_of_all_runs(tmp_path: Path) -> None:
+    runs = DOCS / "reproduction" / "runs"
+    base, other = ("rs-0.50", "rs-unshuffled-0.50")
+    for name, run in (("tuning-rs-rate-0.005", base), ("tuning-rs-shift-4", other)):
+        shutil.copytree(runs / run, tmp_path / "tuned" / name)
+    found = reproduction_tables.tables(tmp_path / "tuned")
+    means = {name: _run(runs / name).average_certified_radius for name in (base, other)}
+    assert found.startswith("### Settings on held-out images\n| setting | rs |\n")
+    assert f"| rate-0.005 | {means[base] - 0.0005:.3f} |\n| shift-4 | {means[other] - 0.0005:.3f} (+0.044 [" in found
+    shutil.copytree(runs / base, tmp_path / "others" / base)
+    both = reproduction_tables.tables(tmp_path / "others", tmp_path / "tuned")
+    assert both == f"{reproduction_tables.tables(tmp_path / 'others')}\n{found}"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CountsError, match=r"empty: no runs here"):
+        reproduction_tables.tables(tmp_path / "others", tmp_path / "empty")
+    with pytest.raises(CountsError, match=r"the run rs-0.50 is in another folder too; name one of them"):
+        reproduction_tables.tables(tmp_path / "others", runs)
+    shutil.copytree(runs / base, tmp_path / "tuned" / "tuning-drs-shift-4")
+    with pytest.raises(CountsError, match=r"tuning-drs-rate-0.005: not there, .*; run it"):
+        reproduction_tables.tables(tmp_path / "tuned")
+    shutil.copytree(runs / base, tmp_path / "named" / "tuning-rs-0.005")
+    with pytest.raises(
+        CountsError, match=r"tuning-rs-0.005: a run of tuning is called tuning-KIND-rate-0.005 or the like"
+    ):
+        reproduction_tables.tables(tmp_path / "named")

@@ -36,8 +36,7 @@ from drs_ray.data.datasets import Dataset
 from drs_ray.engine.stored_run import device_here, on_device, with_places_here
 from drs_ray.engine.unit_runner import UnitRunner
 from drs_ray.errors import ClassifierError, ConfigError, CountsError
-from drs_ray.models.building import brief
-from drs_ray.models.torch_state import fixed_kernels, plain_torch
+from drs_ray.models.torch_state import fixed_kernels, out_of_memory, plain_torch
 from drs_ray.results.reduce import RunResult, read_result
 from drs_ray.results.tables import ABSTAIN
 from drs_ray.smoothing.keys import Phase
@@ -130,11 +129,12 @@ def attack(
         target, dataset = _load(here, rule, seed)
         size = max(1, target.samplers[0].batch // samples)
         while len(found) < len(rows):
-            group = _attack_if_it_fits(target, dataset, rows[len(found) : len(found) + size], effort)
-            if group is None:
-                size = (size + 1) // 2
+            group = rows[len(found) : len(found) + size]
+            attacked = _attack(target, dataset, group, effort)
+            if attacked is None:
+                size = (len(group) + 1) // 2
                 continue
-            found += group
+            found += attacked
             if on_progress is not None:
                 on_progress(len(found), len(rows))
     options = {
@@ -190,41 +190,46 @@ def _load(record: RunRecord, rule: Rule, seed: int) -> tuple[Target, Dataset]:
     return target, first.dataset
 
 
-def _attack_if_it_fits(
+def _attack(
     target: Target, dataset: Dataset, rows: Sequence[dict[str, Any]], effort: _Effort
 ) -> list[dict[str, Any]] | None:
-    """See `_attack`. None: the GPU's memory is too small for so many images at a time.
+    """Rows of the attack's table for a group of images. None: the GPU's memory is too small for so many at a time."""
+    images = torch.from_numpy(dataset.images([row["image_id"] for row in rows]))
+    begin = np.array([row["radius"] for row in rows]) + np.sqrt(np.mean(np.square(target.sigmas)))
+    directions = _directions(target, images, begin, rows, effort)
+    if directions is None:
+        return None
+    group = zip(rows, images, directions, begin, strict=True)
+    return [_Ray(target, effort, row, image, d).confirmed(LONGEST * float(first)) for row, image, d, first in group]
+
+
+def _directions(
+    target: Target, images: Tensor, begin: NDArray[np.float64], rows: Sequence[dict[str, Any]], effort: _Effort
+) -> Tensor | None:
+    """See `search_directions`. None: the GPU's memory is too small for so many images at a time.
 
     Raises:
         ClassifierError: it is too small for one image.
     """
     try:
-        return _attack(target, dataset, rows, effort)
-    except (ClassifierError, torch.OutOfMemoryError) as error:
-        cause = error.__cause__ if isinstance(error, ClassifierError) else error
-        if not isinstance(cause, torch.OutOfMemoryError):
+        return search_directions(
+            target,
+            images.to(target.device),
+            [row["image_id"] for row in rows],
+            torch.tensor([row["prediction"] for row in rows], device=target.device),
+            torch.tensor(begin, dtype=torch.float32, device=target.device),
+            effort.steps,
+            effort.samples,
+        ).cpu()
+    except Exception as error:
+        if out_of_memory(error) is None:
             raise
         if len(rows) == 1:
-            raise ClassifierError(f"the GPU's memory ran out ({brief(cause)}); lower --samples") from error
-    return None  # outside of the handler, whose error would keep the memory
-
-
-def _attack(target: Target, dataset: Dataset, rows: Sequence[dict[str, Any]], effort: _Effort) -> list[dict[str, Any]]:
-    """Rows of the attack's table for a group of images."""
-    ids = [row["image_id"] for row in rows]
-    images = torch.from_numpy(dataset.images(ids))
-    begin = np.array([row["radius"] for row in rows]) + np.sqrt(np.mean(np.square(target.sigmas)))
-    directions = search_directions(
-        target,
-        images.to(target.device),
-        ids,
-        torch.tensor([row["prediction"] for row in rows], device=target.device),
-        torch.tensor(begin, dtype=torch.float32, device=target.device),
-        effort.steps,
-        effort.samples,
-    ).cpu()
-    group = zip(rows, images, directions, begin, strict=True)
-    return [_Ray(target, effort, row, image, d).confirmed(LONGEST * float(first)) for row, image, d, first in group]
+            raise ClassifierError(
+                f"the GPU's memory is too small for {effort.samples} noisy copies of one image with their gradients; "
+                "lower --samples, or use --device cpu"
+            ) from error
+    return None  # after the handler: its error holds the memory of the search
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from drs_ray.counts.plan import Unit
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.ray.failures import last_line, node_was_lost, ray_or_resume, reason_of, start_error
 from drs_ray.engine.unit_failures import RETRY_SECONDS, UnitFailures
-from drs_ray.errors import EngineError, StoreError, counted
+from drs_ray.errors import DeviceLostError, EngineError, StoreError, counted
 
 _TICK_SECONDS = 1.0
 _FAILED_STARTS_AT_FIRST = 3
@@ -204,6 +204,9 @@ class Dispatcher:
         try:
             result = ray.get(call)
         except RayTaskError as error:  # the worker is alive; its start or its unit raised
+            if isinstance(error.cause, DeviceLostError):  # all further units would fail there, within a moment
+                self._lost(worker, error)
+                return
             if unit is None:
                 self._start_raised(worker, error)
                 return
@@ -244,10 +247,10 @@ class Dispatcher:
             self._paused.append((time.monotonic() + RETRY_SECONDS, unit))
 
     def _lost(self, worker: _Worker, error: RayError) -> None:
-        """The actor is dead or unreachable. It is ended in any case, because it may still hold a GPU."""
+        """The actor is dead, unreachable or without its GPU. It is ended in any case: it may still hold the GPU."""
         self._end_worker(worker)
         pool, unit = worker.pool, worker.unit
-        reason = f"{type(error).__name__}: {last_line(error)}"
+        reason = reason_of(error) if isinstance(error, RayTaskError) else f"{type(error).__name__}: {last_line(error)}"
         node_lost = node_was_lost(error)
         if unit is not None:
             self._requeue(unit, reason, node_lost)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord, read_record
 from drs_ray.engine.outcome import Measured, Outcome
-from drs_ray.engine.unit_runner import UnitRunner, device_errors
-from drs_ray.errors import CountsError, DeviceLostError, StoreError
+from drs_ray.engine.unit_runner import UnitRunner
+from drs_ray.errors import CountsError, StoreError
 from drs_ray.models.torch_state import fix_kernels
 from drs_ray.storage import Store, open_store
 
@@ -27,40 +23,20 @@ class RemoteWorker:
         record = _prepare_process(record_json, directory)
         self._store = open_store(uri, record.config.output.endpoint_url)
         _check_sees_run(self._store, record)
-        with _ends_with_its_device():
-            self._runner = UnitRunner(record, sub_image)
+        self._runner = UnitRunner(record, sub_image)
 
     def load(self, record_json: bytes, sub_image: int, directory: str) -> None:
         """`start` for a worker that only measures; the run need not be stored."""
-        record = _prepare_process(record_json, directory)
-        with _ends_with_its_device():
-            self._runner = UnitRunner(record, sub_image)
+        self._runner = UnitRunner(_prepare_process(record_json, directory), sub_image)
 
     def measure(self, unit: Unit, seconds: float) -> Measured:
         """See `UnitRunner.measure`."""
-        with _ends_with_its_device():
-            return self._runner.measure(unit, seconds)
+        return self._runner.measure(unit, seconds)
 
     def run(self, unit: Unit, returns_part: bool) -> Outcome:
         """Compute a unit and store its part. The outcome contains the part only if `returns_part`."""
-        with _ends_with_its_device():
-            outcome = self._runner.run(unit, self._store)
+        outcome = self._runner.run(unit, self._store)
         return outcome if returns_part else replace(outcome, part=b"")
-
-
-@contextmanager
-def _ends_with_its_device() -> Iterator[None]:
-    """End this process if its GPU no longer works. So the driver gives the unit to another worker.
-
-    If it lived on, every further unit would fail here within a moment, while other workers compute.
-    """
-    try:
-        with device_errors():
-            yield
-    except DeviceLostError:
-        traceback.print_exc()  # into the worker's log
-        sys.stderr.flush()
-        os._exit(1)
 
 
 def _prepare_process(record_json: bytes, directory: str) -> RunRecord:

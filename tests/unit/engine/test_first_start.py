@@ -10,6 +10,7 @@ from drs_ray.counts.plan import Unit
 from drs_ray.counts.run_record import RunRecord, with_engine
 from drs_ray.engine.first_start import decide_first_start
 from drs_ray.engine.sizing import sized
+from drs_ray.errors import DeviceLostError
 from drs_ray.models.inference import CannotCompileError
 from tests.unit.engine.factories import FakeExecutor, Recorder, open_record, record_of, unlike
 
@@ -96,6 +97,16 @@ def test_auto_falls_back_by_name() -> None:
     decided, _ = decide_first_start(record, FakeExecutor(rate=cannot), recorder)
     assert decided.config.engine.compile is False
     assert recorder.events == ["warning: the run is done without torch.compile: torch.compile failed (no C++ compiler)"]
+
+
+def test_a_gpu_that_is_lost_is_not_taken_for_a_failure_to_compile() -> None:
+    def lost(unit: Unit, record: RunRecord) -> float:
+        if record.config.engine.compile:
+            raise DeviceLostError("the GPU no longer works in this process")
+        return 1000.0
+
+    with pytest.raises(DeviceLostError):
+        decide_first_start(open_record(estimation=LARGE), FakeExecutor(rate=lost), Recorder())
 
 
 @pytest.mark.parametrize("images_per_unit", [3, None])

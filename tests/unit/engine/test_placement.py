@@ -8,6 +8,7 @@ import pytest
 
 from drs_ray.config import EngineConfig
 from drs_ray.engine.placement import Placement
+from drs_ray.errors import ConfigError
 
 
 def node(resources: dict[str, float], labels: dict[str, str] | None = None, alive: bool = True) -> dict[str, Any]:
@@ -33,6 +34,12 @@ def node(resources: dict[str, float], labels: dict[str, str] | None = None, aliv
 def test_workers_on_a_node(cpus: float, gpus: float, resources: dict[str, float], workers: int) -> None:
     assert Placement(cpus, gpus, {}, {}).workers_on(node(resources)) == workers
     assert Placement(cpus, gpus, {}, {}).workers_on(node(resources, alive=False)) == 0
+
+
+def test_gpus_are_whole_or_a_share_of_one() -> None:
+    assert Placement.of(EngineConfig(device="cuda", gpus_per_worker=2)).gpus == 2
+    with pytest.raises(ConfigError, match=r"engine.gpus_per_worker: must be at most 1 or a whole number, got 1.5"):
+        Placement.of(EngineConfig(device="cuda", gpus_per_worker=1.5))
 
 
 def test_custom_resources_bound_the_workers_of_a_node() -> None:

@@ -9,20 +9,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from drs_ray import certify
 from drs_ray.config import EngineConfig, parse_config
 from drs_ray.counts.plan import plan_units
-from drs_ray.counts.run_record import RunRecord
+from drs_ray.counts.run_record import RunRecord, read_record
 from drs_ray.data import folders
+from drs_ray.engine import unit_runner
 from drs_ray.engine.description import describe_run, resolve
 from drs_ray.engine.observer import Observer
 from drs_ray.engine.opening import open_executor
-from drs_ray.engine.unit_runner import UnitRunner
-from drs_ray.errors import ClassifierError
+from drs_ray.engine.unit_runner import UnitRunner, device_errors
+from drs_ray.errors import ClassifierError, DeviceLostError, InterruptedRunError
 from drs_ray.models.inference import VotingClassifier
-from tests.support.runs import run_data
+from drs_ray.storage import LocalStore
+from tests.support.runs import BATCH, run_config, run_data
 from tests.unit.counts.factories import MemoryStore
 
 IMAGES = 24
@@ -132,3 +136,66 @@ def test_a_sample_of_the_first_batch_that_voted_otherwise_alone_fails_every_unit
     for _ in range(2):
         with pytest.raises(ClassifierError, match="sub-image 0: the classifier answers a sample differently"):
             list(runner.count(unit))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Make this process one with a GPU that works, or no longer does."""
+
+    def set_to(works: bool) -> None:
+        def synchronize() -> None:
+            if not works:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+
+    return set_to
+
+
+MEMORY = torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+
+def test_errors_of_a_gpu_are_told_apart(gpu: Callable[[bool], None]) -> None:
+    wrapped = ClassifierError("the classifier failed")
+    wrapped.__cause__ = MEMORY
+    for error in (RuntimeError("illegal access"), ClassifierError("the classifier failed"), MEMORY):
+        gpu(False)
+        with (
+            pytest.raises(DeviceLostError, match=r"no longer works in this process \(.*; look at the GPU"),
+            device_errors(),
+        ):
+            raise error
+    gpu(True)
+    for error in (MEMORY, wrapped):
+        with (
+            pytest.raises(ClassifierError, match=r"memory ran out \(OutOfMemoryError: tried .*; lower engine"),
+            device_errors(),
+        ):
+            raise error
+    for other in (RuntimeError("a bug"), ClassifierError("NaN"), InterruptedRunError("SIGTERM", 15)):
+        with pytest.raises(type(other)) as caught, device_errors():
+            raise other
+        assert caught.value is other
+
+
+def test_a_runner_whose_gpu_is_lost_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", torch.cuda.is_initialized)  # restored after `lose_device`
+    monkeypatch.setattr(torch.cuda, "synchronize", torch.cuda.synchronize)
+    marker = tmp_path / "lose-once"
+    marker.touch()
+    config = run_config(tmp_path / "run", images=3, factory="loses_device", trigger=BATCH, marker=str(marker))
+    with pytest.raises(DeviceLostError, match=r"the GPU no longer works .*illegal memory access"):
+        certify(config)
+    assert not marker.exists()
+    record = read_record(LocalStore(tmp_path / "run"))
+    runner = UnitRunner(record, 0)  # loads with smaller batches
+    with pytest.raises(DeviceLostError):
+        runner.measure(plan_units(record)[0], 0.0)
+
+    def fails(record: RunRecord) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(unit_runner, "_dataset_of", fails)
+    with pytest.raises(DeviceLostError):
+        UnitRunner(record, 0)

@@ -103,6 +103,7 @@ def test_a_resnet_stacks_the_pixels_of_squares() -> None:
         ("resnet20", (3, 32, 32), {"mean": 0.5}, r"mean must be a list of 3 finite numbers, got 0.5"),
         ("resnet20", (3, 32, 32), {"std": [1.0, 1.0, 0.0]}, r"std must be a list of 3 numbers > 0"),
         ("resnet110", (1, 28, 14), {"unshuffle": 4}, r"resnet110: argument unshuffle must divide .*, 28 and 14, got 4"),
+        ("resnet20", (1, 27, 16), {"unshuffle": 2}, r"resnet20: argument unshuffle must divide .*, 27 and 16, got 2"),
         ("resnet50", (1, 28, 28), {}, r"resnet50 takes images with 3 channels, the data set has 1"),
     ],
 )

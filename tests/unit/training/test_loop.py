@@ -129,8 +129,8 @@ def test_a_state_of_another_kind_of_device_goes_on_with_other_noise() -> None:
     first_epochs_noise = _train(7, epochs=2, start=replace(state, generator=None))[0]
     assert module_digest(resumed) != module_digest(first_epochs_noise)
     assert warnings == [
-        "sub-image 1: goes on from a state of another kind of device: the order of the images and the noise of cpu are "
-        "others than there"
+        "sub-image 1: the state is of another kind of device than cpu: the order and noise of the remaining epochs "
+        "differ from those of an undisturbed training; go on there to keep them"
     ]
 
 

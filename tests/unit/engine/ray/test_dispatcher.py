@@ -16,7 +16,7 @@ from drs_ray.engine.outcome import Outcome
 from drs_ray.engine.ray import dispatcher
 from drs_ray.engine.ray.dispatcher import Dispatcher
 from drs_ray.engine.ray.failures import node_was_lost
-from drs_ray.errors import ClassifierError, CountsError, EngineError, InterruptedRunError, StoreError
+from drs_ray.errors import ClassifierError, CountsError, DeviceLostError, EngineError, InterruptedRunError, StoreError
 from tests.unit.engine.factories import Recorder, unit
 from tests.unit.engine.ray.fake_ray import HANGS, Actor, After, FakeRay, died, node_died, raised, unreachable
 
@@ -106,6 +106,27 @@ def test_a_worker_that_dies_gives_its_unit_to_another(monkeypatch: pytest.Monkey
         f"lost a worker at {lost.key}: ActorDiedError: The actor is dead because its worker process has died.; "
         "the unit is tried again"
     ]
+
+
+def test_a_worker_without_its_gpu_is_ended_and_its_unit_goes_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(on_unit=first_time(raised(DeviceLostError("the GPU no longer works in this process"))))
+    set_aside, recorder = dispatched(monkeypatch, fake)
+    assert set_aside == {}
+    assert Counter(recorder.done) == Counter(UNITS)
+    (first, lost), *others = fake.units
+    assert first not in [actor for actor, _ in others]
+    assert recorder.events == [
+        f"lost a worker at {lost.key}: the GPU no longer works in this process; the unit is tried again"
+    ]
+
+
+def test_a_worker_that_loses_its_gpu_while_starting_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = raised(DeviceLostError("the GPU no longer works in this process"))
+    fake = FakeRay(on_start=first_time(lost))
+    set_aside, recorder = dispatched(monkeypatch, fake)
+    assert set_aside == {}
+    assert Counter(recorder.done) == Counter(UNITS)
+    assert len([event for event in recorder.events if "was lost while starting: the GPU no longer works" in event]) == 1
 
 
 @pytest.mark.parametrize("failure", [died(), OutOfMemoryError("the node is low on memory")])
