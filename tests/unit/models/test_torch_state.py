@@ -170,10 +170,13 @@ def test_a_worker_is_as_it_was_when_a_factory_has_been_called() -> None:
     assert settings() == before
 
 
-def test_other_settings_of_cudnn_come_back() -> None:
+@pytest.mark.parametrize("allow_tf32", [True, False])
+def test_other_settings_of_cudnn_come_back(allow_tf32: bool) -> None:
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = True, False
+    cudnn.allow_tf32 = allow_tf32
+    precision = cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     try:
         with fixed_kernels("cuda"):
             assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
@@ -181,11 +184,12 @@ def test_other_settings_of_cudnn_come_back() -> None:
             assert not cudnn.allow_tf32  # it raises where it does not agree
             with cudnn.flags(enabled=False):  # type: ignore[no-untyped-call]
                 assert not cudnn.enabled
-        assert cudnn.allow_tf32
-        assert cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+        assert cudnn.allow_tf32 is allow_tf32
+        assert cudnn.conv.fp32_precision == precision  # type: ignore[attr-defined]
         assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
     finally:
         cudnn.benchmark, cudnn.deterministic = before
+        cudnn.allow_tf32 = True
 
 
 def test_threads_are_those_of_a_worker_for_a_while() -> None:

@@ -80,6 +80,8 @@ def test_workers_that_train_together_share_no_gpu(monkeypatch: pytest.MonkeyPatc
     ):
         training_group._check_room(engine, Placement.of(engine), 2, lambda note: None)
     training_group._check_room(engine, Placement.of(engine), 1, lambda note: None)
+    whole = engine.model_copy(update={"gpus_per_worker": 1.0})
+    training_group._check_room(whole, Placement.of(whole), 2, lambda note: None)
 
 
 class _Unended:
