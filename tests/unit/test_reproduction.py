@@ -24,7 +24,8 @@ from jobs import reproduction, reproduction_tables
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "reproduction.md"
 RUNS = sorted((DOCS / "reproduction" / "runs").glob("*"))
-EXPERIMENTS = {experiment.name: experiment for experiment in reproduction.EXPERIMENTS}
+TUNED = sorted((DOCS / "reproduction" / "tuning").glob("*"))
+EXPERIMENTS = {experiment.name: experiment for experiment in (*reproduction.EXPERIMENTS, *reproduction.TUNING)}
 
 
 def _run(folder: Path) -> RunResult:
@@ -37,7 +38,10 @@ def test_the_tables_are_those_of_the_runs() -> None:
     _, _, rest = PAGE.read_text().partition(f"{reproduction_tables.BEGIN}\n")
     written, end, _ = rest.partition(reproduction_tables.END)
     assert end
-    assert written.strip() == reproduction_tables.tables(DOCS / "reproduction" / "runs").strip()
+    assert (
+        written.strip()
+        == reproduction_tables.tables(*map(DOCS.joinpath, ("reproduction/runs", "reproduction/tuning"))).strip()
+    )
 
 
 SUMMARY = {
@@ -70,7 +74,7 @@ def test_the_summaries_are_of_the_runs() -> None:
     assert f"| {each[0]} | {cheap[0]} | {each[1]} | {one[1]} | {one[2]} (" in (DOCS.parent / "README.md").read_text()
 
 
-@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", [*RUNS, *TUNED], ids=lambda path: path.name)
 def test_a_run_is_of_the_committed_config_and_of_the_published_data(folder: Path) -> None:
     result, experiment = _run(folder), EXPERIMENTS[folder.name]
     ours = load_config(experiment.file, experiment.settings(["dataset.root=data/cifar10"])).model_dump(mode="json")
@@ -78,11 +82,11 @@ def test_a_run_is_of_the_committed_config_and_of_the_published_data(folder: Path
     for section in ("dataset", "partition", "classifiers", "noise", "budget", "certificate", "training"):
         assert ours[section] == theirs[section], section
     assert result.as_planned
-    assert result.record.dataset.digest.startswith(reproduction.PUBLISHED["test"])
+    assert result.record.dataset.digest.startswith(reproduction.PUBLISHED[result.record.config.dataset.split])
     assert all(result.record.classifier_digests)
 
 
-@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", [*RUNS, *TUNED], ids=lambda path: path.name)
 def test_a_runs_radii_are_what_other_code_derives_from_its_votes(folder: Path) -> None:
     pytest.importorskip("flint")
     report = audit(str(folder))
@@ -175,7 +179,7 @@ def test_a_run_is_compared_with_rs_of_its_seed_and_with_a_network_for_each_sub_i
         "drs-columns-shared-0.50": ["rs-0.50"],
     }
     assert {name: reproduction_tables.partners(name) for name in expected} == expected
-    for name in EXPERIMENTS:
+    for name in (experiment.name for experiment in reproduction.EXPERIMENTS):
         rs = reproduction_tables.partners(name)[:1]
         assert set(rs) <= EXPERIMENTS.keys()
         if (DOCS / "reproduction" / "runs" / name).exists():
