@@ -79,12 +79,30 @@ def _compared(stores: Mapping[str, LocalStore]) -> Iterator[str]:
         yield from ("", "### Other weights", *_weights(results, histories))
     yield from ("", "### The votes", *_votes(results))
     if pairs := _pairs(results):
-        yield from ("", "### Differences of the mean radius", *_means(pairs, equal, few))
+        exact = {name: _exact(result) for name, result in results.items()}
+        passes = {
+            name: on_grid(radii_from([EQUAL // result.record.sub_images], result, history)[0], grid)
+            for (name, result), history in zip(results.items(), histories, strict=True)
+            if history.cuts[-1] >= EQUAL // result.record.sub_images
+        }
+        measures = {
+            "ACR": exact,
+            f"on the grid from {EQUAL:,}": equal,
+            f"on the grid from {EQUAL:,} passes": passes,
+            f"from {FEW}": few,
+        }
+        yield from ("", "### Differences of the mean radius", *_means(pairs, measures))
         yield from ("", "### Differences at each radius", *_shares(pairs))
 
 
 Radii = NDArray[np.float64]
 """Of each image in the order of image ids, 0 where the class is wrong; pixel units, float64 [N]."""
+
+
+def _exact(result: RunResult) -> Radii:
+    """The radii of the run's certificates."""
+    table = result.certificates.sort_by("image_id")
+    return np.where(table["correct"].to_numpy(), np.maximum(table["radius"].to_numpy(), 0.0), 0.0)
 
 
 def radii_from(limits: Sequence[int], result: RunResult, history: CountsHistory) -> list[Radii]:
@@ -169,10 +187,8 @@ def _tuning(results: Mapping[str, RunResult]) -> Iterator[str]:
         found = re.fullmatch(rf"{_TUNED}(.+)-((?:rate|shift)-[\d.]+)", name)
         if found is None:
             raise CountsError(f"{name}: a run of tuning is called {_TUNED}KIND-rate-0.005 or the like; rename it")
-        table = result.certificates.sort_by("image_id")
         kind, setting = found.groups()
-        radius = np.maximum(table["radius"].to_numpy(), 0.0)
-        radii.setdefault(setting, {})[kind] = np.where(table["correct"].to_numpy(), radius, 0.0)
+        radii.setdefault(setting, {})[kind] = _exact(result)
     bases = radii.get(TUNING_BASE, {})
     kinds = sorted({kind for each in radii.values() for kind in each})
     if missing := set(kinds) - bases.keys():
@@ -289,16 +305,26 @@ def _pairs(results: Mapping[str, RunResult]) -> list[Pair]:
     ]
 
 
-def _means(pairs: Sequence[Pair], equal: Mapping[str, Radii], few: Mapping[str, Radii]) -> Iterator[str]:
-    def rows() -> Iterator[list[str]]:
-        for pair in pairs:
-            ends = pair.first_name, pair.second_name
-            apart = [radii[ends[1]] - radii[ends[0]] for radii in (equal, few)]
-            found = (*pair.in_mean[:1], *(PairInMean.of(each, on_grid=False) for each in apart))
-            cells = (f"{row.difference_text} {row.interval_text}, {_p(row.p_text)}" for row in found)
-            yield [", ".join(ends), *cells]
+def _means(pairs: Sequence[Pair], measures: Mapping[str, Mapping[str, Radii]]) -> Iterator[str]:
+    """A row for each pair, and one for each pair with two seeds: of each image's mean difference."""
+    ends = [(pair.first_name, pair.second_name) for pair in pairs]
+    both = [[one, other] for one in ends if (other := (f"{one[0]}-seed1", f"{one[1]}-seed1")) in ends]
 
-    yield from _table(["pair", "ACR", f"on the grid from {EQUAL:,}", f"from {FEW}"], rows())
+    def row(name: str, seeds: Sequence[tuple[str, str]]) -> list[str]:
+        cells = []
+        for radii in measures.values():
+            if not all(run in radii for pair in seeds for run in pair):
+                cells.append("-")
+                continue
+            found = PairInMean.of(
+                np.mean([radii[second] - radii[first] for first, second in seeds], axis=0), on_grid=False
+            )
+            cells.append(f"{found.difference_text} {found.interval_text}, {_p(found.p_text)}")
+        return [name, *cells]
+
+    rows = [row(", ".join(each), [each]) for each in ends]
+    rows += [row(f"{', '.join(seeds[0])}: both seeds", seeds) for seeds in both]
+    yield from _table(["pair", *measures], iter(rows))
 
 
 def _shares(pairs: Sequence[Pair]) -> Iterator[str]:

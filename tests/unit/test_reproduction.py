@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from drs_ray import audit, read_run
 from drs_ray.certificates.curve import average_certified_radius
@@ -51,12 +52,12 @@ SUMMARY = {
         ["drs-shared-0.50", "drs-shared-0.50-seed1"],
         ["k4-shared-0.50", "k4-shared-0.50-seed1"],
     ],
-    "one, whose passes cost a third": [
+    "one for all, cheaper (`unshuffle: 2`)": [
         ["rs-unshuffled-0.50", "rs-unshuffled-0.50-seed1"],
         ["drs-shared-unshuffled-0.50"],
         ["k4-shared-unshuffled-0.50"],
     ],
-    "one, trained four times as long": [["rs-0.50-long"], [], ["k4-shared-0.50-long"]],
+    "one for all, trained four times as long": [["rs-0.50-long"], [], ["k4-shared-0.50-long"]],
 }
 
 
@@ -69,7 +70,7 @@ def test_the_summaries_are_of_the_runs() -> None:
     table = {name: [", ".join(figures[run] for run in runs) for runs in cells] for name, cells in SUMMARY.items()}
     lines = [f"| {name} | {' | '.join(cells)} |".replace("|  |", "| |") for name, cells in table.items()]
     for page in (PAGE, DOCS / "choosing.md"):
-        assert "\n".join(lines) in page.read_text().replace("**", "")
+        assert "\n".join(lines) in page.read_text().replace("**", "").replace(" (four passes for each sample)", "")
     each, one, cheap, _ = table.values()
     assert f"| {each[0]} | {cheap[0]} | {each[1]} | {one[1]} | {one[2]} (" in (DOCS.parent / "README.md").read_text()
 
@@ -130,6 +131,35 @@ def test_radii_from_fewer_samples_are_those_of_the_run_where_it_has_no_more(fold
         assert few.mean() < equal.mean()
     with pytest.raises(CountsError, match=r"no stage ends at 10 samples or fewer; take runs with such a stage"):
         reproduction_tables.radii_from([10], result, history)
+
+
+def test_rows_of_both_seeds_are_means_and_passes_are_those_of_all_sub_images() -> None:
+    section = PAGE.read_text().partition("### Differences of the mean radius\n")[2].partition("###")[0]
+    rows = {cells[0]: cells[1:] for line in section.splitlines() if len(cells := line.strip("| ").split(" | ")) == 5}
+    both = [name for name in rows if name.endswith(": both seeds")]
+    assert len(both) >= 5
+    for name in both:
+        first, second = name.removesuffix(": both seeds").split(", ")
+        seeds = rows[f"{first}, {second}"], rows[f"{first}-seed1, {second}-seed1"]
+        for cells in zip(rows[name], *seeds, strict=True):
+            mean, one, other = (float(cell.split()[0]) for cell in cells)
+            assert mean == pytest.approx((one + other) / 2, abs=0.0011)
+    grid, passes = rows["rs-0.50, rs-unshuffled-0.50"][1:3]
+    assert passes == grid
+    fewer = {name: _on_grid(name, samples) for name, samples in (("rs-0.50", 12_500), ("k4-shared-0.50", 3125))}
+    difference = (fewer["k4-shared-0.50"] - fewer["rs-0.50"]).mean()
+    assert rows["rs-0.50, k4-shared-0.50"][2].startswith(f"{difference:+.3f} [")
+    assert rows["rs-denoised-0.50, drs-denoised-0.50"][2] == "-"
+
+
+def _on_grid(name: str, samples: int) -> NDArray[np.float64]:
+    """Radii from the votes at so many samples, reduced as a run of one stage."""
+    folder = DOCS / "reproduction" / "runs" / name
+    result = _run(folder)
+    counts = read_counts(LocalStore(folder), result.record).at(samples)
+    table = certify_counts(counts, result.record, result.certified_by, result.alpha).sort_by("image_id")
+    radii = np.where(table["correct"].to_numpy(), table["radius"].to_numpy(), 0.0)
+    return reproduction_tables.on_grid(radii, result.curve["radius"].to_numpy())
 
 
 def test_only_the_ratio_of_weights_counts() -> None:
