@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from cluster.local.node import Node, flags
@@ -75,7 +75,8 @@ class LocalCluster:
             "resources": json.dumps(dict(resources or {})),
             "labels": ",".join(f"{key}={value}" for key, value in (labels or {}).items()),
         }
-        return self._launch(self._next_address(), flags({key: value for key, value in options.items() if value != ""}))
+        given = flags({key: value for key, value in options.items() if value != ""})
+        return self._launch(self._next_address(), given, without=("CUDA_VISIBLE_DEVICES",) if gpus else ())
 
     @property
     def access(self) -> dict[str, str]:
@@ -94,10 +95,12 @@ class LocalCluster:
         self._count += 1
         return f"127.0.{self._count // 250}.{2 + self._count % 250}"
 
-    def _launch(self, address: str, options: Sequence[str]) -> Node:
+    def _launch(self, address: str, options: Sequence[str], without: Collection[str] = ()) -> Node:
+        """Start a node and wait for it. without: variables that it does not inherit."""
         # A job's `python` is the first on the head's PATH: the one of this environment.
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-        environment = os.environ | {"PATH": path} | self._secret | dict(self._settings)
+        inherited = {name: value for name, value in os.environ.items() if name not in without}
+        environment = inherited | {"PATH": path} | self._secret | dict(self._settings)
         node = Node.start(self._home / str(self._count), address, environment, options, self._in_child)
         try:
             node.wait_ready()
