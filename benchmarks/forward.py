@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from benchmarks.models import digits_cnn, resnet20, resnet50, resnet110, voting
+from benchmarks.models import default_precision, digits_cnn, resnet20, resnet50, resnet110, voting
 from drs_ray.config import DEFAULT_BATCH
 from drs_ray.models.precision import has_bfloat16
 
@@ -60,7 +60,7 @@ def measure() -> Iterator[tuple[str, str, str]]:
 def _best_batch(name: str) -> tuple[str, str, str]:
     """How near the default forward batch is to the best one, for what votes by default."""
     build, shape, _ = NETWORKS[name]
-    precision = "bfloat16" if has_bfloat16("cpu") else "float32"
+    precision = default_precision()
     make = partial(voting, build(shape, CLASSES), shape, precision=precision, compile=False)
     modules = {batch: make(batch=batch) for batch in BATCHES}
     rates: dict[int, list[float]] = {batch: [] for batch in BATCHES}
@@ -80,8 +80,7 @@ def _best_batch(name: str) -> tuple[str, str, str]:
 
 def _unshuffled() -> tuple[str, str, str]:
     """How much cheaper votes are if squares of 2x2 pixels are stacked before the first convolution."""
-    shape, batch = (3, 32, 32), DEFAULT_BATCH["cpu"]
-    precision = "bfloat16" if has_bfloat16("cpu") else "float32"
+    shape, batch, precision = (3, 32, 32), DEFAULT_BATCH["cpu"], default_precision()
     modules = [voting(resnet20(shape, CLASSES, side), shape, batch, precision, True) for side in (1, 2)]
     rates = [[_rate(module, shape, batch) for module in modules] for _ in range(ROUNDS)]
     plain, cheap = (statistics.median(each) for each in zip(*rates, strict=True))

@@ -68,23 +68,23 @@ def _compared(stores: Mapping[str, LocalStore]) -> Iterator[str]:
     results = {name: read_result(store) for name, store in stores.items()}
     histories = [read_counts(store, results[name].record) for name, store in stores.items()]
     grid = next(iter(results.values())).curve["radius"].to_numpy()
-    few, equal = {}, {}
+    ends: dict[str, dict[int, Radii]] = {}
     for (name, result), history in zip(results.items(), histories, strict=True):
-        few[name], equal[name] = radii_from((FEW, EQUAL), result, history)
-        equal[name] = on_grid(equal[name], grid)
+        reached = [samples for samples in STAGES if samples <= history.cuts[-1]]
+        ends[name] = dict(zip(reached, radii_from(reached, result, history), strict=True))
+    few = {name: radii[FEW] for name, radii in ends.items()}
+    rounded = {name: {samples: on_grid(each, grid) for samples, each in radii.items()} for name, radii in ends.items()}
+    equal = {name: radii[max(radii)] for name, radii in rounded.items()}
     yield from ("### Certified accuracy", *_accuracy(results, equal, few))
-    yield from ("", "### On the grid from fewer samples", *_fewer(results, histories, grid))
+    yield from ("", "### On the grid from fewer samples", *_fewer(rounded))
     yield from ("", "### The same votes by other rules", *_rules(results, histories))
     if any(result.record.sub_images > 1 for result in results.values()):
         yield from ("", "### Other weights", *_weights(results, histories))
     yield from ("", "### The votes", *_votes(results))
     if pairs := _pairs(results):
         exact = {name: _exact(result) for name, result in results.items()}
-        passes = {
-            name: on_grid(radii_from([EQUAL // result.record.sub_images], result, history)[0], grid)
-            for (name, result), history in zip(results.items(), histories, strict=True)
-            if history.cuts[-1] >= EQUAL // result.record.sub_images
-        }
+        shares = {name: EQUAL // result.record.sub_images for name, result in results.items()}
+        passes = {name: radii[shares[name]] for name, radii in rounded.items() if shares[name] in radii}
         measures = {
             "ACR": exact,
             f"on the grid from {EQUAL:,}": equal,
@@ -153,15 +153,11 @@ def _accuracy(results: Mapping[str, RunResult], equal: Mapping[str, Radii], few:
     )
 
 
-def _fewer(
-    results: Mapping[str, RunResult], histories: Sequence[CountsHistory], grid: NDArray[np.float64]
-) -> Iterator[str]:
+def _fewer(rounded: Mapping[str, Mapping[int, Radii]]) -> Iterator[str]:
     def rows() -> Iterator[list[str]]:
-        for (name, result), history in zip(results.items(), histories, strict=True):
-            ends = [samples for samples in STAGES if samples <= history.cuts[-1]]
-            means = [on_grid(radii, grid).mean() for radii in radii_from(ends, result, history)]
-            cells = [format_down(float(mean), SHARE_DIGITS) for mean in means]
-            yield [name, *cells, *["-"] * (len(STAGES) - len(cells))]
+        for name, radii in rounded.items():
+            means = (float(radii[samples].mean()) if samples in radii else None for samples in STAGES)
+            yield [name, *("-" if mean is None else format_down(mean, SHARE_DIGITS) for mean in means)]
 
     yield from _table(["run", *(f"{samples:,}" for samples in STAGES)], rows())
 
