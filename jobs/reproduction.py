@@ -141,6 +141,11 @@ def _unshuffled(kind: str, side: int, epochs: int, seed: int, sigma: str = "0.50
     return Experiment(name, f"{kind}-{sigma}", seed, (*_FEWER, f"training.epochs={epochs}", *networks))
 
 
+def _changed(one: Experiment, name: str, *changes: str) -> Experiment:
+    """With further changes of its config."""
+    return replace(one, name=f"{one.name}-{name}", changes=(*one.changes, *changes))
+
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("rs-0.50", "rs-0.50"),
     Experiment("drs-0.50", "drs-0.50"),
@@ -161,6 +166,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     _unshuffled("rs", 2, 28, 0, "0.25"),
     _unshuffled("rs", 4, 60, 0),
+    # At the rate that was better on held-out images.
+    *(
+        _changed(one, "rate-0.01", "training.learning_rate=0.01")
+        for one in (_unshuffled("rs", 2, 28, 0), *_SHARED)
+        if one.name in {"rs-unshuffled-0.50", "k4-shared-0.50", "drs-shared-0.50"}
+    ),
     # As many steps of the optimizer as `k4-shared`, with its rate reduced as the root of the batch.
     Experiment("rs-0.50-small-batch", "rs-0.50", 1, (*_FEWER, "training.batch=41", "training.learning_rate=0.0028")),
     *(
@@ -174,6 +185,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         for sigma in ("0.50", "0.25")
         for kind in ("rs", "drs", "k4-shared")
     ),
+    _changed(_unshuffled("rs", 2, 28, 0), "consistency", *_CONSISTENCY),
     *_CLEAN.values(),
     Experiment("rs-denoised-0.50", "rs-denoised-0.50", behind=_CLEAN["rs"]),
     Experiment("drs-denoised-0.50", "drs-denoised-0.50", behind=_CLEAN["drs"]),
