@@ -278,7 +278,7 @@ def partners(name: str) -> list[str]:
 
     They are that of RS with its total sigma, training and seed, and of one network for several sub-images also that
     with a network for each, and RS by a cheaper network. One of RS takes as many steps of the optimizer as `k4-shared`.
-    Runs at another rate are compared with RS by the cheaper network at that rate, and with themselves at the rate of all.
+    Runs at another rate are compared with RS by the cheaper network at that rate, and with those at the usual rate.
     """
     usual, _, rate = name.partition("-rate-")
     if rate:
