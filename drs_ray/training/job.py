@@ -77,7 +77,8 @@ class TrainingJob:
         """(C, h, w) of the layout of a sub-image.
 
         Raises:
-            ConfigError: sub-images of one network have different shapes.
+            ConfigError: sub-images of one network have different shapes, or, if it sees them together, different
+                numbers of pixels.
         """
         partition = partition_of(self.config.partition, dataset.image_shape)
         shapes = [partition.layout_shape(k, dataset.image_shape[0]) for k in self.sub_images]
@@ -86,6 +87,12 @@ class TrainingJob:
             raise ConfigError(
                 f"classifiers: {self.name} name one checkpoint, so their layouts must have one size, got {sizes}; "
                 "name a checkpoint for each, or set partition.layout to masked"
+            )
+        pixels = [len(partition.pixels(k)) for k in self.sub_images]
+        if self.config.training.sees_all_sub_images and len(set(pixels)) > 1:
+            raise ConfigError(
+                f"training.consistency.across: {self.name} must have equally many pixels, got "
+                f"{', '.join(map(str, pixels))}; set it to false, or choose another partition"
             )
         return shapes[0]
 

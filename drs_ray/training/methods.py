@@ -34,7 +34,7 @@ def loss_of(training: TrainingConfig, sigma: float, denoising: Denoising | None 
     if training.method == "consistency":
         own = training.consistency
         return lambda trainee, values, labels, noise, epoch: consistency_loss(
-            trainee, values, labels, noise, label_smoothing=smoothing, **own.model_dump()
+            trainee, values, labels, noise, label_smoothing=smoothing, **own.model_dump(exclude={"across"})
         )
     if training.method == "smoothadv":
         attack = training.smoothadv

@@ -1,8 +1,8 @@
-"""The network in training, a classifier or a denoiser: a function of values of its own sub-image."""
+"""The network in training, a classifier or a denoiser: a function of values of its own sub-images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +20,10 @@ are its labels, int64 [n], those of a denoiser the clean images that it should r
 
 
 class Trainee:
-    """A sub-image's network with its layout. Values: float32 [n, C, d], only the sub-image's pixels (`Partition`).
+    """The network of one sub-image with its layout, or of K sub-images that are seen together.
+
+    Values: float32 [n, K C, d], only the sub-images' pixels (`Partition.extract`), one sub-image's channels after the
+    other's.
 
     A method that changes values, such as an attack, cannot change pixels of other sub-images or empty cells of the
     layout, because they are not among the values.
@@ -30,22 +33,31 @@ class Trainee:
         self,
         module: nn.Module,
         partition: Partition,
-        sub_image: int,
+        sub_images: Sequence[int],
         network: nn.Module | None = None,
         layout: torch.memory_format = torch.contiguous_format,
     ):
-        """network: the module called in training, or its wrapper that averages the gradients of several workers.
+        """sub_images: their indices, K of them, with d pixels each.
+
+        network: the module called in training, or its wrapper that averages the gradients of several workers.
 
         layout: memory format of the inputs.
         """
         self._module = module
         self._network = module if network is None else network
         self._partition = partition
-        self._sub_image = sub_image
+        self.sub_images = tuple(sub_images)
         self._layout = layout
 
+    def values(self, images: Tensor) -> Tensor:
+        """Images [n, C, H, W] -> the values of its sub-images."""
+        return torch.cat([self._partition.extract(images, sub_image) for sub_image in self.sub_images], dim=1)
+
     def __call__(self, values: Tensor) -> Tensor:
-        """Logits float32 [n, classes], or denoised images float32 [n, C, h, w], with gradients."""
+        """Logits float32 [K n, classes], or denoised images float32 [K n, C, h, w], with gradients.
+
+        Those of all images in the first sub-image come first.
+        """
         return self._answer(self._network, values)
 
     @contextmanager
@@ -63,6 +75,7 @@ class Trainee:
             self._module.train()
 
     def _answer(self, network: nn.Module, values: Tensor) -> Tensor:
-        inputs = self._partition.arrange(values, self._sub_image)
+        apart = zip(values.chunk(len(self.sub_images), dim=1), self.sub_images, strict=True)
+        inputs = torch.cat([self._partition.arrange(each, sub_image) for each, sub_image in apart])
         answer: Tensor = network(inputs.contiguous(memory_format=self._layout))
         return answer.float()  # losses are computed in float32, also with mixed precision

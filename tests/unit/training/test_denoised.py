@@ -123,7 +123,7 @@ def test_the_losses_by_hand() -> None:
     labels = torch.tensor([0, 0])
     double = nn.Conv2d(1, 1, 1, bias=False)
     double.weight.data.fill_(2.0)
-    trainee = Trainee(double, partition, 0)
+    trainee = Trainee(double, partition, (0,))
     denoised = 2 * torch.tensor([[0.3, 0, 0, 0.1], [1.1, 0, 0, 1.05]])
 
     loss, none = mse_loss(trainee, values, whole, lambda _: noises)
@@ -141,7 +141,7 @@ def test_the_losses_by_hand() -> None:
     assert loss.item() == pytest.approx(expected.item())
 
     loss, logits = clean_loss(
-        Trainee(linear, make_partition("none", 2, 2, "packed"), 0), whole.flatten(2), labels, label_smoothing=0
+        Trainee(linear, make_partition("none", 2, 2, "packed"), (0,)), whole.flatten(2), labels, label_smoothing=0
     )
     assert loss.item() == pytest.approx(-(whole.view(2, 4) @ weight.T).log_softmax(1)[:, 0].mean().item())
 

@@ -22,7 +22,7 @@ from tests.support.partitions import collect
 
 def test_gaussian_is_the_cross_entropy_of_the_noisy_values() -> None:
     module = linear(WEIGHT)
-    loss, logits = gaussian_loss(Trainee(module, WHOLE, 0), VALUES, LABELS, Scripted(NOISES[0]), label_smoothing=0.1)
+    loss, logits = gaussian_loss(Trainee(module, WHOLE, (0,)), VALUES, LABELS, Scripted(NOISES[0]), label_smoothing=0.1)
     expected = noisy(0) @ np.array(WEIGHT).T
     assert logits.detach().numpy() == pytest.approx(expected)
     target = np.array([[0.95, 0.05], [0.05, 0.95]])
@@ -45,7 +45,7 @@ def _consistency_by_hand(weight: np.ndarray, kl_weight: float, entropy_weight: f
 def test_consistency_is_the_papers_formula(kl_weight: float, entropy_weight: float) -> None:
     module = linear(WEIGHT)
     loss, logits = consistency_loss(
-        Trainee(module, WHOLE, 0),
+        Trainee(module, WHOLE, (0,)),
         VALUES,
         LABELS,
         Scripted(*NOISES),
@@ -81,7 +81,7 @@ def test_smoothadv_trains_on_the_attacked_values_under_the_same_noise() -> None:
     values, labels = torch.tensor([[[0.5, 0.5]]]), torch.tensor([0])
     noises = ([[0.25, 0.0]], [[-0.5, 0.0]])
     loss, logits = smoothadv_loss(
-        Trainee(module, WHOLE, 0),
+        Trainee(module, WHOLE, (0,)),
         values,
         labels,
         Scripted(*noises),
@@ -107,7 +107,7 @@ def test_an_attack_ascends_the_mean_answers_loss_not_the_mean_loss() -> None:
     difference = np.array([3.0, -2.0])  # of the two classes' weights
     # d/dx -log(1/m sum p_i) = -sum p_i (1 - p_i) difference / sum p_i, whose direction is -difference for any noise
     direction = -(answers[:, 0] * (1 - answers[:, 0])).sum() / answers[:, 0].sum() * difference
-    moved = attack(Trainee(module, WHOLE, 0), values, labels, drawn, steps=2, step_size=0.1, epsilon=0.1) - values
+    moved = attack(Trainee(module, WHOLE, (0,)), values, labels, drawn, steps=2, step_size=0.1, epsilon=0.1) - values
     assert moved[0, 0].numpy() == pytest.approx(0.1 * direction / np.linalg.norm(direction), abs=1e-6)
 
 
@@ -142,7 +142,9 @@ def test_an_attack_stays_in_its_ball_and_on_its_own_pixels(name: str, layout: st
     drawn = 0.5 * torch.randn(2, *values.shape, generator=generator)
     labels = torch.arange(7) % 3
     step_size = 1.0 if math.isinf(epsilon) else 2 * epsilon / 5
-    moved = attack(Trainee(module, partition, 0), values, labels, drawn, steps=5, step_size=step_size, epsilon=epsilon)
+    moved = attack(
+        Trainee(module, partition, (0,)), values, labels, drawn, steps=5, step_size=step_size, epsilon=epsilon
+    )
     assert moved.shape == values.shape
     assert not moved.requires_grad
     distance = (moved - values).flatten(1).norm(dim=1)
@@ -161,7 +163,7 @@ def test_an_attack_stays_in_its_ball_and_on_its_own_pixels(name: str, layout: st
 
 
 def test_an_attack_on_a_constant_classifier_moves_nothing() -> None:
-    trainee = Trainee(linear([[0.0, 0.0], [0.0, 0.0]]), WHOLE, 0)
+    trainee = Trainee(linear([[0.0, 0.0], [0.0, 0.0]]), WHOLE, (0,))
     moved = attack(trainee, VALUES, LABELS, torch.zeros(1, 2, 1, 2), steps=3, step_size=1.0)
     assert torch.equal(moved, VALUES)
 
@@ -169,7 +171,7 @@ def test_an_attack_on_a_constant_classifier_moves_nothing() -> None:
 def test_weights_that_were_fixed_stay_fixed_after_an_attack() -> None:
     module = linear(WEIGHT)
     module.requires_grad_(False)
-    attack(Trainee(module, WHOLE, 0), VALUES, LABELS, torch.zeros(1, 2, 1, 2), steps=1, step_size=1.0)
+    attack(Trainee(module, WHOLE, (0,)), VALUES, LABELS, torch.zeros(1, 2, 1, 2), steps=1, step_size=1.0)
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
@@ -178,7 +180,7 @@ def test_the_config_chooses_the_loss() -> None:
         training = TrainingConfig(label_smoothing=0.0, **changed)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(0)
         noise = lambda values: torch.randn(values.shape, generator=generator)  # noqa: E731
-        return loss_of(training, 0.5)(Trainee(linear(WEIGHT), WHOLE, 0), VALUES, LABELS, noise, 1)[0].item()
+        return loss_of(training, 0.5)(Trainee(linear(WEIGHT), WHOLE, (0,)), VALUES, LABELS, noise, 1)[0].item()
 
     methods = ("gaussian", "consistency", "smoothadv", "macer", "smoothmix")
     losses = [loss(method=method) for method in methods]
@@ -227,7 +229,7 @@ def test_every_method_stays_on_own_pixels(method: str, name: str, layout: str) -
     noise = lambda values: 0.7 * torch.randn(values.shape, generator=generator)  # noqa: E731
     images = torch.rand(6, 1, 5, 5, generator=generator)
     loss = loss_of(TrainingConfig(method=method), 0.7)  # type: ignore[arg-type]
-    loss(Trainee(Seeing(), partition, 0), partition.extract(images, 0), torch.arange(6) % 3, noise, 5)
+    loss(Trainee(Seeing(), partition, (0,)), partition.extract(images, 0), torch.arange(6) % 3, noise, 5)
     own = partition.arrange(torch.ones(1, len(partition.pixels(0))), 0).bool()
     assert not torch.all(own)
     assert seen
@@ -246,6 +248,6 @@ def _inputs(images: Tensor, partition: Partition, sub_image: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     noise = lambda values: 0.7 * torch.randn(values.shape, generator=generator)  # noqa: E731
     labels = torch.zeros(len(images), dtype=torch.int64)
-    trainee = Trainee(Seeing(), partition, sub_image)
+    trainee = Trainee(Seeing(), partition, (sub_image,))
     gaussian_loss(trainee, partition.extract(images, sub_image), labels, noise, label_smoothing=0.0)
     return seen[0]

@@ -49,7 +49,7 @@ def _macer_by_hand(weight: np.ndarray, labels: list[int], beta: float, gamma: fl
 def test_macer_is_the_papers_formula(labels: list[int], beta: float, gamma: float, counted: int) -> None:
     module = linear(THREE)
     loss, logits = macer_loss(
-        Trainee(module, WHOLE, 0),
+        Trainee(module, WHOLE, (0,)),
         VALUES,
         torch.tensor(labels),
         Scripted(*NOISES),
@@ -121,7 +121,7 @@ def test_smoothmix_is_the_papers_formula(one_step: bool, steps: int) -> None:
         share = torch.rand(2).double().numpy() / 2
         torch.manual_seed(5)
         loss, logits = smoothmix_loss(
-            Trainee(module, WHOLE, 0),
+            Trainee(module, WHOLE, (0,)),
             VALUES,
             LABELS,
             Scripted(*NOISES),
