@@ -172,6 +172,17 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         for one in (_unshuffled("rs", 2, 28, 0), *_SHARED)
         if one.name in {"rs-unshuffled-0.50", "k4-shared-0.50", "drs-shared-0.50"}
     ),
+    # `consistency` at the cost of the others: two copies for half of the epochs, and a copy of each quarter in one step.
+    _changed(_unshuffled("rs", 2, 14, 0), "consistency", *_CONSISTENCY),
+    _changed(
+        Experiment("k4-shared-0.50", "k4-shared-0.50", changes=_FEWER),
+        "across",
+        *_CONSISTENCY,
+        "training.consistency.across=true",
+        "training.consistency.copies=4",
+        "training.epochs=7",
+        "training.batch=32",
+    ),
     # As many steps of the optimizer as `k4-shared`, with its rate reduced as the root of the batch.
     Experiment("rs-0.50-small-batch", "rs-0.50", 1, (*_FEWER, "training.batch=41", "training.learning_rate=0.0028")),
     *(
@@ -185,7 +196,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         for sigma in ("0.50", "0.25")
         for kind in ("rs", "drs", "k4-shared")
     ),
-    _changed(_unshuffled("rs", 2, 28, 0), "consistency", *_CONSISTENCY),
     *_CLEAN.values(),
     Experiment("rs-denoised-0.50", "rs-denoised-0.50", behind=_CLEAN["rs"]),
     Experiment("drs-denoised-0.50", "drs-denoised-0.50", behind=_CLEAN["drs"]),

@@ -281,6 +281,10 @@ def partners(name: str) -> list[str]:
     Runs at another rate are compared with RS by the cheaper network at that rate, and with those at the usual rate.
     """
     usual, _, rate = name.partition("-rate-")
+    if name == "rs-unshuffled-0.50-consistency":  # half of the epochs of that with the plain network
+        return ["rs-unshuffled-0.50"]
+    if name.endswith("-across"):
+        return ["rs-unshuffled-0.50-consistency", name.removesuffix("-across")]
     if rate:
         return [usual] if usual.startswith("rs-") else [f"rs-unshuffled-0.50-rate-{rate}", usual]
     kind, _, rest = name.partition("-")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from drs_ray.config.base import Location, Section, auto_or_bool
 from drs_ray.config.dataset import ImagesConfig
@@ -13,22 +13,16 @@ from drs_ray.config.dataset import ImagesConfig
 class ConsistencyConfig(Section):
     """The method `consistency` (Jeong and Shin 2020): answers to noisy copies of one image should agree."""
 
-    copies: int = Field(2, ge=1, description="Noisy copies of an image in each step (m in the paper), at least 2.")
+    copies: int = Field(2, ge=2, description="Noisy copies of an image in each step (m in the paper).")
     across: bool = Field(
         False,
-        description="Of one network for several sub-images: each step sees an image in all of them, and their answers "
-        "should agree. copies: of each sub-image, at least 1.",
+        description="Divide the copies among all sub-images of one network, so that its answers to different "
+        "sub-images of an image should agree, too.",
     )
     kl_weight: float = Field(
         10.0, ge=0, description="Weight of the divergence of each copy's answer from their mean (lambda)."
     )
     entropy_weight: float = Field(0.5, ge=0, description="Weight of the entropy of the mean answer (eta).")
-
-    @model_validator(mode="after")
-    def _several_answers(self) -> Self:
-        if self.copies == 1 and not self.across:
-            raise ValueError("copies: must be at least 2, got 1; or set across for one network of several sub-images")
-        return self
 
 
 class SmoothAdvConfig(Section):

@@ -24,12 +24,12 @@ def consistency_loss(
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of `copies` noisy copies plus `disagreement`; see `drs_ray.training.trainee.Loss`.
 
-    With a trainee of several sub-images their answers are copies, too.
+    copies: of an image in all sub-images of the trainee together.
     """
-    noisy = torch.cat([values + noise(values) for _ in range(copies)])
+    noisy = torch.cat([values + noise(values) for _ in range(copies // len(trainee.sub_images))])
     logits = trainee(noisy)
-    loss = functional.cross_entropy(logits, labels.repeat(len(logits) // len(labels)), label_smoothing=label_smoothing)
-    apart = logits.view(-1, len(labels), logits.shape[1])
+    loss = functional.cross_entropy(logits, labels.repeat(copies), label_smoothing=label_smoothing)
+    apart = logits.view(copies, len(labels), -1)
     return loss + disagreement(apart, kl_weight, entropy_weight), apart[0]
 
 

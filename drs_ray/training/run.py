@@ -291,13 +291,20 @@ def _chosen(config: RunConfig, sub_images: Sequence[int] | None) -> list[int]:
 def _check_one_network(config: RunConfig, sub_images: Sequence[int], checkpoint: str) -> None:
     """Refuse sub-images that name one checkpoint, but different networks or noise levels for it.
 
-    And a network of one sub-image that should see several together.
+    And copies that cannot be divided among its sub-images.
     """
-    if config.training.sees_all_sub_images and len(sub_images) == 1:
-        raise ConfigError(
-            f"training.consistency.across: needs one network for several sub-images, and {checkpoint} is for "
-            f"{sub_images_text(sub_images)} alone; set it to false, or name one checkpoint for several"
-        )
+    if config.training.sees_all_sub_images:
+        if len(sub_images) == 1:
+            raise ConfigError(
+                f"training.consistency.across: needs one network for several sub-images, and {checkpoint} is for "
+                f"{sub_images_text(sub_images)} alone; set it to false, or name one checkpoint for several"
+            )
+        copies = config.training.consistency.copies
+        if copies % len(sub_images):
+            raise ConfigError(
+                f"training.consistency.copies: must be a multiple of the {len(sub_images)} sub-images among which "
+                f"across divides them, got {copies}"
+            )
     every = set(ClassifierConfig.model_fields)
     used = {"clean": every - {"denoiser", "sigma"}, "mse": {"denoiser", "sigma"}}.get(config.training.method, every)
     sections = [config.classifiers[k].model_dump(mode="json", include=used) for k in sub_images]
