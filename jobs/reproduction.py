@@ -172,7 +172,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         for one in (_unshuffled("rs", 2, 28, 0), *_SHARED)
         if one.name in {"rs-unshuffled-0.50", "k4-shared-0.50", "drs-shared-0.50"}
     ),
-    # `consistency` at the cost of the others: two copies for half of the epochs, and a copy of each quarter in one step.
+    # `consistency` at the cost of the others: two copies for half of the epochs, or a copy of each quarter in a step.
     _changed(_unshuffled("rs", 2, 14, 0), "consistency", *_CONSISTENCY),
     _changed(
         Experiment("k4-shared-0.50", "k4-shared-0.50", changes=_FEWER),

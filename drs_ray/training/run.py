@@ -191,6 +191,8 @@ def _learned(training: TrainingConfig, bfloat16: bool) -> dict[str, JsonValue]:
     """Everything in the training section that the weights depend on, with the decided precision."""
     unused = {name for name, value in training if isinstance(value, Section)} - {training.method}
     settings = training.model_dump(mode="json", exclude=_NOT_LEARNED | unused)
+    if not training.sees_all_sub_images:  # earlier files do not name it
+        settings.get("consistency", {}).pop("across", None)
     return {**settings, "mixed_precision": bfloat16}
 
 

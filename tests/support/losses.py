@@ -24,8 +24,8 @@ class Scripted:
 
 
 def linear(weight: list[list[float]]) -> nn.Module:
-    """Logits = weight @ pixels, for images of 1x2 pixels; weight: a row for each class."""
-    layer = nn.Linear(2, len(weight), bias=False)
+    """Logits = weight @ pixels, for images of one row; weight: a row for each class."""
+    layer = nn.Linear(len(weight[0]), len(weight), bias=False)
     layer.weight.data = torch.tensor(weight)
     return nn.Sequential(nn.Flatten(), layer)
 

@@ -29,6 +29,7 @@ METHODS = [
     {"method": "macer", "macer": {"copies": 3, "radius_weight": 1.0}},
     {"method": "smoothmix", "smoothmix": {"steps": 2, "warm_up": 2}},
 ]
+ACROSS = {"method": "consistency", "consistency": {"across": True, "copies": 4}}
 
 
 def _dataset(count: int = 120, channels: int = 1) -> ArrayDataset:
@@ -224,7 +225,25 @@ def test_the_sub_images_of_one_network_take_turns_also_after_an_interruption() -
     assert module_digest(resumed) == module_digest(undisturbed)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["method"])
+def test_consistency_across_sub_images_sees_each_image_in_all_of_them_in_one_step() -> None:
+    partition = make_partition("checkerboard", 8, 8, "masked")
+    torch.manual_seed(0)
+    module = _Inputs()
+    train_network(module, _dataset(), partition, [0, 1], 1e-3, TrainingConfig(epochs=1, batch=50, **ACROSS))
+    assert [len(inputs) for inputs in module.seen] == [200, 200, 80]  # two copies of each half of 50, 50 and 20 images
+    for inputs in module.seen:
+        halves = inputs.flatten(1).view(2, 2, -1, 64)  # sub-image, copy, image
+        for sub_image in (0, 1):
+            assert (halves[sub_image][..., partition.pixels(1 - sub_image)] == 0).all()
+            assert (halves[sub_image][..., partition.pixels(sub_image)] != 0).all()
+        images = halves.sum(0)  # a checkerboard's halves of the same image
+        assert torch.allclose(images.round(), images, atol=0.01)
+        assert (images.round()[:, :, :4] != images.round()[:, :, 4:8]).any()
+        assert torch.equal(images[0].round(), images[1].round())
+        assert not torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("method", [*METHODS, ACROSS], ids=[*(each["method"] for each in METHODS), "across"])
 def test_one_network_learns_both_sub_images_by_every_method(method: dict[str, Any]) -> None:
     partition = make_partition("checkerboard", 8, 8, "packed")
     module = _module(partition, 0)

@@ -65,6 +65,37 @@ def test_consistency_is_the_papers_formula(kl_weight: float, entropy_weight: flo
         assert gradient[at] == pytest.approx((up - down) / 2e-6, abs=1e-4)
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_consistency_across_sub_images_is_the_formula_with_their_answers_as_copies(copies: int) -> None:
+    """Two pixels of two images, each a sub-image of its own: the answers of a network of one pixel."""
+    partition = make_partition("interleave", 1, 2, "packed", interleave=(1, 2))
+    module = linear([[1.0], [-2.0]])
+    images = torch.tensor([[[[0.25, 0.75]]], [[[0.5, 1.0]]]])
+    trainee = Trainee(module, partition, (0, 1))
+    values = trainee.values(images)
+    assert values.tolist() == [[[0.25], [0.75]], [[0.5], [1.0]]]
+    noises = [np.array([[[0.5], [-0.25]], [[0.125], [-0.5]]]), np.array([[[0.0], [1.0]], [[2.0], [-1.0]]])][:copies]
+    drawn = iter(noises)
+    loss, logits = consistency_loss(
+        trainee,
+        values,
+        LABELS,
+        lambda values: torch.tensor(next(drawn), dtype=torch.float32),
+        copies=2 * copies,
+        kl_weight=3.0,
+        entropy_weight=0.5,
+        label_smoothing=0.0,
+    )
+    noisy_pixels = [(values.numpy() + noise)[:, sub_image] for sub_image in (0, 1) for noise in noises]
+    answers = [softmax(pixel @ np.array([[1.0, -2.0]])) for pixel in noisy_pixels]
+    mean = sum(answers) / len(answers)
+    cross_entropy = -np.mean([np.log(answer[[0, 1], LABELS]).mean() for answer in answers])
+    divergence = np.mean([(mean * np.log(mean / answer)).sum(axis=1) for answer in answers], axis=0)
+    entropy = -(mean * np.log(mean)).sum(axis=1)
+    assert loss.item() == pytest.approx(cross_entropy + (3 * divergence + 0.5 * entropy).mean(), rel=1e-5)
+    assert logits.detach().numpy() == pytest.approx(noisy_pixels[0] @ np.array([[1.0, -2.0]]))
+
+
 def test_copies_that_are_sure_and_agree_cost_nothing() -> None:
     agreed = torch.tensor([[[20.0, -20.0]], [[20.0, -20.0]]])
     assert disagreement(agreed, 10.0, 0.5).item() == pytest.approx(0.0, abs=1e-6)

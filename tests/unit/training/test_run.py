@@ -191,6 +191,46 @@ def test_networks_are_told_apart_by_place() -> None:
     assert place_of("a/../a/x") == place_of(str(Path("a/x").absolute())) != place_of("b/x")
 
 
+def test_one_network_is_trained_across_its_sub_images_and_goes_on(tmp_path: Path) -> None:
+    across = {"method": "consistency", "consistency": {"across": True}}
+    (undisturbed,) = _train(_shared(_config(tmp_path / "undisturbed", **across)))
+    config = _shared(_config(tmp_path / "killed", **across))
+    with pytest.raises(_Killed):
+        train_run(config, on_progress=_killed_after(0, 1))
+    (resumed,) = _train(config)
+    assert resumed.read_bytes() == undisturbed.read_bytes()
+    (apart,) = _train(_shared(_config(tmp_path / "apart", method="consistency")))
+    settings = [_as_learned(file, "consistency") for file in (undisturbed, apart)]
+    assert [each.get("across") for each in settings] == [True, None]  # without: as in files of earlier versions
+    assert apart.read_bytes() != undisturbed.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {},
+            r"training.consistency.across: needs one network for several sub-images, and .*-0.safetensors is for sub-",
+        ),
+        ({"copies": 3}, r"training.consistency.copies: must be a multiple of the 2 sub-images among which .*, got 3$"),
+        (
+            {"layout": "masked", "interleave": [1, 3]},
+            r"across: sub-images 0, 1 and 2 must have equally .* 280, 252, 252;",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_across_sub_images(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    data = _config(tmp_path, method="consistency", consistency={"across": True}).model_dump(mode="json")
+    data["training"]["consistency"]["copies"] = change.get("copies", 3 if "interleave" in change else 2)
+    if "interleave" in change:
+        data["partition"] = {**data["partition"], "name": "interleave", **change}
+    if change:
+        data["classifiers"] = [data["classifiers"][0]] * (3 if "interleave" in change else 2)
+    with pytest.raises(ConfigError, match=message):
+        train_run(parse_config(data))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_bad_second_network_is_refused_before_the_first_is_trained(tmp_path: Path) -> None:
     data = _config(tmp_path).model_dump(mode="json")
     data["partition"] |= {"name": "interleave", "interleave": [1, 5]}  # columns: 6, 6, 6, 5, 5
@@ -331,10 +371,10 @@ def _precision(monkeypatch: pytest.MonkeyPatch, has_units: bool) -> None:
     monkeypatch.setattr(loop, "has_bfloat16", lambda device: has_units)
 
 
-def _as_learned(file: Path) -> object:
+def _as_learned(file: Path, key: str) -> Any:
     metadata = load_checkpoint(file)[1]
     assert metadata is not None
-    return json.loads(metadata.training)["mixed_precision"]
+    return json.loads(metadata.training)[key]
 
 
 @pytest.mark.parametrize("has_units", [True, False])
@@ -343,7 +383,7 @@ def test_a_training_goes_on_in_its_own_precision_on_any_machine(
 ) -> None:
     _precision(monkeypatch, has_units)
     (undisturbed,) = _train(_config(tmp_path / "undisturbed", partition="none", epochs=3))
-    assert _as_learned(undisturbed) is has_units
+    assert _as_learned(undisturbed, "mixed_precision") is has_units
     config = _config(tmp_path / "killed", partition="none", epochs=3)
     with pytest.raises(_Killed):
         train_run(config, on_progress=_killed_after(0, 2))
@@ -360,7 +400,7 @@ def test_a_training_goes_on_in_its_own_precision_on_any_machine(
     train_run(config, on_note=notes.append)  # finished: auto does not train it again for this machine
     assert "was trained with these settings, and is kept" in notes[-1]
     train_run(_config(tmp_path / "killed", partition="none", epochs=3, mixed_precision=not has_units))
-    assert _as_learned(file) is not has_units
+    assert _as_learned(file, "mixed_precision") is not has_units
 
 
 def test_a_checkpoint_of_other_settings_is_replaced_and_a_broken_one_too(tmp_path: Path) -> None:
@@ -380,7 +420,8 @@ def test_metadata_names_method_and_settings(tmp_path: Path, method: str) -> None
     assert metadata is not None
     learned = json.loads(metadata.training)
     assert learned["method"] == method
-    assert learned[method] == _config(tmp_path).training.model_dump(mode="json")[method]
+    own = _config(tmp_path).training.model_dump(mode="json")[method]
+    assert learned[method] == {name: value for name, value in own.items() if name != "across"}
     assert learned["data"] == datasets.load_dataset("mnist5k", split="train").digest
 
 
@@ -455,7 +496,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(
     [
         ({"method": "cutmix"}, r"training.method: must be 'gaussian', .* or 'stability', got 'cutmix'"),
         ({"consistency": {"copies": 1}}, r"training.consistency.copies: must be >= 2, got 1"),
-        ({"consistency": {"lambda": 1}}, r"training.consistency.lambda: unknown key; allowed here: copies, entropy_w"),
+        ({"consistency": {"lambda": 1}}, r"training.consistency.lambda: unknown key; allowed here: across, copies, e"),
         ({"smoothadv": {"epsilon": 0}}, r"training.smoothadv.epsilon: must be > 0"),
         ({"smoothadv": {"warm_up": 0}}, r"training.smoothadv.warm_up: must be >= 1, got 0"),
         ({"macer": {"inverse_temperature": 0}}, r"training.macer.inverse_temperature: must be > 0"),
