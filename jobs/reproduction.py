@@ -146,6 +146,21 @@ def _changed(one: Experiment, name: str, *changes: str) -> Experiment:
     return replace(one, name=f"{one.name}-{name}", changes=(*one.changes, *changes))
 
 
+_EQUAL_CONSISTENCY = [
+    _changed(_unshuffled("rs", 2, 14, 0), "consistency", *_CONSISTENCY),
+    _changed(
+        _SHARED[2],
+        "across",
+        *_CONSISTENCY,
+        "training.consistency.across=true",
+        "training.consistency.copies=4",
+        "training.epochs=7",
+        "training.batch=32",
+    ),
+]
+"""`consistency` at the cost of the others: two copies for half of the epochs, or a copy of each quarter in every step."""
+
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("rs-0.50", "rs-0.50"),
     Experiment("drs-0.50", "drs-0.50"),
@@ -172,17 +187,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         for one in (_unshuffled("rs", 2, 28, 0), *_SHARED)
         if one.name in {"rs-unshuffled-0.50", "k4-shared-0.50", "drs-shared-0.50"}
     ),
-    # `consistency` at the cost of the others: two copies for half of the epochs, or a copy of each quarter in a step.
-    _changed(_unshuffled("rs", 2, 14, 0), "consistency", *_CONSISTENCY),
-    _changed(
-        Experiment("k4-shared-0.50", "k4-shared-0.50", changes=_FEWER),
-        "across",
-        *_CONSISTENCY,
-        "training.consistency.across=true",
-        "training.consistency.copies=4",
-        "training.epochs=7",
-        "training.batch=32",
-    ),
+    *_EQUAL_CONSISTENCY,
+    *(replace(one, name=f"{one.name}-seed1", seed=1) for one in _EQUAL_CONSISTENCY),
     # As many steps of the optimizer as `k4-shared`, with its rate reduced as the root of the batch.
     Experiment("rs-0.50-small-batch", "rs-0.50", 1, (*_FEWER, "training.batch=41", "training.learning_rate=0.0028")),
     *(

@@ -35,6 +35,11 @@ STAGES = (FEW, 1563, 3125, 6250, EQUAL)
 """Ends of the stages that most runs have, in samples of an image and sub-image."""
 WEIGHTS = (0.5, 0.8, 1.0, 1.25, 2.0)
 """Weights of the first sub-image's vote in one table; the others have 1."""
+EQUAL_CONSISTENCY = {
+    "rs-unshuffled-0.50-consistency": ["rs-unshuffled-0.50"],
+    "k4-shared-0.50-across": ["rs-unshuffled-0.50-consistency", "rs-unshuffled-0.50", "k4-shared-0.50"],
+}
+"""The partners (`partners`) of the runs with `consistency` at the cost of the runs without, of both seeds."""
 _TUNED = "tuning-"
 TUNING_BASE = "rate-0.005"
 """The setting that the others are compared with: that of all runs."""
@@ -280,11 +285,10 @@ def partners(name: str) -> list[str]:
     with a network for each, and RS by a cheaper network. One of RS takes as many steps of the optimizer as `k4-shared`.
     Runs at another rate are compared with RS by the cheaper network at that rate, and with those at the usual rate.
     """
+    both = name.removesuffix("-seed1")
+    if both in EQUAL_CONSISTENCY:
+        return [f"{partner}{name.removeprefix(both)}" for partner in EQUAL_CONSISTENCY[both]]
     usual, _, rate = name.partition("-rate-")
-    if name == "rs-unshuffled-0.50-consistency":  # half of the epochs of that with the plain network
-        return ["rs-unshuffled-0.50"]
-    if name.endswith("-across"):
-        return ["rs-unshuffled-0.50-consistency", name.removesuffix("-across")]
     if rate:
         return [usual] if usual.startswith("rs-") else [f"rs-unshuffled-0.50-rate-{rate}", usual]
     kind, _, rest = name.partition("-")
