@@ -158,7 +158,7 @@ _EQUAL_CONSISTENCY = [
         "training.batch=32",
     ),
 ]
-"""`consistency` at the cost of the others: two copies for half of the epochs, or a copy of each quarter in every step."""
+"""`consistency` at the cost of the others: two copies for half of the epochs, or one of each quarter per step."""
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
