@@ -146,19 +146,14 @@ def _changed(one: Experiment, name: str, *changes: str) -> Experiment:
     return replace(one, name=f"{one.name}-{name}", changes=(*one.changes, *changes))
 
 
+_FOUR_COPIES = ("training.consistency.copies=4", "training.epochs=7", "training.batch=32")
+
 _EQUAL_CONSISTENCY = [
     _changed(_unshuffled("rs", 2, 14, 0), "consistency", *_CONSISTENCY),
-    _changed(
-        _SHARED[2],
-        "across",
-        *_CONSISTENCY,
-        "training.consistency.across=true",
-        "training.consistency.copies=4",
-        "training.epochs=7",
-        "training.batch=32",
-    ),
+    _changed(_unshuffled("rs", 2, 7, 0), "consistency4", *_CONSISTENCY, *_FOUR_COPIES),
+    _changed(_SHARED[2], "across", *_CONSISTENCY, *_FOUR_COPIES, "training.consistency.across=true"),
 ]
-"""`consistency` at the cost of the others: two copies for half of the epochs, or one of each quarter per step."""
+"""`consistency` at the cost of the others: two copies in half of the epochs, four (or one per quarter) in a quarter."""
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (

@@ -213,6 +213,7 @@ def test_a_run_is_compared_with_rs_of_its_seed_and_with_a_network_for_each_sub_i
         "rs-unshuffled-0.50-consistency-seed1": ["rs-unshuffled-0.50-seed1"],
         "k4-shared-0.50-across-seed1": [
             "rs-unshuffled-0.50-consistency-seed1",
+            "rs-unshuffled-0.50-consistency4-seed1",
             "rs-unshuffled-0.50-seed1",
             "k4-shared-0.50-seed1",
         ],
