@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from hypothesis import settings
 
 from tests import servers
 from tests.servers import S3Server
@@ -15,6 +16,9 @@ from tests.servers import S3Server
 # One torch thread, in this process and in those that tests start: on a busy machine several threads wait for each other
 # in every small operation. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("no deadline", deadline=None)  # of an example: a busy machine may stall for any time
+settings.load_profile("no deadline")
 
 
 def pytest_configure(config: pytest.Config) -> None:

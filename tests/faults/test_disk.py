@@ -16,7 +16,7 @@ from drs_ray import certify
 from drs_ray.counts.schema import COUNTS_PREFIX
 from drs_ray.errors import MissingObjectError, StoreError
 from drs_ray.storage import LocalStore
-from tests.support.runs import counts_digest, drs_ray, resumed_line, run_config, run_data, write_config
+from tests.support.runs import counts_digest, drs_ray, killed_at, resumed_line, run_config, run_data, write_config
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -188,23 +188,6 @@ def _three_refusals(output: str, place: Path, reason: str) -> None:
         assert line.endswith(reason)
 
 
-# The certify command, whose nth os.replace or os.link to such a path kills the process before it renames.
-KILLED = """
-import os, signal, sys
-name, part, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
-del sys.argv[1:4]
-real, calls = getattr(os, name), []
-def killing(source, target):
-    calls.extend([target] if part in str(target) else [])
-    if len(calls) == nth:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(source, target)
-setattr(os, name, killing)
-from drs_ray.cli import main
-main()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "part", "nth", "parts"),
@@ -215,7 +198,7 @@ def test_a_run_killed_between_write_and_rename_resumes(tmp_path, name, part, nth
     undisturbed = certify(run_config(tmp_path / "undisturbed"))
     data = run_data(tmp_path / "run")
     config = write_config(tmp_path / "config.yaml", data)
-    killed = _python(KILLED, name, part, str(nth), "certify", str(config))
+    killed = killed_at(name, part, nth, config)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     store = LocalStore(tmp_path / "run")
     (leftover,) = (tmp_path / "run").rglob(".*")

@@ -37,8 +37,8 @@ def cluster(shared_cluster):
 
 
 def _data(place, gate, address="auto"):
-    """RS, so that every worker may do every unit: 16 of them, of 3 seconds while the gate is there."""
-    data = run_data(place, address=address, images=48, factory="slow", trigger=BATCH, seconds=0.1, gate=str(gate))
+    """RS, so that every worker may do every unit: 80 of them, of 3 seconds while the gate is there."""
+    data = run_data(place, address=address, images=240, factory="slow", trigger=BATCH, seconds=0.1, gate=str(gate))
     data["partition"] = {"name": "none"}
     data["classifiers"] = data["classifiers"][:1]
     data["engine"]["cpus_per_worker"] = 1.0
@@ -152,10 +152,10 @@ def test_a_lost_head_ends_the_driver_and_a_new_one_resumes(run, undisturbed):
         for node in cluster.nodes:
             cluster.kill(node)
         before = stored_parts(run.place)
-        assert 1 <= before < 16
+        assert 1 <= before < 80
         cluster.start_head()
         cluster.add_node()
         run.start(cluster)
         assert run.hurry() == 0, run.text
-        assert resumed_line(before, 16 - before) in run.text
+        assert resumed_line(before, 80 - before) in run.text
         assert counts_digest(run.place) == undisturbed

@@ -18,8 +18,13 @@ from drs_ray.storage import LocalStore
 from tests.support.runs import write_config
 
 PACK = """
-import sys
+import os, sys, time
 from drs_ray.data import packing
+real = os.replace
+def slowly(source, target):  # so that there is time to kill it
+    time.sleep(0.01)
+    real(source, target)
+os.replace = slowly
 packing.ROW_GROUP_BYTES, packing.SHARD_BYTES = 2000, 10000
 from drs_ray.cli import main
 main()

@@ -215,7 +215,7 @@ def test_a_get_whose_body_always_breaks_off_ends_after_three_reads(proxy, store)
 
 
 def test_a_stalled_connection_ends_in_bounded_time(proxy, store, monkeypatch):
-    monkeypatch.setattr(s3_module, "_READ_SECONDS", 1.0)
+    monkeypatch.setattr(s3_module, "_READ_SECONDS", 2.0)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     proxy.play(Rule(Fault.STALL, "PUT", nth={1, 3, 4}, seconds=3600))
     store.put("a", b"first")  # the first attempt stalls, the second does not

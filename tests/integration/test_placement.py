@@ -53,7 +53,7 @@ def test_shares_of_gpus_fill_a_node(tmp_path, cluster, undisturbed):
     """Four workers with half a GPU each on a node that has two, and CPUs for more; none where there is no GPU."""
     gate = tmp_path / "gate"
     gate.touch()
-    data = run_data(tmp_path / "run", address="auto", factory="slow", trigger=BATCH, seconds=0.1, gate=str(gate))
+    data = run_data(tmp_path / "run", address="auto", factory="slow", trigger=BATCH, seconds=30, gate=str(gate))
     data["engine"] |= {"device": "cpu", "gpus_per_worker": 0.5, "cpus_per_worker": 0.25, "images_per_unit": 1}
     driver = Driver(write_config(tmp_path / "config.yaml", data), cluster.environment())
     plain, special = cluster.nodes

@@ -97,7 +97,7 @@ def test_a_run_on_two_machines_that_meets_its_time_limit_and_is_submitted_again(
     site: dict[str, str], tmp_path: Path
 ) -> None:
     gate, run = tmp_path / "gate", tmp_path / "run"
-    slow = {"factory": "slow", "trigger": BATCH, "seconds": 0.1, "gate": str(gate)}
+    slow = {"images": 48, "factory": "slow", "trigger": BATCH, "seconds": 0.1, "gate": str(gate)}
     certify(run_config(tmp_path / "inline", **slow))
     config = write_config(tmp_path / "config.yaml", run_data(run, **slow))
     site |= {"SLURM_JOB_NUM_NODES": "2"}
@@ -120,13 +120,13 @@ def test_a_run_on_two_machines_that_meets_its_time_limit_and_is_submitted_again(
     assert begun.returncode == 143, said
     assert "interrupted by SIGTERM; finished units are stored in" in said
     stored = stored_parts(run)
-    assert 1 <= stored < 8
+    assert 1 <= stored < 32
     gate.unlink()
     (tmp_path / "up").unlink()
     done = subprocess.run(script, env=site, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"certificates: {run}/certificates.parquet" in done.stdout
-    assert resumed_line(stored, 8 - stored) in done.stdout + done.stderr
+    assert resumed_line(stored, 32 - stored) in done.stdout + done.stderr
     assert "Ray runtime started" in (tmp_path / "second.log").read_text()
     assert counts_digest(run) == counts_digest(tmp_path / "inline")
     assert not Path(f"/tmp/drs-ray-{site['SLURM_JOB_ID']}").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import sysconfig
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 
 import drs_ray
 from tests.servers import BUCKET, S3Server
-from tests.support.ray_cluster import QUICK_HEALTH_CHECKS, WORKER_TITLE, RayCluster
+from tests.support.ray_cluster import QUICK_HEALTH_CHECKS, WORKER_TITLE, Node, RayCluster
 from tests.support.runs import command, counts_digest, resumed_line
 
 pytestmark = [
@@ -101,6 +104,17 @@ def _wait(condition: Callable[[], Any], what: str) -> None:
         time.sleep(0.1)
 
 
+def _held_in_a_unit(node: Node) -> int | None:
+    """A worker of the node that is stopped within a unit; None if none is in one."""
+    for pid in node.workers(f"{WORKER_TITLE}.run"):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            if pid in node.workers(f"{WORKER_TITLE}.run"):
+                return pid
+            os.kill(pid, signal.SIGCONT)
+    return None
+
+
 def test_a_submitted_run_survives_the_loss_of_its_node(place: Place, cluster: RayCluster, tmp_path: Path) -> None:
     first = cluster.add_node()
     with (tmp_path / "log").open("wb") as log:
@@ -113,7 +127,7 @@ def test_a_submitted_run_survives_the_loss_of_its_node(place: Place, cluster: Ra
         )
     try:
         _wait(lambda: place.parts("survives") or submitted.poll() is not None, "a part")
-        _wait(lambda: first.workers(f"{WORKER_TITLE}.run") or submitted.poll() is not None, "a unit at work")
+        _wait(lambda: _held_in_a_unit(first) or submitted.poll() is not None, "a unit at work")
         assert submitted.poll() is None, (tmp_path / "log").read_text()
         cluster.kill(first)
         cluster.add_node()
@@ -138,11 +152,16 @@ def test_a_stopped_job_ends_cleanly_and_another_resumes_it(place: Place, cluster
     begun = _run([*job, "first", "--no-wait", *entry], environment)
     assert begun.returncode == 0, begun.stderr
     _wait(lambda: place.parts("resumed"), "a part")
+    held: list[int] = []
+    _wait(lambda: held.extend(filter(None, map(_held_in_a_unit, cluster.nodes))) or held, "a unit at work")
     stopped = _run([RAY, "job", "stop", "first"], environment)
     assert "'first' was stopped" in stopped.stdout + stopped.stderr
     log = _run([RAY, "job", "logs", "first"], environment).stdout
     assert "interrupted by SIGTERM; finished units are stored in s3://" in log
     assert "Traceback" not in log
+    for pid in held:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     _wait(lambda: not any(node.workers() for node in cluster.nodes), "its workers to end")
     stored = place.parts("resumed")
     assert 1 <= stored < 24

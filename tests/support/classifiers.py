@@ -140,9 +140,7 @@ class _SignalsItselfWhileMarked(_Faulty):
 
     def misbehave(self, logits: Tensor) -> Tensor:
         self._left -= 1
-        if self._left <= 0 and self._marker.exists():
-            if self._once:
-                self._marker.unlink(missing_ok=True)
+        if self._left <= 0 and (_taken(str(self._marker)) if self._once else self._marker.exists()):
             os.kill(os.getpid(), self._number)
         return logits
 
@@ -208,8 +206,9 @@ class _Slow(_Faulty):
         self._seconds, self._gate = seconds, Path(gate) if gate else None
 
     def misbehave(self, logits: Tensor) -> Tensor:
-        if self._gate is None or self._gate.exists():
-            time.sleep(self._seconds)
+        end = time.monotonic() + self._seconds
+        while time.monotonic() < end and (self._gate is None or self._gate.exists()):
+            time.sleep(min(0.05, self._seconds))
         return logits
 
 

@@ -124,6 +124,28 @@ def drs_ray_here(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(list(arguments), code, printed.getvalue(), told.getvalue())
 
 
+_KILLED = """
+import os, signal, sys
+name, part, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
+del sys.argv[1:4]
+real, calls = getattr(os, name), []
+def killing(source, target):
+    calls.extend([target] if part in str(target) else [])
+    if len(calls) == nth:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+setattr(os, name, killing)
+from drs_ray.cli import main
+main()
+"""
+
+
+def killed_at(name: str, part: str, nth: int, config: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`certify` in a process that is killed when its nth os.`name`, replace or link, to such a path is due."""
+    arguments = [sys.executable, "-c", _KILLED, name, part, str(nth), "certify", str(config)]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
 def command(arguments: Sequence[str]) -> list[str]:
     """The command line of `drs-ray` in this interpreter."""
     return [sys.executable, "-c", "from drs_ray.cli import main; main()", *arguments]
