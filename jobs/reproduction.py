@@ -146,14 +146,19 @@ def _changed(one: Experiment, name: str, *changes: str) -> Experiment:
     return replace(one, name=f"{one.name}-{name}", changes=(*one.changes, *changes))
 
 
-_FOUR_COPIES = ("training.consistency.copies=4", "training.epochs=7", "training.batch=32")
+def _across(one: Experiment, epochs: int) -> Experiment:
+    """`consistency` with a copy of each sub-image in a step, which has as many sub-images as without."""
+    copies = one.classifiers
+    changes = ("across=true", f"copies={copies}")
+    consistency = (*_CONSISTENCY, *(f"training.consistency.{change}" for change in changes))
+    return _changed(one, "across", *consistency, f"training.epochs={epochs}", f"training.batch={128 // copies}")
+
 
 _EQUAL_CONSISTENCY = [
     _changed(_unshuffled("rs", 2, 14, 0), "consistency", *_CONSISTENCY),
-    _changed(_unshuffled("rs", 2, 7, 0), "consistency4", *_CONSISTENCY, *_FOUR_COPIES),
-    _changed(_SHARED[2], "across", *_CONSISTENCY, *_FOUR_COPIES, "training.consistency.across=true"),
+    *(_across(one, 7) for one in _SHARED if one.name in {"drs-shared-0.50", "k4-shared-0.50"}),
 ]
-"""`consistency` at the cost of the others: two copies in half of the epochs, four (or one per quarter) in a quarter."""
+"""`consistency` at the cost of the others: m copies of an image for an m-th of the epochs."""
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (

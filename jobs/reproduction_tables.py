@@ -37,13 +37,8 @@ WEIGHTS = (0.5, 0.8, 1.0, 1.25, 2.0)
 """Weights of the first sub-image's vote in one table; the others have 1."""
 EQUAL_CONSISTENCY = {
     "rs-unshuffled-0.50-consistency": ["rs-unshuffled-0.50"],
-    "rs-unshuffled-0.50-consistency4": ["rs-unshuffled-0.50"],
-    "k4-shared-0.50-across": [
-        "rs-unshuffled-0.50-consistency",
-        "rs-unshuffled-0.50-consistency4",
-        "rs-unshuffled-0.50",
-        "k4-shared-0.50",
-    ],
+    "drs-shared-0.50-across": ["rs-unshuffled-0.50-consistency", "drs-shared-0.50"],
+    "k4-shared-0.50-across": ["rs-unshuffled-0.50-consistency", "k4-shared-0.50"],
 }
 """The partners (`partners`) of the runs with `consistency` at the cost of the runs without, of both seeds."""
 _TUNED = "tuning-"

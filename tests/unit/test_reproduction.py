@@ -211,12 +211,7 @@ def test_a_run_is_compared_with_rs_of_its_seed_and_with_a_network_for_each_sub_i
         "k4-shared-0.50-rate-0.01": ["rs-unshuffled-0.50-rate-0.01", "k4-shared-0.50"],
         "rs-unshuffled-0.50-consistency": ["rs-unshuffled-0.50"],
         "rs-unshuffled-0.50-consistency-seed1": ["rs-unshuffled-0.50-seed1"],
-        "k4-shared-0.50-across-seed1": [
-            "rs-unshuffled-0.50-consistency-seed1",
-            "rs-unshuffled-0.50-consistency4-seed1",
-            "rs-unshuffled-0.50-seed1",
-            "k4-shared-0.50-seed1",
-        ],
+        "k4-shared-0.50-across-seed1": ["rs-unshuffled-0.50-consistency-seed1", "k4-shared-0.50-seed1"],
         "k4-shared-0.50-consistency": ["rs-0.50-consistency", "k4-0.50-consistency", "rs-unshuffled-0.50-consistency"],
     }
     assert {name: reproduction_tables.partners(name) for name in expected} == expected
