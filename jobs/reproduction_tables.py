@@ -282,8 +282,9 @@ def _votes(results: Mapping[str, RunResult]) -> Iterator[str]:
 def partners(name: str) -> list[str]:
     """The runs that a run is compared with, by name.
 
-    They are that of RS with its total sigma, training and seed, and of one network for several sub-images also that
-    with a network for each, and RS by a cheaper network. One of RS takes as many steps of the optimizer as `k4-shared`.
+    They are that of RS with its total sigma, training and seed; of filled halves also packed ones; of one network for
+    several sub-images also that with a network for each, and RS by a cheaper network. One of RS takes as many steps of
+    the optimizer as `k4-shared`.
     Runs at another rate are compared with RS by the cheaper network at that rate, and with those at the usual rate.
     """
     both = name.removesuffix("-seed1")
@@ -297,7 +298,7 @@ def partners(name: str) -> list[str]:
         return [re.sub(r"unshuffled\d*-", "", name)] if "unshuffled" in name else []
     for word in ("filled-", "masked-", "shared-", "columns-"):
         rest = rest.replace(word, "")
-    found = [f"rs-{rest}"]
+    found = [f"rs-{rest}", *([f"drs-{rest}"] if "filled-" in name else [])]
     if "shared-" in name and "columns-" not in name and "unshuffled-" not in name:
         found += [name.replace("shared-", ""), f"rs-unshuffled-{rest}"]
     return [*found, "rs-0.50-small-batch"] if name == "k4-shared-0.50-seed1" else found

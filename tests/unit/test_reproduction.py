@@ -194,7 +194,7 @@ def test_a_run_is_compared_with_rs_of_its_seed_and_with_a_network_for_each_sub_i
     expected = {
         "rs-0.50": [],
         "k4-0.50": ["rs-0.50"],
-        "drs-filled-0.25": ["rs-0.25"],
+        "drs-filled-0.25": ["rs-0.25", "drs-0.25"],
         "drs-0.50-seed1": ["rs-0.50-seed1"],
         "drs-denoised-masked-0.50": ["rs-denoised-0.50"],
         "k4-shared-0.50-seed1": [
