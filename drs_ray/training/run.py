@@ -14,7 +14,7 @@ from torch import nn
 from drs_ray.config import ClassifierConfig, DenoiserConfig, RunConfig, Section, TrainingConfig
 from drs_ray.config.base import place_of
 from drs_ray.data.datasets import Dataset
-from drs_ray.errors import ClassifierError, ConfigError, sub_images_text
+from drs_ray.errors import ClassifierError, ConfigError, counted, sub_images_text
 from drs_ray.models.building import PROGRAM, TRANSFORMERS
 from drs_ray.models.check import check_classifier
 from drs_ray.models.checkpoints import CheckpointMetadata, load_checkpoint, parse_checkpoint, save_checkpoint
@@ -304,8 +304,8 @@ def _check_one_network(config: RunConfig, sub_images: Sequence[int], checkpoint:
         copies = config.training.consistency.copies
         if copies % len(sub_images):
             raise ConfigError(
-                f"training.consistency.copies: must be a multiple of the {len(sub_images)} sub-images among which "
-                f"across divides them, got {copies}"
+                f"training.consistency.copies: across divides them among {counted(len(sub_images), 'sub-image')}, so "
+                f"they must be a multiple of that, got {copies}"
             )
     every = set(ClassifierConfig.model_fields)
     used = {"clean": every - {"denoiser", "sigma"}, "mse": {"denoiser", "sigma"}}.get(config.training.method, every)

@@ -39,7 +39,7 @@ def test_a_stopped_worker_is_ended_and_no_vote_changes(tmp_path):
     options = {"images": 24, "factory": "hangs", "trigger": BATCH, "marker": str(marker)}
     undisturbed = certify(run_config(tmp_path / "undisturbed", **options))
     data = run_data(tmp_path / "run", address="local", **options)
-    data["engine"] |= {"hang_seconds": 2.0, "store_seconds": 1.0}
+    data["engine"] |= {"hang_seconds": 10.0, "store_seconds": 1.0}
     observer = MarksAfterTheFirstUnits(marker)
     disturbed = certify(parse_config(data), observer)
     assert not marker.exists()

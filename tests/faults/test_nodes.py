@@ -74,7 +74,7 @@ class Run:
     def hurry(self):
         """Nothing is slow any more; ends with the exit code."""
         self._gate.unlink(missing_ok=True)
-        return self.driver.wait(timeout=120)
+        return self.driver.wait(timeout=300)
 
     @property
     def text(self):
@@ -144,7 +144,7 @@ def test_a_lost_head_ends_the_driver_and_a_new_one_resumes(run, undisturbed):
         run.start(cluster)
         run.wait_until(lambda: stored_parts(run.place) >= 1, "a part")
         cluster.kill(cluster.head)
-        assert run.driver.wait(timeout=120) == 1, run.text
+        assert run.driver.wait(timeout=300) == 1, run.text
         last = run.text.splitlines()[-1]
         assert last.startswith("error: Ray was lost"), run.text
         assert last.endswith("run the same command to resume"), run.text

@@ -118,7 +118,9 @@ def _without_ray(rank: int, config: RunConfig, meeting: Path, kept: Path) -> Non
     job.train(dataset, Place("cpu", rank, 2), first[0], hear)
     if rank == 0:
         torch.save([states[last - 1].weights, states[-1].weights], kept)
+    distributed.barrier()
     distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort the process while the interpreter ends
 
 
 def _weights_without_ray(data: dict[str, Any], folder: Path) -> list[dict[str, Tensor]]:

@@ -61,7 +61,7 @@ def test_shares_of_gpus_fill_a_node(tmp_path, cluster, undisturbed):
         driver.wait_until(lambda: len(special.workers(f"{WORKER_TITLE}.run")) == 4, "four workers at work")
         assert plain.workers() == []
         gate.unlink()
-        assert driver.wait(timeout=120) == 0, driver.text
+        assert driver.wait(timeout=300) == 0, driver.text
         assert counts_digest(tmp_path / "run") == undisturbed
     finally:
         driver.kill()

@@ -94,7 +94,7 @@ class Driver(subprocess.Popen[bytes]):
         """What it, and drivers before it, have printed."""
         return self._file.read_text(encoding="utf-8", errors="replace")
 
-    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 300.0) -> None:
         """Return when the condition holds; fail when the driver ends before, or it takes too long."""
         deadline = time.monotonic() + seconds
         while not condition():

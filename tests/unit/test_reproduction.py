@@ -60,7 +60,7 @@ SUMMARY = {
     "one for all, trained four times as long": [["rs-0.50-long"], [], ["k4-shared-0.50-long"]],
     "one for all (of RS the cheaper one), by `consistency`": [
         ["rs-unshuffled-0.50-consistency", "rs-unshuffled-0.50-consistency-seed1"],
-        [],
+        ["drs-shared-0.50-across"],
         ["k4-shared-0.50-across", "k4-shared-0.50-across-seed1"],
     ],
 }

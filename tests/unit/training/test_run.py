@@ -212,7 +212,7 @@ def test_one_network_is_trained_across_its_sub_images_and_goes_on(tmp_path: Path
             {},
             r"training.consistency.across: needs one network for several sub-images, and .*-0.safetensors is for sub-",
         ),
-        ({"copies": 3}, r"training.consistency.copies: must be a multiple of the 2 sub-images among which .*, got 3$"),
+        ({"copies": 3}, r"training.consistency.copies: across divides them among 2 sub-images, so .* of that, got 3$"),
         (
             {"layout": "masked", "interleave": [1, 3]},
             r"across: sub-images 0, 1 and 2 must have equally .* 280, 252, 252;",
