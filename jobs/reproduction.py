@@ -147,11 +147,17 @@ def _changed(one: Experiment, name: str, *changes: str) -> Experiment:
 
 
 def _across(one: Experiment, epochs: int) -> Experiment:
-    """`consistency` with a copy of each sub-image in a step, which has as many sub-images as without."""
+    """`consistency` with one copy of each sub-image; a step sees as many sub-images in all as without."""
     copies = one.classifiers
-    changes = ("across=true", f"copies={copies}")
-    consistency = (*_CONSISTENCY, *(f"training.consistency.{change}" for change in changes))
-    return _changed(one, "across", *consistency, f"training.epochs={epochs}", f"training.batch={128 // copies}")
+    return _changed(
+        one,
+        "across",
+        *_CONSISTENCY,
+        "training.consistency.across=true",
+        f"training.consistency.copies={copies}",
+        f"training.epochs={epochs}",
+        f"training.batch={128 // copies}",
+    )
 
 
 _EQUAL_CONSISTENCY = [

@@ -40,7 +40,7 @@ EQUAL_CONSISTENCY = {
     "drs-shared-0.50-across": ["rs-unshuffled-0.50-consistency", "drs-shared-0.50"],
     "k4-shared-0.50-across": ["rs-unshuffled-0.50-consistency", "k4-shared-0.50"],
 }
-"""The partners (`partners`) of the runs with `consistency` at the cost of the runs without, of both seeds."""
+"""Partners of the runs with `consistency` that cost as much as those without; those of second seeds likewise."""
 _TUNED = "tuning-"
 TUNING_BASE = "rate-0.005"
 """The setting that the others are compared with: that of all runs."""
@@ -287,9 +287,9 @@ def partners(name: str) -> list[str]:
     the optimizer as `k4-shared`.
     Runs at another rate are compared with RS by the cheaper network at that rate, and with those at the usual rate.
     """
-    both = name.removesuffix("-seed1")
-    if both in EQUAL_CONSISTENCY:
-        return [f"{partner}{name.removeprefix(both)}" for partner in EQUAL_CONSISTENCY[both]]
+    first = name.removesuffix("-seed1")
+    if first in EQUAL_CONSISTENCY:
+        return [f"{partner}{name.removeprefix(first)}" for partner in EQUAL_CONSISTENCY[first]]
     usual, _, rate = name.partition("-rate-")
     if rate:
         return [usual] if usual.startswith("rs-") else [f"rs-unshuffled-0.50-rate-{rate}", usual]

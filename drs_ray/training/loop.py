@@ -86,11 +86,11 @@ def train_network(
 
     Whole images are augmented. Then the sub-image is taken and noise is added only to its own pixels: empty cells of
     its layout stay exactly 0, as they are when votes are counted. Every image gets new noise in every epoch. Several
-    sub-images take turns from step to step, so that in an epoch each image is seen in one of them, at random, or are
-    seen together in each step (`TrainingConfig.sees_all_sub_images`). Equal
-    arguments give equal weights on the same CPU, library versions, threads and number of workers, also after an
-    interruption and a restart from a state; on a GPU, up to the order in which its kernels add. Mixed precision `auto`
-    is decided at the start of the training, and the decision is part of its states.
+    sub-images take turns from step to step, so that in an epoch each image is seen in one of them, at random. With
+    `TrainingConfig.sees_all_sub_images` each step sees its images in all of them instead. Equal arguments give equal
+    weights on the same CPU, library versions, threads and number of workers, also after an interruption and a restart
+    from a state; on a GPU, up to the order in which its kernels add. Mixed precision `auto` is decided at the start of
+    the training, and the decision is part of its states.
 
     Args:
         module: float32 [n, C, h, w], the layout of the sub-image -> logits [n, classes], or of a denoiser the same
@@ -143,7 +143,7 @@ def train_network(
     if place.workers > 1:
         on_gpu = place.device.startswith("cuda")
         network = DistributedDataParallel(module, device_ids=[torch.device(place.device)] if on_gpu else None)
-    turns = [tuple(sub_images)] if training.sees_all_sub_images else [(sub_image,) for sub_image in sub_images]
+    turns = [sub_images] if training.sees_all_sub_images else [[sub_image] for sub_image in sub_images]
     trainees = [Trainee(module, partition, turn, network, layout) for turn in turns]
     loss_function = loss_of(training, sigma, denoising)
 
@@ -166,7 +166,7 @@ def train_network(
                 for group in optimizer.param_groups:
                     group["lr"] = training.learning_rate * rate(training, step / steps)
                 whole = augment(images.to(place.device), training.shift, training.flip, generator)
-                trainee = trainees[step % len(turns)]
+                trainee = trainees[step % len(trainees)]
                 targets = labels if denoising is None else denoising.clean(whole, trainee.sub_images[0])
                 with torch.autocast(place.device.partition(":")[0], torch.bfloat16, enabled=bfloat16):
                     loss, logits = loss_function(trainee, trainee.values(whole), targets, noise, epoch)

@@ -293,7 +293,7 @@ def _chosen(config: RunConfig, sub_images: Sequence[int] | None) -> list[int]:
 def _check_one_network(config: RunConfig, sub_images: Sequence[int], checkpoint: str) -> None:
     """Refuse sub-images that name one checkpoint, but different networks or noise levels for it.
 
-    And copies that cannot be divided among its sub-images.
+    Also refuse `consistency.across` where the copies cannot be divided among the network's sub-images.
     """
     if config.training.sees_all_sub_images:
         if len(sub_images) == 1:
