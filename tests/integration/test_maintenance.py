@@ -236,7 +236,8 @@ def test_sigkill_of_repair_at_several_moments(tmp_path: Path, undisturbed: str) 
     for unit in plan_units(record)[::2]:
         (run / unit.key).write_bytes(b"damaged")
     usual = _seconds(["repair", str(shutil.copytree(run, tmp_path / "copy"))])
-    ends = [_killed_after(["repair", str(run)], share * usual) for share in (0.5, 0.8, 0.9, 1.0)]
+    ends = [_killed_after(["repair", str(run)], share * usual) for share in (0.1, 0.5, 0.8, 0.9, 1.0)]
+    assert -signal.SIGKILL in ends
     assert set(ends) <= {0, -signal.SIGKILL}
     assert drs_ray_here(["repair", str(run)]).returncode == 0
     copies = [path.read_bytes() for path in (run / "set-aside" / "counts").rglob("*.parquet")]
